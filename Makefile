@@ -1,0 +1,32 @@
+# Everything is safe to repeat. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install serve check test unit
+help:
+	@echo "make serve    install, then serve a tiny model on two real vLLM engines on this machine (Ctrl-C stops it)"
+	@echo "make test     run every test; as root on Debian it installs Slurm for the real-Slurm ones"
+	@echo "make check    lint and type-check     make unit    the unit tests only     make install    build .venv only"
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml slurm/install_cpu.sh
+	$(PYTHON) -m venv $(VENV)
+	bash slurm/install_cpu.sh $(BIN)/python
+	touch $@
+
+serve: install
+	$(BIN)/python -m launcher +cluster=local
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+test: install
+	bash tests/install_slurm.sh
+	$(BIN)/python -m pytest
+
+unit: install
+	$(BIN)/python -m pytest tests/unit

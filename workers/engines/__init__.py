@@ -1,0 +1,83 @@
+"""The engines a host can run, by name. An unknown name lists the known ones.
+
+An engine is an ASGI app plus the few things below HTTP that the host needs of it. Adapters import
+their engine inside the function that starts it: this package imports neither torch nor vllm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
+
+import msgspec
+
+from workers.calls import Call
+from workers.protocol import Capabilities
+from workers.spec import EngineSpec
+
+Scope = MutableMapping[str, Any]
+Event = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Event]]
+Send = Callable[[Event], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    """Where this process of the engine stands: known only inside the job."""
+
+    worker: str
+    generation: int
+    session: str  # random per start: an engine id or address is never used twice
+    address: str  # of this node on the chosen interface
+    handoff_port: int  # NIXL side channel, rank 0's
+    head_address: str  # rank 0's, for the engine's own process group
+    head_port: int
+    node_rank: int
+    num_nodes: int
+    local_dir: str  # node-local, 0700, short path
+
+
+class Engine(Protocol):
+    """A started engine. Its generate calls report to the `workers.calls.Call` of their context."""
+
+    app: AsgiApp
+    version: str
+    capabilities: Capabilities
+
+    def kv_tokens_received(self) -> int:
+        """Prompt tokens whose KV came from another worker since start, by the engine's own counter."""
+
+    def alive(self) -> bool:
+        """False once the engine's own processes are beyond recovery."""
+
+    async def cancel(self, call: Call) -> None:
+        """Nobody waits for this call: when this returns, nothing of it runs, is queued or is pinned."""
+
+    async def release(self, params: bytes) -> None:
+        """Free the blocks that a ticket's `params` describe at their holder."""
+
+
+EngineStart = Callable[[EngineSpec, Placement], AbstractAsyncContextManager[Engine]]
+
+
+def _vllm() -> EngineStart:
+    from workers.engines.vllm import start
+
+    return start
+
+
+def _sim() -> EngineStart:
+    from workers.engines.sim import start
+
+    return start
+
+
+ENGINES: dict[str, Callable[[], EngineStart]] = {"vllm": _vllm, "sim": _sim}
+
+
+def engine_start(kind: str) -> EngineStart:
+    """Raises ValueError naming the known engines."""
+    if kind not in ENGINES:
+        raise ValueError(f"unknown engine {kind!r}; known: {', '.join(sorted(ENGINES))}")
+    return ENGINES[kind]()

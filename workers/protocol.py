@@ -1,0 +1,367 @@
+"""The wire contract between workers, proxies and the controller.
+
+Owns every message that travels on a link, grouped by who receives it, and their encoding. Holds no
+socket, no clock and no state (see `session` for sequence numbers and credit).
+
+One ZeroMQ message is one `Batch`: all messages that were ready in one loop turn. Messages are tagged
+arrays: new fields go at the end with a default, so peers that speak protocol N and N-1 read each other;
+an unknown tag is an error that is told to the sender.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import msgspec
+
+PROTOCOL = 1
+OLDEST_PROTOCOL = 1
+
+# How often each side says something, and how long the other side may say nothing.
+BEAT_INTERVAL_S = 0.5
+AGENT_SILENCE_S = 3.0  # an agent does nothing but this: silence means that its node is gone
+HOST_SILENCE_S = 10.0  # a host shares its interpreter with a busy engine
+PROXY_SILENCE_S = 10.0  # after this a host cancels a proxy's requests and releases its tickets
+WINDOW_BYTES = 16 << 20  # unacknowledged bytes per direction of a link
+
+
+class Leg:
+    """What a worker does for a request."""
+
+    WHOLE = "whole"
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Part:
+    """Which half of a worker holds a link: the agent's decides the phase, the host's carries the data."""
+
+    AGENT = "agent"
+    HOST = "host"
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True):
+    """Base of all messages."""
+
+
+class Ticket(msgspec.Struct, frozen=True, array_like=True):
+    """The KV blocks that a prefill worker holds for one decode leg, until read, released or expired.
+
+    `params` is the engine's own hand-over description as JSON, opaque to everyone but the engine.
+    `age_s` counts from the end of prefill; whoever holds the ticket adds its own elapsed time.
+    """
+
+    id: str
+    worker: str
+    generation: int
+    params: bytes
+    num_blocks: int
+    num_prompt_tokens: int
+    age_s: float = 0.0
+    dp_rank: int = 0
+
+
+class Capabilities(msgspec.Struct, frozen=True, array_like=True):
+    """What a loaded engine is able to do, as the engine itself reports it."""
+
+    models: tuple[str, ...]
+    max_model_len: int
+    block_size: int
+    num_blocks: int
+    max_num_seqs: int
+    dp_ranks: int
+    can_prefill: bool
+    can_decode: bool
+    # Workers exchange KV only where these are equal: engine version, model path, dtype, attention
+    # backend, cache dtype, block size.
+    kv_format: str = ""
+
+
+# ---------------------------------------------------------------- worker -> proxy
+
+
+class Register(Message, frozen=True, tag="register"):
+    """First message of every session. The socket identity is worker/generation/session."""
+
+    protocol: int
+    code: str
+    engine_version: str
+    worker: str
+    pool: str
+    role: str
+    generation: int
+    session: str
+    part: str
+    capabilities: Capabilities | None = None  # a host's
+    node: str = ""
+    job: str = ""
+    end_time: float | None = None  # unix time at which Slurm ends the job
+    addresses: tuple[str, ...] = ()
+
+
+class Phase(Message, frozen=True, tag="phase"):
+    """The agent's word on its worker: a phase of `workers.lifecycle` and what a person should know."""
+
+    phase: str
+    detail: str = ""
+
+
+class Load(Message, frozen=True, tag="load"):
+    """The host's own figures: an idle engine reports nothing, so its gauges go stale. Sent with each beat."""
+
+    running: int
+    waiting: int
+    pinned_blocks: int
+    prefill_tokens: int  # prompt tokens submitted to the engine whose first output has not come
+    kv_tokens_received: int = 0  # total since start, from the engine's own connector counter
+    dp_rank: int = 0
+
+
+class Start(Message, frozen=True, tag="start"):
+    """The status and headers of an answer, past the status gate: a real answer or a real error."""
+
+    rid: int
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+class Chunk(Message, frozen=True, tag="c"):
+    """A piece of the answer's body, exactly as the engine's app sent it."""
+
+    rid: int
+    data: bytes
+
+
+class End(Message, frozen=True, tag="end"):
+    """The answer is complete."""
+
+    rid: int
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_output_tokens: int = 0
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """The leg ended without (the rest of) an answer. `ticket_used`: the engine has taken the ticket over."""
+
+    rid: int
+    reason: str
+    retryable: bool
+    ticket_used: bool = False
+    status: int = 500
+
+
+class Prefilled(Message, frozen=True, tag="prefilled"):
+    """A prefill leg is done; without a ticket there was nothing to hand over and decode computes it all."""
+
+    rid: int
+    ticket: Ticket | None
+    num_prompt_tokens: int
+    num_cached_tokens: int = 0
+
+
+class Cancelled(Message, frozen=True, tag="cancelled"):
+    """The acknowledgement of `Cancel`: nothing of this request runs on the engine any more."""
+
+    rid: int
+    ticket_used: bool = False
+
+
+class Goodbye(Message, frozen=True, tag="goodbye"):
+    """The peer leaves on purpose and says why; its link is gone."""
+
+    reason: str
+
+
+# ---------------------------------------------------------------- proxy -> worker
+
+
+class Registered(Message, frozen=True, tag="registered"):
+    """The link is up."""
+
+    proxy: str
+    protocol: int
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """The link is not, or no longer, up. Not final: register again with a new session."""
+
+    reason: str
+    final: bool
+
+
+class Beat(Message, frozen=True, tag="beat"):
+    """Nothing but a sign of life; both directions."""
+
+
+class Submit(Message, frozen=True, tag="submit"):
+    """Do one leg of a request. The body travels byte for byte as the client sent it."""
+
+    rid: int
+    request_id: str
+    leg: str
+    method: str
+    path: str
+    query: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+    priority: int = 0
+    deadline_s: float | None = None  # seconds from receipt after which nobody waits any more
+    ticket: Ticket | None = None
+    output_ids: tuple[int, ...] = ()  # of a resumed stream: the tokens the client already has
+    dp_rank: int = 0
+
+
+class Cancel(Message, frozen=True, tag="cancel"):
+    """Nobody waits for this request. Always acknowledged by Cancelled, or by the answer that it crossed."""
+
+    rid: int
+
+
+class Release(Message, frozen=True, tag="release"):
+    """Free the blocks of a ticket that nobody will read. Sent to a worker that can reach the holder."""
+
+    ticket: Ticket
+
+
+class TicketClosed(Message, frozen=True, tag="ticket_closed"):
+    """To the holder: this ticket was read or released, its blocks no longer count as pinned."""
+
+    ticket_id: str
+
+
+class Drain(Message, frozen=True, tag="drain"):
+    """To an agent: take nothing new, finish what runs, then end the job."""
+
+    reason: str
+    timeout_s: float
+
+
+# ---------------------------------------------------------------- controller <-> proxy
+
+
+class ControllerHello(Message, frozen=True, tag="controller_hello"):
+    """First message of the controller on every proxy."""
+
+    protocol: int
+    run: str
+    session: str
+
+
+class JobView(msgspec.Struct, frozen=True, array_like=True):
+    """What the controller knows of one worker's Slurm job."""
+
+    worker: str
+    pool: str
+    role: str
+    generation: int
+    job: str
+    state: str
+    reason: str = ""
+    estimated_start: str = ""
+    end_time: float | None = None
+    node: str = ""
+
+
+class Jobs(Message, frozen=True, tag="jobs"):
+    """The controller's whole view; each replaces the one before."""
+
+    jobs: tuple[JobView, ...]
+
+
+class DrainWorker(Message, frozen=True, tag="drain_worker"):
+    """The controller asks the proxy to drain one worker."""
+
+    worker: str
+    generation: int
+    reason: str
+    timeout_s: float
+
+
+class WorkerView(msgspec.Struct, frozen=True, array_like=True):
+    """One worker as the proxy sees it."""
+
+    worker: str
+    pool: str
+    role: str
+    generation: int
+    phase: str
+    detail: str
+    node: str
+    job: str
+    end_time: float | None
+    running: int
+    waiting: int
+
+
+class FleetView(Message, frozen=True, tag="fleet"):
+    """The proxy's whole view, sent to the controller on change. `proofs`: proven and expected pairs."""
+
+    workers: tuple[WorkerView, ...]
+    ready: bool
+    proven_pairs: tuple[tuple[str, str], ...] = ()
+    missing_pairs: tuple[tuple[str, str], ...] = ()
+    refusals: tuple[str, ...] = ()
+
+
+ToProxy = (
+    Register
+    | Phase
+    | Load
+    | Start
+    | Chunk
+    | End
+    | Failed
+    | Prefilled
+    | Cancelled
+    | Goodbye
+    | Beat
+    | ControllerHello
+    | Jobs
+    | DrainWorker
+)
+ToWorker = Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | Drain | Goodbye
+ToController = Registered | Refused | Beat | FleetView | Goodbye
+
+T = TypeVar("T")
+
+
+class Batch(msgspec.Struct, Generic[T], frozen=True, array_like=True):
+    """`seq` numbers the batches of one direction of one session; `ack` is the bytes received so far."""
+
+    seq: int
+    ack: int
+    messages: list[T]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_to_proxy: msgspec.msgpack.Decoder[Batch[ToProxy]] = msgspec.msgpack.Decoder(Batch[ToProxy])
+_to_worker: msgspec.msgpack.Decoder[Batch[ToWorker]] = msgspec.msgpack.Decoder(Batch[ToWorker])
+_to_controller: msgspec.msgpack.Decoder[Batch[ToController]] = msgspec.msgpack.Decoder(Batch[ToController])
+
+DecodeError = msgspec.DecodeError
+
+
+def encode_batch(seq: int, ack: int, messages: Sequence[Message]) -> bytes:
+    return _encode((seq, ack, messages))
+
+
+def decode_to_proxy(data: bytes) -> Batch[ToProxy]:
+    """Raises DecodeError naming the path of what is wrong."""
+    return _to_proxy.decode(data)
+
+
+def decode_to_worker(data: bytes) -> Batch[ToWorker]:
+    """Raises DecodeError naming the path of what is wrong."""
+    return _to_worker.decode(data)
+
+
+def decode_to_controller(data: bytes) -> Batch[ToController]:
+    """Raises DecodeError naming the path of what is wrong."""
+    return _to_controller.decode(data)
+
+
+def identity(worker: str, generation: int, session: str) -> bytes:
+    """The socket identity of one session; never used twice."""
+    return f"{worker}/{generation}/{session}".encode()
