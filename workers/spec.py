@@ -7,14 +7,14 @@ secret: keys stay in the run folder's `keys/`.
 from __future__ import annotations
 
 import os
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     """What a worker is kept for. Every capable engine can do both; a role is caps in the proxy."""
 
     PREFILL = "prefill"
