@@ -46,6 +46,7 @@ class Call:
     good_output: bool = False
     ticket_used: bool = False
     ticket_params: bytes | None = None  # what the prefill leg's engine handed out, as JSON
+    granted_at: float | None = None
     failure: CallRefused | None = None
 
     def begin(self, num_prompt_tokens: int, num_sequences: int) -> None:
@@ -85,6 +86,7 @@ class Call:
     def granted(self, params: bytes | None) -> None:
         """The prefill leg's engine has finished and holds the blocks (None: nothing to hand over)."""
         self.ticket_params = params
+        self.granted_at = self.clock()
         self.changed()
 
     def fail(self, failure: CallRefused) -> None:

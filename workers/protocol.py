@@ -91,6 +91,7 @@ class Register(Message, frozen=True, tag="register"):
     pool: str
     role: str
     generation: int
+    incarnation: str  # one life of the agent's process: the same worker from elsewhere is a stranger
     session: str
     part: str
     capabilities: Capabilities | None = None  # a host's

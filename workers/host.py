@@ -1,0 +1,285 @@
+"""The engine host: runs one engine and answers legs of requests that proxies send.
+
+Owns the calls in progress, the tickets handed out and this worker's own load figures. It knows no
+Slurm and reacts to none of Slurm's signals; its agent starts it, tells it to drain and ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from workers.answer import Answer, scope_of
+from workers.calls import CURRENT, Call, CallRefused
+from workers.engines import Engine, Placement
+from workers.link import Link
+from workers.protocol import (
+    BEAT_INTERVAL_S,
+    PROTOCOL,
+    PROXY_SILENCE_S,
+    Cancel,
+    Cancelled,
+    End,
+    Failed,
+    Leg,
+    Load,
+    Message,
+    Part,
+    Prefilled,
+    Register,
+    Release,
+    Submit,
+    Ticket,
+    TicketClosed,
+    decode_to_worker,
+    identity,
+)
+from workers.rendezvous import ProxyFile, Rendezvous
+from workers.spec import WorkerSpec
+from workers.tickets import TicketBook
+from workers.zmq_loop import CurveKeys
+
+log = logging.getLogger("sluice.host")
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One call in progress. `reported`: the proxy has its final word."""
+
+    submit: Submit
+    link: Link
+    call: Call
+    started_at: float
+    task: asyncio.Task[None] | None = None
+    cancelled: bool = False
+    reported: bool = False
+
+
+class Host:
+    """`serve` runs until cancelled."""
+
+    def __init__(
+        self, spec: WorkerSpec, engine: Engine, placement: Placement, keys: CurveKeys, context: zmq.Context[Any]
+    ) -> None:
+        self._spec = spec
+        self._engine = engine
+        self._placement = placement
+        self._keys = keys
+        self._context = context
+        handoff = spec.engine.handoff
+        self._redeem_s = handoff.redeem_s if handoff else 0.0
+        self._tickets = TicketBook(handoff.lease_s if handoff else 0.0)
+        self._running: dict[tuple[Link, int], Running] = {}
+        self._links: dict[str, Link] = {}
+        self._num_sessions = 0
+        self.rendezvous = Rendezvous(Path(spec.run_dir) / "proxies", self._open_link)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nobody may still come for KV."""
+        return not self._running and not self._tickets.num_blocks
+
+    async def serve(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            tasks.create_task(self.rendezvous.run())
+            tasks.create_task(self._report())
+
+    # ------------------------------------------------------------ links
+
+    def _open_link(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
+        self._num_sessions += 1
+        session = f"{self._placement.session}-host-{self._num_sessions}"
+
+        def on_lost(reason: str, final: bool) -> None:
+            self._drop(proxy.id, link, reason)
+            lost(reason, final)
+
+        link = Link(
+            self._context,
+            endpoint,
+            identity=identity(self._spec.worker, self._spec.generation, session),
+            server_public=proxy.public_key,
+            keys=self._keys,
+            hello=self._registration(session),
+            decode=decode_to_worker,
+            on_message=lambda message: self._take(proxy.id, link, message),
+            on_lost=on_lost,
+            silence_s=PROXY_SILENCE_S,
+        )
+        self._links[proxy.id] = link
+        return link
+
+    def _registration(self, session: str) -> Register:
+        return Register(
+            protocol=PROTOCOL,
+            code=self._spec.code,
+            engine_version=self._engine.version,
+            worker=self._spec.worker,
+            pool=self._spec.pool,
+            role=self._spec.role,
+            generation=self._spec.generation,
+            incarnation=self._placement.session,
+            session=session,
+            part=Part.HOST,
+            capabilities=self._engine.capabilities,
+        )
+
+    def _drop(self, proxy: str, link: Link, reason: str) -> None:
+        """A proxy that has gone waits for nothing any more."""
+        self._links.pop(proxy, None)
+        for running in [r for r in self._running.values() if r.link is link]:
+            log.warning("request %s cancelled: its proxy is gone (%s)", running.submit.request_id, reason)
+            self._cancel(running)
+        for ticket in self._tickets.take_of(proxy):
+            self._tasks.create_task(self._release(ticket))
+
+    # ------------------------------------------------------------ messages
+
+    def _take(self, proxy: str, link: Link, message: Message) -> None:
+        if type(message) is Submit:
+            self._submit(proxy, link, message)
+        elif type(message) is Cancel:
+            running = self._running.get((link, message.rid))
+            if running is None:  # it ended before the cancel came: the answer is on its way
+                return
+            self._cancel(running)
+        elif type(message) is Release:
+            self._tasks.create_task(self._release(message.ticket))
+        elif type(message) is TicketClosed:
+            self._tickets.close(message.ticket_id)
+
+    def _submit(self, proxy: str, link: Link, submit: Submit) -> None:
+        now = time.monotonic()
+        call = Call(
+            request_id=submit.request_id,
+            leg=submit.leg,
+            ticket=submit.ticket,
+            received_at=now,
+            redeem_s=self._redeem_s,
+            clock=time.monotonic,
+            changed=lambda: self._changed(proxy, running),
+            priority=submit.priority,
+        )
+        running = Running(submit, link, call, now)
+        self._running[link, submit.rid] = running
+        running.task = self._tasks.create_task(self._run(running))
+
+    async def _run(self, running: Running) -> None:
+        """One call of the app. The answer, a Failed, a Prefilled or a Cancelled ends it: exactly one."""
+        submit, link, call = running.submit, running.link, running.call
+        answer = Answer(submit, call, link.send, lambda: _room(link))
+        CURRENT.set(call)
+        try:
+            async with asyncio.timeout(submit.deadline_s):
+                await self._engine.app(scope_of(submit), answer.receive, answer.send)
+        except asyncio.CancelledError:
+            if not running.cancelled:
+                raise
+        except TimeoutError:
+            await self._engine.cancel(call)
+            call.fail(CallRefused("deadline passed on the worker", retryable=False, status=504))
+        except Exception as fault:  # the top of a request: whatever the app raised is told to the proxy
+            log.exception("request %s failed in the engine's app", submit.request_id)
+            await self._engine.cancel(call)
+            call.fail(CallRefused(f"{type(fault).__name__} in the engine", retryable=False))
+        finally:
+            if not running.cancelled:
+                self._running.pop((link, submit.rid), None)
+        if not running.cancelled:
+            self._conclude(running, answer)
+
+    def _conclude(self, running: Running, answer: Answer) -> None:
+        call, rid = running.call, running.submit.rid
+        if running.reported:
+            return
+        if call.failure is not None:
+            failure = call.failure
+            message: Message = Failed(rid, failure.reason, failure.retryable, call.ticket_used, failure.status)
+        elif answer.opened:
+            message = End(rid, call.num_prompt_tokens, call.num_cached_tokens, call.num_output_tokens)
+        else:
+            message = Failed(rid, "the engine's app ended without an answer", True, call.ticket_used)
+        self._say(running, message)
+
+    def _changed(self, proxy: str, running: Running) -> None:
+        """A prefill leg is done when its engine has finished, whatever the app still has to say."""
+        call = running.call
+        if call.leg == Leg.PREFILL and call.granted_at is not None and not running.reported:
+            ticket = self._grant(proxy, call)
+            self._say(running, Prefilled(running.submit.rid, ticket, call.num_prompt_tokens, call.num_cached_tokens))
+
+    def _grant(self, proxy: str, call: Call) -> Ticket | None:
+        if call.ticket_params is None:
+            return None
+        blocks = -(-call.num_prompt_tokens // self._engine.capabilities.block_size)
+        ticket = Ticket(
+            id=f"{self._placement.session}-{secrets.token_hex(6)}",
+            worker=self._spec.worker,
+            generation=self._spec.generation,
+            params=call.ticket_params,
+            num_blocks=blocks,
+            num_prompt_tokens=call.num_prompt_tokens,
+        )
+        self._tickets.grant(ticket, proxy, time.monotonic())
+        return ticket
+
+    def _say(self, running: Running, message: Message) -> None:
+        running.reported = True
+        running.link.send(message)
+
+    # ------------------------------------------------------------ cancelling and releasing
+
+    def _cancel(self, running: Running) -> None:
+        if not running.cancelled:
+            running.cancelled = True
+            self._tasks.create_task(self._cancel_on_engine(running))
+
+    async def _cancel_on_engine(self, running: Running) -> None:
+        """Acknowledged only when nothing of it is left; an answer that crossed the cancel says so itself."""
+        try:
+            await self._engine.cancel(running.call)
+        finally:
+            if running.task is not None:
+                running.task.cancel()
+            self._running.pop((running.link, running.submit.rid), None)
+        if not running.reported:
+            self._say(running, Cancelled(running.submit.rid, running.call.ticket_used))
+
+    async def _release(self, ticket: Ticket) -> None:
+        await self._engine.release(ticket.params)
+        self._tickets.close(ticket.id)
+
+    # ------------------------------------------------------------ load
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_INTERVAL_S)
+            self._tickets.expire(time.monotonic())
+            load = self._load()
+            for link in list(self._links.values()):
+                link.send(load)
+
+    def _load(self) -> Load:
+        calls = [r.call for r in self._running.values()]
+        running = sum(c.good_output for c in calls)
+        return Load(
+            running=running,
+            waiting=len(calls) - running,
+            pinned_blocks=self._tickets.num_blocks,
+            prefill_tokens=sum(c.open_prefill_tokens for c in calls),
+            kv_tokens_received=self._engine.kv_tokens_received(),
+        )
+
+
+async def _room(link: Link) -> None:
+    if link.congested:
+        await link.room()

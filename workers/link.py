@@ -1,0 +1,151 @@
+"""The connecting end of a link: one DEALER socket, one session, to one proxy.
+
+Owns the socket, the outbox and the beat. Everything sent in one loop turn travels in one ZeroMQ
+message. Decides nothing about the messages themselves, and never reconnects: a lost link is reported
+once and whoever holds it opens a new one with a new session.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from workers.protocol import (
+    BEAT_INTERVAL_S,
+    WINDOW_BYTES,
+    Batch,
+    Beat,
+    Chunk,
+    DecodeError,
+    Goodbye,
+    Message,
+    Refused,
+    encode_batch,
+)
+from workers.session import LinkLost, Session
+from workers.zmq_loop import CurveKeys, LoopSocket, new_socket
+
+# Chunks that wait for credit; above this the senders wait, so memory stays bounded.
+OUTBOX_BYTES = 4 << 20
+LINGER_MS = 500  # a goodbye should still leave
+
+
+class Link:
+    """`on_message` gets what the peer says; `on_lost(reason, final)` is called once, after which all is over."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        endpoint: str,
+        *,
+        identity: bytes,
+        server_public: str,
+        keys: CurveKeys,
+        hello: Message,
+        decode: Callable[[bytes], Batch[Any]],
+        on_message: Callable[[Any], None],
+        on_lost: Callable[[str, bool], None],
+        silence_s: float,
+    ) -> None:
+        self._decode = decode
+        self._on_message = on_message
+        self._on_lost = on_lost
+        self._loop = asyncio.get_running_loop()
+        self._session = Session(WINDOW_BYTES, silence_s, time.monotonic())
+        self._outbox: list[Message] = []
+        self._outbox_bytes = 0
+        self._flush_scheduled = False
+        self._room = asyncio.Event()
+        self._room.set()
+        self.closed = False
+        socket = new_socket(context, zmq.DEALER, LINGER_MS)
+        socket.setsockopt(zmq.IDENTITY, identity)
+        socket.curve_serverkey = server_public.encode()
+        socket.curve_publickey = keys.public.encode()
+        socket.curve_secretkey = keys.secret.encode()
+        socket.connect(endpoint)
+        self._socket = LoopSocket(socket, self._receive)
+        self._timer = self._loop.call_later(BEAT_INTERVAL_S, self._beat)
+        self.send(hello)
+
+    def send(self, message: Message) -> None:
+        """Queue a message for this loop turn's batch; on a closed link it has nowhere to go."""
+        if self.closed:
+            return
+        self._outbox.append(message)
+        if type(message) is Chunk:
+            self._outbox_bytes += len(message.data)
+            if self._outbox_bytes > OUTBOX_BYTES:
+                self._room.clear()
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    @property
+    def congested(self) -> bool:
+        return not self._room.is_set()
+
+    async def room(self) -> None:
+        """Wait until the peer has taken in enough, or the link is gone."""
+        await self._room.wait()
+
+    def close(self, reason: str) -> None:
+        """Say goodbye and end; `on_lost` is not called."""
+        if not self.closed:
+            self.send(Goodbye(reason))
+            self._flush()
+            self._end()
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        if self.closed or not self._outbox or not self._session.may_send():
+            return
+        seq, ack = self._session.seal()
+        data = encode_batch(seq, ack, self._outbox)
+        self._session.count(len(data))
+        self._outbox.clear()
+        self._outbox_bytes = 0
+        self._room.set()
+        self._socket.send([data])
+
+    def _receive(self, frames: list[zmq.Frame]) -> None:
+        data = frames[-1].bytes
+        try:
+            batch = self._decode(data)
+            self._session.accept(batch.seq, batch.ack, len(data), time.monotonic())
+        except (DecodeError, LinkLost) as fault:
+            self._lose(str(fault), final=False)
+            return
+        for message in batch.messages:
+            if type(message) is Refused:
+                self._lose(message.reason, message.final)
+            elif type(message) is Goodbye:
+                self._lose(f"the proxy left: {message.reason}", final=False)
+            elif type(message) is not Beat:
+                self._on_message(message)
+            if self.closed:
+                return
+        if self._outbox or self._session.owes_ack():
+            self.send(Beat())
+
+    def _beat(self) -> None:
+        if self._session.silent(time.monotonic()):
+            self._lose(f"no word for {self._session.silence_s:.0f} s", final=False)
+            return
+        self._timer = self._loop.call_later(BEAT_INTERVAL_S, self._beat)
+        self.send(Beat())
+
+    def _lose(self, reason: str, final: bool) -> None:
+        if not self.closed:
+            self._end()
+            self._on_lost(reason, final)
+
+    def _end(self) -> None:
+        self.closed = True
+        self._room.set()
+        self._timer.cancel()
+        self._socket.close()
