@@ -1,0 +1,210 @@
+"""What a user may write: the configuration's shape, key by key, with its defaults.
+
+Owns names, types and defaults. Does not read files (see `config`) and decides nothing: values are
+checked against each other in `plan`, where all faults are told at once. The classes have slots so that an
+unknown key cannot pass, and are not frozen because Hydra fills them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from omegaconf import MISSING
+
+
+class Action(Enum):
+    up = "up"
+    plan = "plan"
+    status = "status"
+    logs = "logs"
+    stop = "stop"
+
+
+class Output(Enum):
+    text = "text"
+    json = "json"
+
+
+class Executor(Enum):
+    slurm = "slurm"
+    local = "local"
+
+
+class Device(Enum):
+    cuda = "cuda"
+    cpu = "cpu"
+
+
+class PoolRole(Enum):
+    prefill = "prefill"
+    decode = "decode"
+    any = "any"
+
+
+class ControllerPlace(Enum):
+    foreground = "foreground"
+    job = "job"
+
+
+@dataclass(slots=True, kw_only=True)
+class ClusterConfig:
+    """A site. A node count says how many nodes exist for this run, not which ones."""
+
+    name: str = MISSING
+    executor: Executor = Executor.slurm
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    nodes: int = MISSING
+    gpus_per_node: int = MISSING
+    gpu_name: str | None = None
+    gpu_memory_gib: float | None = None
+    cpus_per_node: int = MISSING
+    mem_gb: int | None = None  # per node, shared out by GPUs; null: the site's default per job
+    gres: str | None = None  # null: --gpus-per-node=N; gpu or gpu:TYPE: --gres=gpu:TYPE:N
+    walltime_min: int = 60
+    signal_lead_s: int = 600  # how long before the walltime a worker is told to drain
+    requeue: bool = False
+    interface: str | None = None  # null: the default route's
+    setup: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    engine_prefix: list[str] = field(default_factory=list)
+    cache_dir: str | None = None  # of generated models, on the shared file system; null: ~/.cache/sluice
+    sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options of the site
+
+
+@dataclass(slots=True, kw_only=True)
+class ShapeConfig:
+    """What capacity needs to know of a dense decoder when its config.json is not at hand."""
+
+    num_layers: int = MISSING
+    num_heads: int = MISSING
+    num_kv_heads: int = MISSING
+    head_dim: int = MISSING
+    hidden_size: int = MISSING
+    intermediate_size: int = MISSING
+    vocab_size: int = MISSING
+    tied_embeddings: bool = False
+    dtype: str = "bfloat16"
+
+
+@dataclass(slots=True, kw_only=True)
+class ModelConfig:
+    name: str = MISSING  # what clients call it
+    aliases: list[str] = field(default_factory=list)
+    path: str | None = None  # a local folder or a Hugging Face id
+    revision: str | None = None
+    generate: str | None = None  # instead of a path: a model that the project makes itself
+    max_model_len: int = MISSING
+    shape: ShapeConfig | None = None
+    engine_args: dict[str, dict[str, Any]] = field(default_factory=dict)  # by engine kind
+
+
+@dataclass(slots=True, kw_only=True)
+class EngineConfig:
+    kind: str = MISSING
+    version: str | None = None
+    device: Device = Device.cuda
+    block_size: int = 16  # one for the whole run
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    load_timeout_s: float = 1800.0
+    drain_timeout_s: float = 120.0
+
+
+@dataclass(slots=True, kw_only=True)
+class HandoffConfig:
+    connector: str = MISSING
+    buffer_device: Device | None = None  # null: the engine's
+    lease_s: float = 120.0
+    redeem_s: float = 30.0
+
+
+@dataclass(slots=True, kw_only=True)
+class PoolConfig:
+    """Workers with the same spec. `null` is derived from the rest."""
+
+    role: PoolRole = MISSING
+    replicas: int = 1
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    data_parallel: int = 1
+    nodes: int | None = None
+    gpus_per_node: int | None = None
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, str] = field(default_factory=dict)
+    max_prefill_tokens: int | None = None
+    max_decodes: int | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RoutingConfig:
+    policy: str = MISSING
+    whole_below_tokens: int = 64
+    bytes_per_token: float = 4.0
+    pinned_fraction: float = 0.5
+
+
+@dataclass(slots=True, kw_only=True)
+class LimitsConfig:
+    """Mirrors proxy.spec.Limits."""
+
+    max_connections: int = 4096
+    max_header_bytes: int = 32 << 10
+    max_body_bytes: int = 32 << 20
+    max_queued: int = 1024
+    stream_buffer_bytes: int = 1 << 20
+    header_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+    idle_timeout_s: float = 75.0
+
+
+@dataclass(slots=True, kw_only=True)
+class DeadlinesConfig:
+    """Mirrors proxy.spec.Deadlines."""
+
+    queue_s: float = 30.0
+    prefill_s: float = 120.0
+    first_token_s: float = 120.0
+    between_tokens_s: float = 60.0
+
+
+@dataclass(slots=True, kw_only=True)
+class ProxyConfig:
+    http_port: int = 0  # 0: any free one, kept over restarts
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
+
+
+@dataclass(slots=True, kw_only=True)
+class ControllerConfig:
+    """Controller and proxy together: one small CPU job, or this terminal."""
+
+    where: ControllerPlace = ControllerPlace.job
+    cpus: int = 2
+    mem_gb: int | None = 4
+    partition: str | None = None  # null: the cluster's
+    walltime_min: int | None = None  # null: the cluster's
+
+
+@dataclass(slots=True, kw_only=True)
+class Config:
+    action: Action = Action.up
+    run: str | None = None  # null: model and cluster
+    runs_dir: str = "runs"
+    output: Output = Output.text
+    worker: str | None = None
+    follow: bool = False
+    timeout_s: float | None = None  # of up and stop; null: as long as Slurm takes
+    cluster: ClusterConfig | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    handoff: HandoffConfig = field(default_factory=HandoffConfig)
+    routing: RoutingConfig = field(default_factory=RoutingConfig)
+    pools: dict[str, PoolConfig] = field(default_factory=dict)
+    proxy: ProxyConfig = field(default_factory=ProxyConfig)
+    controller: ControllerConfig = field(default_factory=ControllerConfig)
