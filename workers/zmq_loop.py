@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import zmq
 
 # Messages taken in before other work of the loop gets its turn.
@@ -22,6 +24,11 @@ class CurveKeys:
 
     public: str
     secret: str
+
+
+def read_keys(run_dir: str, name: str) -> CurveKeys:
+    """Raises FileNotFoundError where the run folder is not what the launcher made."""
+    return msgspec.json.decode(Path(run_dir, "keys", f"{name}.json").read_bytes(), type=CurveKeys)
 
 
 class LoopSocket:
