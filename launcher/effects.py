@@ -1,0 +1,109 @@
+"""The vocabulary of `reconcile`: what it is told (events) and what it asks for (effects).
+
+Owns the shapes only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from launcher.jobs import JobRecord, Row
+from launcher.rundir import Desired
+from workers.protocol import FleetView
+
+# ---------------------------------------------------------------- events
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredRead:
+    desired: Desired
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRead:
+    """The queue's whole answer to a question asked at `asked_at`."""
+
+    rows: tuple[Row, ...]
+    asked_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    worker: str
+    generation: int
+    job: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitRefused:
+    worker: str
+    generation: int
+    reason: str
+    transient: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FleetSeen:
+    view: FleetView | None  # None: no proxy tells us anything just now
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    pass
+
+
+Event = DesiredRead | QueueRead | Submitted | SubmitRefused | FleetSeen | Tick
+
+
+# ---------------------------------------------------------------- effects
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a run that never served is given up."""
+
+    worker: str
+    job: str  # its id, "" where the queue refused it
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    worker: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    worker: str
+    generation: int
+    reason: str
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    job: str
+    force: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """`jobs.json` must say this."""
+
+    records: tuple[JobRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Stopped: the queue holds no job of the run."""
+
+
+Effect = Submit | Drain | Cancel | Record | GiveUp | Done

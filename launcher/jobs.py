@@ -1,0 +1,100 @@
+"""What a job is to a run, whoever runs it: its name, its row in the queue, its record in `jobs.json`.
+
+Owns these shapes and the names. Starts nothing and asks nobody: `slurm` and `local` do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+import msgspec
+
+from launcher.job import PlannedWorker
+
+CONTROLLER = "controller"
+
+# Slurm's names, used for local processes too. Whatever is not listed here is still alive or may come back.
+ENDED_STATES = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    }
+)
+# Ends that are nobody's fault: the same job may well succeed elsewhere.
+INNOCENT_ENDS = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
+GONE = "GONE"  # the queue no longer knows the job and nobody saw how it ended
+
+
+class JobError(Exception):
+    """The queue could not be asked or refused; the message is for the user."""
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """One job as the queue tells it."""
+
+    job: str
+    name: str
+    state: str
+    reason: str = ""
+    start_time: float | None = None  # expected while pending
+    end_time: float | None = None
+    nodes: str = ""
+    work_dir: str = ""
+
+    @property
+    def ended(self) -> bool:
+        return self.state in ENDED_STATES or self.state == GONE
+
+
+class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `jobs.json`: a job that this run submitted or found, and how it ended."""
+
+    job: str
+    name: str
+    worker: str
+    generation: int
+    submitted_at: float
+    ended_at: float | None = None
+    state: str = ""  # the final one
+    reason: str = ""
+
+
+class JobSystem(Protocol):
+    """Slurm, or processes of this machine. All calls block; all raise JobError."""
+
+    def submit(self, planned: PlannedWorker) -> str:
+        """Returns the id of the new job."""
+
+    def rows(self) -> list[Row]:
+        """Every job of this run that is still known, in one question."""
+
+    def cancel(self, jobs: Sequence[str], *, force: bool) -> None:
+        """`force`: no time to finish anything any more. Jobs that are gone already are no error."""
+
+
+def job_name(run: str, worker: str, generation: int) -> str:
+    return f"{run}.{worker}.g{generation}"
+
+
+def controller_name(run: str) -> str:
+    return f"{run}.{CONTROLLER}"
+
+
+def parse_job_name(run: str, name: str) -> tuple[str, int] | None:
+    """Returns (worker, generation), or None for a job that is not a worker of this run."""
+    match = re.fullmatch(re.escape(run) + r"\.(.+)\.g(\d+)", name)
+    return (match[1], int(match[2])) if match else None

@@ -1,0 +1,60 @@
+"""The run's secrets: who may speak on its links, and who may use its endpoint.
+
+Owns the files in `keys/`, all 0600. A key that exists is kept: clients and live workers hold it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from workers.spec import write_json
+
+# One key per party: CURVE with an allow-list admits these and nobody else.
+PARTIES = ("proxy", "worker", "controller")
+API_KEY_PREFIX = "sk-sluice-"
+
+
+class KeyPair(msgspec.Struct, frozen=True):
+    """A CURVE key pair in ZeroMQ's printable form."""
+
+    public: str
+    secret: str
+
+
+class ApiKey(msgspec.Struct, frozen=True):
+    """One entry of `api_keys.json`. `class` is `user`, or `reader` for /metrics and /fleet only."""
+
+    name: str
+    hash: str  # SHA-256 of the key, hexadecimal
+    kind: str = msgspec.field(name="class", default="user")
+
+
+def api_key_file(folder: Path) -> Path:
+    return folder / "api_key"
+
+
+def write_keys(folder: Path) -> None:
+    """Make what is missing."""
+    for party in PARTIES:
+        path = folder / f"{party}.json"
+        if not path.exists():
+            public, secret = zmq.curve_keypair()
+            write_json(path, KeyPair(public.decode(), secret.decode()))
+    if not api_key_file(folder).exists():
+        key = API_KEY_PREFIX + secrets.token_urlsafe(32)
+        descriptor = os.open(api_key_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(key)
+    if not (folder / "api_keys.json").exists():
+        key = api_key_file(folder).read_text().strip()
+        write_json(folder / "api_keys.json", [ApiKey("default", hashlib.sha256(key.encode()).hexdigest())])
+
+
+def read_keys(folder: Path, party: str) -> KeyPair:
+    return msgspec.json.decode((folder / f"{party}.json").read_bytes(), type=KeyPair)
