@@ -34,6 +34,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     queue_s: float = 30.0
     prefill_s: float = 120.0
     first_token_s: float = 120.0
+    answer_s: float = 1800.0  # of an answer that does not stream: nothing is heard of it before its end
     between_tokens_s: float = 60.0
 
 

@@ -1,0 +1,79 @@
+"""Which requests may be split over a prefill and a decode worker, and what the proxy reads of a body.
+
+Pure. Everything that a hand-over does not carry exactly runs whole on one worker; so does everything
+unknown. The host enforces the same below the OpenAI layer: this rule only avoids the detour.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class BodyFields(msgspec.Struct):
+    """The few fields that are read; types as loose as clients are, for the engine does the judging."""
+
+    model: Any = None
+    stream: Any = None
+    n: Any = None
+    best_of: Any = None
+    use_beam_search: Any = None
+    prompt_logprobs: Any = None
+    echo: Any = None
+    prompt: Any = None
+    background: Any = None
+    previous_response_id: Any = None
+
+
+_decoder = msgspec.json.Decoder(BodyFields)
+_SPLITTABLE = frozenset({"/v1/chat/completions", "/v1/completions"})
+# Other modalities are served whole; a false match only costs the split.
+_MEDIA = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"image_embeds"', b'"prompt_embeds"')
+
+
+class BadBody(ValueError):
+    """The body is not a JSON object; the message says where."""
+
+
+def read_body(body: bytes) -> BodyFields:
+    """Raises BadBody."""
+    try:
+        return _decoder.decode(body)
+    except msgspec.ValidationError:
+        raise BadBody("the request body must be a JSON object") from None
+    except msgspec.DecodeError as fault:
+        raise BadBody(f"the request body is not valid JSON: {fault}") from None
+    except UnicodeDecodeError:
+        raise BadBody("the request body is not valid UTF-8") from None
+
+
+def whole_because(path: str, fields: BodyFields, body: bytes) -> str | None:
+    """Why this request must run on one worker; None where it may be split."""
+    if path not in _SPLITTABLE:
+        return f"{path} is not split"
+    if fields.n not in (None, 1) or fields.best_of not in (None, 1):
+        return "several sequences"
+    if fields.use_beam_search:
+        return "beam search"
+    if fields.prompt_logprobs is not None or fields.echo:
+        return "log probabilities of the prompt"
+    if not _one_prompt(fields.prompt):
+        return "several prompts"
+    if any(kind in body for kind in _MEDIA):
+        return "multimodal"
+    return None
+
+
+def _one_prompt(prompt: Any) -> bool:
+    """A string, or one list of token ids; chat has none."""
+    if prompt is None or isinstance(prompt, str):
+        return True
+    return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
+
+
+def stateful_because(fields: BodyFields) -> str | None:
+    """What only a server that remembers could do."""
+    if fields.background:
+        return "background"
+    return "previous_response_id" if fields.previous_response_id is not None else None
