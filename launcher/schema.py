@@ -106,6 +106,7 @@ class ModelConfig:
 class EngineConfig:
     kind: str = MISSING
     version: str | None = None
+    simulated: bool = False  # needs no model on disk and holds no real KV
     device: Device = Device.cuda
     block_size: int = 16  # one for the whole run
     engine_args: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,179 @@
+"""What makes a configuration impossible: every fault with its config key and what to do about it.
+
+Pure. `config_faults` needs only what the user wrote; `pool_plan_faults` the pools worked out from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from launcher.capacity import DTYPE_BYTES, GIB, Memory, Shape
+from launcher.layout import place, pool_faults
+from launcher.matrix import Pair
+from launcher.models import ResolvedModel
+from launcher.pools import PoolPlan, engine_args, memory_budget
+from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, Executor, PoolConfig, PoolRole
+from workers.engines import ENGINES
+from workers.spec import Role
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
+MAX_SIGNAL_LEAD_S = 65535  # Slurm's own limit
+# Engine arguments that follow from other keys, or that hold the hand-over together.
+OWNED_ARGS = {
+    "model": "model.path",
+    "served_model_name": "model.name and model.aliases",
+    "max_model_len": "model.max_model_len",
+    "revision": "model.revision",
+    "block_size": "engine.block_size",
+    "tensor_parallel_size": "pools.NAME.tensor_parallel",
+    "pipeline_parallel_size": "pools.NAME.pipeline_parallel",
+    "data_parallel_size": "pools.NAME.data_parallel",
+    "kv_transfer_config": "handoff",
+    "kv_events_config": "nothing: the run sets it",
+    "nnodes": "pools.NAME.nodes",
+    "node_rank": "nothing: the run sets it",
+    "master_addr": "nothing: the run sets it",
+    "master_port": "nothing: the run sets it",
+    "headless": "nothing: the run sets it",
+    "distributed_executor_backend": "nothing: the run sets it",
+    "host": "nothing: workers open no HTTP port",
+    "port": "nothing: workers open no HTTP port",
+    "api_key": "nothing: the proxy checks keys",
+}
+
+
+def config_faults(config: Config, model: ResolvedModel) -> list[str]:
+    cluster = config.cluster
+    if cluster is None:
+        return ["cluster: choose a cluster: +cluster=..."]
+    faults = [*_run_faults(config), *_cluster_faults(config, cluster), *_model_faults(config, model)]
+    for name, pool in config.pools.items():
+        faults += [*pool_faults(name, pool, cluster), *_pool_config_faults(name, pool, config)]
+        if model.shape is not None:
+            faults += _split_faults(name, pool, model.shape)
+    return faults
+
+
+def pool_plan_faults(config: Config, pools: Sequence[PoolPlan], pairs: Sequence[Pair]) -> list[str]:
+    cluster = config.cluster
+    assert cluster is not None
+    faults = [fault for pair in pairs if pair.required for fault in pair.faults]
+    faults += [fault for pool in pools for fault in _memory_faults(config, pool)]
+    workers = [pool.layout for pool in pools for _ in range(pool.replicas)]
+    if cluster.gpus_per_node and place(workers, cluster) is None:
+        asked = sum(layout.num_nodes * layout.ranks_per_node for layout in workers)
+        faults.append(
+            f"pools: all workers together take {asked} GPUs and do not fit on {cluster.nodes} nodes of"
+            f" {cluster.gpus_per_node}; lower replicas or tensor_parallel, or raise cluster.nodes"
+        )
+    return list(dict.fromkeys(faults))
+
+
+def _run_faults(config: Config) -> Iterator[str]:
+    if config.run is not None and not NAME.fullmatch(config.run):
+        yield f"run: {config.run!r} is not a name; use a-z, 0-9 and -, at most 48"
+    if config.engine.kind not in ENGINES:
+        yield f"engine.kind: unknown engine {config.engine.kind!r}; known: {', '.join(sorted(ENGINES))}"
+    if not any(pool.role in (PoolRole.decode, PoolRole.any) for pool in config.pools.values()):
+        yield "pools: nothing can decode; give a pool the role decode or any"
+    if config.handoff.redeem_s >= config.handoff.lease_s:
+        yield (
+            f"handoff.redeem_s: {config.handoff.redeem_s:g} is not inside the lease of {config.handoff.lease_s:g};"
+            " a ticket read after its lease gives wrong tokens"
+        )
+    if (config.proxy.tls_cert is None) != (config.proxy.tls_key is None):
+        yield "proxy.tls_cert: TLS needs both tls_cert and tls_key"
+
+
+def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
+    if cluster.nodes < 1:
+        yield f"cluster.nodes: {cluster.nodes} is not a count; use 1 or more"
+    if cluster.executor is Executor.local and config.controller.where is ControllerPlace.job:
+        yield "controller.where: without Slurm there is no job for the controller; use foreground"
+    if cluster.executor is Executor.local and cluster.nodes != 1:
+        yield f"cluster.nodes: {cluster.nodes} with executor local; this machine is one node"
+    if config.engine.device is Device.cuda and not cluster.gpus_per_node:
+        yield f"engine.device: cuda, but {cluster.name} has no GPUs; use engine=vllm_cpu"
+    if not 0 < cluster.signal_lead_s < min(60 * cluster.walltime_min, MAX_SIGNAL_LEAD_S):
+        yield f"cluster.signal_lead_s: {cluster.signal_lead_s} is not inside the walltime (and at most 65534)"
+
+
+def _model_faults(config: Config, model: ResolvedModel) -> Iterator[str]:
+    if config.engine.simulated:
+        return
+    if model.shape is None:
+        yield f"model.shape: {model.shape_fault or 'the model is not here'}; give model.shape"
+    elif model.shape.dtype not in DTYPE_BYTES:
+        yield f"model.shape.dtype: unknown {model.shape.dtype!r}; known: {', '.join(DTYPE_BYTES)}"
+
+
+def _pool_config_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
+    key = f"pools.{name}"
+    if not NAME.fullmatch(name):
+        yield f"{key}: {name!r} is not a name; use a-z, 0-9 and -"
+    if pool.data_parallel != 1:
+        yield f"{key}.data_parallel: {pool.data_parallel} is not available yet; use replicas"
+    if pool.role is PoolRole.decode and pool.pipeline_parallel > 1:
+        yield f"{key}.pipeline_parallel: KV cannot be handed to pipeline stages; use tensor_parallel"
+    args = engine_args(config, pool)
+    for arg in args:
+        if "-" in arg:
+            yield f"{key}.engine_args.{arg}: write {arg.replace('-', '_')}"
+        elif arg in OWNED_ARGS:
+            yield f"{key}.engine_args.{arg}: is not yours to set here; it follows from {OWNED_ARGS[arg]}"
+    if not config.engine.simulated:
+        yield from _kv_size_faults(key, config, args)
+
+
+def _kv_size_faults(key: str, config: Config, args: dict[str, object]) -> Iterator[str]:
+    for arg in ("dtype", "kv_cache_dtype"):
+        if args.get(arg, "auto") not in ("auto", *DTYPE_BYTES):
+            yield f"{key}.engine_args.{arg}: unknown {args[arg]!r}; known: auto, {', '.join(DTYPE_BYTES)}"
+    if "kv_cache_memory_bytes" in args:
+        return
+    if config.engine.device is Device.cpu:
+        yield f"{key}.engine_args.kv_cache_memory_bytes: on a CPU the size of the KV cache must be given"
+    elif config.cluster is not None and config.cluster.gpu_memory_gib is None:
+        yield "cluster.gpu_memory_gib: has no value; needed to know what fits"
+
+
+def _split_faults(name: str, pool: PoolConfig, shape: Shape) -> Iterator[str]:
+    key, size = f"pools.{name}.tensor_parallel", pool.tensor_parallel
+    if size < 1 or pool.pipeline_parallel < 1:
+        return  # told with the pool's sizes
+    if shape.num_heads % size:
+        yield f"{key}: {size} does not divide {shape.num_heads} attention heads; use {_divisors(shape.num_heads)}"
+    elif size % shape.num_kv_heads and shape.num_kv_heads % size:
+        yield f"{key}: {size} and {shape.num_kv_heads} KV heads do not divide; use {_divisors(shape.num_kv_heads)}"
+    if pool.pipeline_parallel > shape.num_layers:
+        yield f"pools.{name}.pipeline_parallel: more stages than {shape.num_layers} layers; use fewer"
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(size) for size in range(1, number + 1) if number % size == 0)
+
+
+def _memory_faults(config: Config, pool: PoolPlan) -> Iterator[str]:
+    key = f"pools.{pool.name}"
+    if pool.memory is not None:
+        budget = memory_budget(config, pool.engine_args)
+        needed = pool.memory.weights_bytes + pool.memory.workspace_bytes
+        explicit = pool.memory.kv_bytes if "kv_cache_memory_bytes" in pool.engine_args else 0
+        if budget is not None and needed + explicit > budget:
+            yield f"{key}: {_sum(pool.memory, explicit)}, a GPU gives {budget / GIB:.1f} GiB; use more GPUs per worker"
+            return
+    if pool.kv_tokens < config.model.max_model_len:
+        yield (
+            f"{key}: a worker holds {pool.kv_tokens} KV tokens, one request may take {config.model.max_model_len};"
+            " lower model.max_model_len or give more GPUs"
+        )
+    caps = {"max_prefill_tokens": pool.max_prefill_tokens, "max_decodes": pool.max_decodes}
+    yield from (f"{key}.{cap}: {value} is negative" for cap, value in caps.items() if value < 0)
+    if pool.role is not Role.DECODE and pool.max_prefill_tokens == 0:
+        yield f"{key}.max_prefill_tokens: 0 in a pool that prefills; use null"
+
+
+def _sum(memory: Memory, kv_bytes: int) -> str:
+    kv = f" + {kv_bytes / GIB:.1f} GiB of KV" if kv_bytes else ""
+    return f"{memory.weights_bytes / GIB:.1f} GiB of weights + {memory.workspace_bytes / GIB:.1f} GiB to work{kv}"

@@ -1,0 +1,72 @@
+"""Which nodes and GPUs a run's workers take: sizes of pools, and whether all fit on the cluster together.
+
+Pure. Slurm decides where a job really lands; placing the workers here proves that they can all run at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from launcher.schema import ClusterConfig, PoolConfig
+
+
+class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
+    """What one worker takes: whole nodes' worth of slots, one per rank."""
+
+    num_nodes: int
+    ranks_per_node: int
+
+
+class Placement(msgspec.Struct, frozen=True, kw_only=True):
+    node: int
+    first_gpu: int
+    num_gpus: int
+
+
+def pool_layout(pool: PoolConfig, cluster: ClusterConfig) -> PoolLayout:
+    """Where not given: as few nodes as hold the ranks."""
+    ranks = pool.tensor_parallel * pool.pipeline_parallel
+    per_node = pool.gpus_per_node or (ranks if not cluster.gpus_per_node else min(ranks, cluster.gpus_per_node))
+    num_nodes = pool.nodes or -(-ranks // per_node)
+    return PoolLayout(num_nodes=num_nodes, ranks_per_node=pool.gpus_per_node or -(-ranks // num_nodes))
+
+
+def pool_faults(name: str, pool: PoolConfig, cluster: ClusterConfig) -> Iterator[str]:
+    key = f"pools.{name}"
+    positive = ("replicas", "tensor_parallel", "pipeline_parallel", "nodes", "gpus_per_node")
+    wrong = [field for field in positive if (value := getattr(pool, field)) is not None and value < 1]
+    if wrong:
+        yield from (f"{key}.{field}: {getattr(pool, field)} is not a count; use 1 or more" for field in wrong)
+        return
+    ranks, layout = pool.tensor_parallel * pool.pipeline_parallel, pool_layout(pool, cluster)
+    if layout.num_nodes * layout.ranks_per_node != ranks:
+        yield (
+            f"{key}.nodes: {layout.num_nodes} nodes of {layout.ranks_per_node} GPUs do not make the {ranks} ranks of"
+            " tensor_parallel x pipeline_parallel; change one of them"
+        )
+    if layout.num_nodes > cluster.nodes:
+        yield f"{key}: a worker needs {layout.num_nodes} nodes, {cluster.name} has {cluster.nodes}; use fewer ranks"
+    if cluster.gpus_per_node and layout.ranks_per_node > cluster.gpus_per_node:
+        yield (
+            f"{key}.gpus_per_node: {layout.ranks_per_node} on a node of {cluster.gpus_per_node}; use more nodes or"
+            " fewer ranks"
+        )
+
+
+def place(workers: Sequence[PoolLayout], cluster: ClusterConfig) -> list[tuple[Placement, ...]] | None:
+    """First fit, the largest first. None: they do not all fit at once."""
+    free = [cluster.gpus_per_node] * cluster.nodes
+    placed: dict[int, tuple[Placement, ...]] = {}
+    for index in sorted(range(len(workers)), key=lambda i: (-workers[i].ranks_per_node, -workers[i].num_nodes, i)):
+        need = workers[index].ranks_per_node
+        nodes = [node for node, slots in enumerate(free) if slots >= need][: workers[index].num_nodes]
+        if len(nodes) < workers[index].num_nodes:
+            return None
+        placed[index] = tuple(
+            Placement(node=node, first_gpu=cluster.gpus_per_node - free[node], num_gpus=need) for node in nodes
+        )
+        for node in nodes:
+            free[node] -= need
+    return [placed[index] for index in range(len(workers))]

@@ -1,0 +1,136 @@
+"""Where a model lies: `model.path` becomes the one path string that every worker of a run sees.
+
+Owns the look into folders and the Hugging Face cache. Downloads nothing and imports neither torch nor
+huggingface_hub: workers run offline, so what is not complete here is told with the command that completes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from launcher.capacity import Shape, shape_from_config
+from launcher.schema import ModelConfig
+
+GENERATORS = {"tiny": "workers.engines.tiny_model"}  # python -m MODULE FOLDER
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+
+class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
+    """`missing` says what keeps workers from loading it and what to do; `shape_fault` why capacity is unknown."""
+
+    path: str
+    shape: Shape | None
+    shape_fault: str | None = None
+    missing: str | None = None
+    generator: str | None = None  # a module that makes it first
+
+
+class ModelUnavailable(Exception):
+    """Names the model, what is missing and the command that gets it."""
+
+
+def resolve(model: ModelConfig, cache_dir: Path, hub_dir: Path) -> ResolvedModel:
+    """Reads the file system, changes nothing."""
+    if model.generate is not None:
+        return _generated(model, cache_dir)
+    assert model.path is not None
+    folder = Path(model.path).expanduser()
+    if folder.is_dir():
+        return _local(model, folder.resolve(), f"{folder} is not a complete model: copy what is missing into it")
+    if _looks_like_a_path(model.path):
+        missing = f"model.path: there is no folder {model.path}"
+        return ResolvedModel(path=model.path, shape=_configured(model), missing=missing)
+    command = download_command(model.path, model.revision)
+    snapshot = _snapshot(hub_dir, model.path, model.revision or "main")
+    if snapshot is None:
+        missing = f"model.path: {model.path} is not in {hub_dir}; run: {command}"
+        return ResolvedModel(path=model.path, shape=_configured(model), missing=missing)
+    return _local(model, snapshot, f"run: {command}")
+
+
+def prepare(resolved: ResolvedModel, interpreter: str) -> None:
+    """Makes sure that workers can load it, generating it where the project does. Raises ModelUnavailable."""
+    if resolved.missing is None:
+        return
+    if resolved.generator is None:
+        raise ModelUnavailable(resolved.missing)
+    command = [interpreter, "-m", resolved.generator, resolved.path]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode != 0 or missing_files(Path(resolved.path)):
+        raise ModelUnavailable(f"{' '.join(command)} failed:\n{made.stderr[-2000:]}")
+
+
+def default_cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sluice"
+
+
+def default_hub_dir() -> Path:
+    """Where `hf download` puts models, by Hugging Face's own rules."""
+    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+
+
+def download_command(repository: str, revision: str | None) -> str:
+    return f"hf download {repository}" + (f" --revision {revision}" if revision else "")
+
+
+def missing_files(folder: Path) -> list[str]:
+    """What a folder lacks to be loaded. A link whose target has not arrived counts as missing."""
+    missing = [] if (folder / "config.json").exists() else ["config.json"]
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        missing.append("a tokenizer")
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    else:
+        shards = ["model.safetensors"]
+    return missing + [shard for shard in shards if not (folder / shard).exists()]
+
+
+def _generated(model: ModelConfig, cache_dir: Path) -> ResolvedModel:
+    assert model.generate is not None
+    folder = cache_dir / "models" / model.generate
+    generator = GENERATORS.get(model.generate)
+    if generator is None:
+        known = ", ".join(GENERATORS)
+        missing = f"model.generate: nothing is known of {model.generate!r}; choose one of {known}"
+        return ResolvedModel(path=str(folder), shape=_configured(model), missing=missing)
+    lacks = missing_files(folder)
+    not_yet = f"{folder} is not generated yet; action=up does it" if lacks else None
+    return ResolvedModel(path=str(folder), shape=_configured(model), missing=not_yet, generator=generator)
+
+
+def _local(model: ModelConfig, folder: Path, remedy: str) -> ResolvedModel:
+    lacks = missing_files(folder)
+    missing = f"model.path: {folder} lacks {', '.join(lacks)}; {remedy}" if lacks else None
+    shape, fault = _configured(model), None
+    if (folder / "config.json").exists():
+        try:
+            shape = shape_from_config(json.loads((folder / "config.json").read_bytes()))
+        except ValueError as error:
+            fault = f"{folder}/config.json: {error}"
+    return ResolvedModel(path=str(folder), shape=shape, shape_fault=None if shape else fault, missing=missing)
+
+
+def _snapshot(hub_dir: Path, repository: str, revision: str) -> Path | None:
+    """refs/REVISION holds the commit whose files lie under snapshots/COMMIT."""
+    folder = hub_dir / f"models--{repository.replace('/', '--')}"
+    reference = folder / "refs" / revision
+    commit = reference.read_text().strip() if reference.is_file() else revision
+    snapshot = folder / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _looks_like_a_path(path: str) -> bool:
+    return path.startswith(("/", ".", "~")) or path.count("/") != 1
+
+
+def _configured(model: ModelConfig) -> Shape | None:
+    if model.shape is None:
+        return None
+    return Shape(**{name: getattr(model.shape, name) for name in Shape.__struct_fields__})

@@ -1,0 +1,56 @@
+"""The plan's notes: what a person should know before starting it, in figures.
+
+Pure text over a worked-out plan; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from launcher.capacity import GIB
+from launcher.matrix import Pair
+from launcher.models import ResolvedModel
+from launcher.pools import PoolPlan, memory_budget
+from launcher.schema import Config
+
+
+def plan_notes(
+    config: Config, model: ResolvedModel, pools: Sequence[PoolPlan], pairs: Sequence[Pair]
+) -> tuple[str, ...]:
+    return (
+        *([f"not ready to start: {model.missing}"] if model.missing and not config.engine.simulated else []),
+        *(note for pool in pools for note in _pool_notes(config, pool)),
+        *_whole_notes(config, pairs),
+    )
+
+
+def _pool_notes(config: Config, pool: PoolPlan) -> Iterator[str]:
+    memory = pool.memory
+    if memory is None:
+        yield f"{pool.name}: simulated, {pool.kv_tokens} KV tokens per worker"
+        return
+    budget = memory_budget(config, pool.engine_args)
+    of = f" of {budget / GIB:.1f} GiB" if budget else ""
+    yield (
+        f"{pool.name}: per GPU {memory.weights_bytes / GIB:.1f} GiB weights, about {memory.workspace_bytes / GIB:.1f}"
+        f" GiB to work, {memory.kv_bytes / GIB:.1f} GiB KV{of}"
+    )
+    yield (
+        f"{pool.name}: {memory.kv_tokens} KV tokens per worker ({memory.kv_bytes_per_token} bytes per token and GPU),"
+        f" {memory.concurrency(config.model.max_model_len):.1f} requests of {config.model.max_model_len} tokens at once"
+    )
+
+
+def _whole_notes(config: Config, pairs: Sequence[Pair]) -> Iterator[str]:
+    open_pairs = [pair for pair in pairs if not pair.faults]
+    if not open_pairs:
+        yield "no pair of pools exchanges KV: every request runs whole on one worker"
+        return
+    yield "KV goes " + ", ".join(f"{pair.prefill} -> {pair.decode}" for pair in open_pairs)
+    for pair in pairs:
+        for fault in pair.faults:
+            yield f"no KV from {pair.prefill} to {pair.decode}: {fault}"
+    yield (
+        f"whole on a decode worker: prompts under about {config.routing.whole_below_tokens} tokens (a hand-over costs"
+        " more), several prompts or n > 1, beam search, prompt_logprobs and multimodal (one ticket is one sequence)"
+    )

@@ -1,0 +1,151 @@
+"""Each pool worked out: its layout, engine arguments, memory, caps and share of a node.
+
+Pure, and total on a configuration that `checks.config_faults` has passed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from launcher.capacity import GIB, Demand, Memory, Shape, memory_in_budget, memory_with_kv
+from launcher.layout import PoolLayout, pool_layout
+from launcher.matrix import EQUAL_ARGS, Pair, PoolTraits, pairs
+from launcher.models import ResolvedModel
+from launcher.schema import ClusterConfig, Config, Device, PoolConfig
+from workers.spec import Role
+
+# What the engine takes where the arguments do not say.
+DEFAULT_MAX_NUM_SEQS = 256
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 8192
+DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
+
+
+class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    role: Role
+    replicas: int
+    tensor_parallel: int
+    pipeline_parallel: int
+    layout: PoolLayout
+    gpus_per_node: int
+    cpus_per_node: int
+    mem_gb_per_node: int | None
+    engine_args: dict[str, Any]
+    environment: dict[str, str]
+    memory: Memory | None  # None: the engine holds no real KV
+    kv_tokens: int
+    max_prefill_tokens: int
+    max_decodes: int
+    hands_over: bool
+
+
+def plan_pools(config: Config, model: ResolvedModel) -> tuple[tuple[PoolPlan, ...], tuple[Pair, ...]]:
+    traits = [_traits(name, pool, config, model.shape) for name, pool in config.pools.items()]
+    found = pairs(traits)
+    linked = {name for pair in found if not pair.faults for name in (pair.prefill, pair.decode)}
+    plans = tuple(_pool(name, pool, config, model.shape, name in linked) for name, pool in config.pools.items())
+    return plans, found
+
+
+def engine_args(config: Config, pool: PoolConfig) -> dict[str, Any]:
+    """The engine's, then the model's, then the pool's. null takes an argument out: the engine's own default."""
+    merged = config.engine.engine_args | config.model.engine_args.get(config.engine.kind, {}) | pool.engine_args
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def memory_budget(config: Config, args: dict[str, Any]) -> int | None:
+    """The bytes of one GPU that the engine may take; None on a CPU, where only the KV cache is bounded."""
+    cluster = config.cluster
+    if cluster is None or config.engine.device is Device.cpu or cluster.gpu_memory_gib is None:
+        return None
+    return int(cluster.gpu_memory_gib * GIB * args.get("gpu_memory_utilization", DEFAULT_GPU_MEMORY_UTILIZATION))
+
+
+def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, linked: bool) -> PoolPlan:
+    cluster = config.cluster
+    assert cluster is not None
+    args, layout = engine_args(config, pool), pool_layout(pool, cluster)
+    memory = _memory(config, pool, args, shape)
+    kv_tokens = memory.kv_tokens if memory else args.get("num_blocks", 0) * config.engine.block_size
+    cpus, mem_gb = _share(config, layout)
+    role = Role(pool.role.value)
+    batch = args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS)
+    # Two batches keep the engine busy; more would only wait at the worker instead of where it can still be routed.
+    prefill_tokens = min(kv_tokens, max(config.model.max_model_len, 2 * batch))
+    decodes = 0 if role is Role.PREFILL else args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS)
+    return PoolPlan(
+        name=name,
+        role=role,
+        replicas=pool.replicas,
+        tensor_parallel=pool.tensor_parallel,
+        pipeline_parallel=pool.pipeline_parallel,
+        layout=layout,
+        gpus_per_node=layout.ranks_per_node if cluster.gpus_per_node else 0,
+        cpus_per_node=cpus,
+        mem_gb_per_node=mem_gb,
+        engine_args=args,
+        environment=cluster.environment | config.engine.environment | pool.environment,
+        memory=memory,
+        kv_tokens=kv_tokens,
+        max_prefill_tokens=prefill_tokens if pool.max_prefill_tokens is None else pool.max_prefill_tokens,
+        max_decodes=decodes if pool.max_decodes is None else pool.max_decodes,
+        hands_over=linked,
+    )
+
+
+def _memory(config: Config, pool: PoolConfig, args: dict[str, Any], shape: Shape | None) -> Memory | None:
+    if config.engine.simulated:
+        return None
+    assert shape is not None
+    dtype = _given(args, "dtype") or shape.dtype
+    shape = msgspec.structs.replace(shape, dtype=dtype)
+    demand = Demand(
+        tensor_parallel=pool.tensor_parallel,
+        pipeline_parallel=pool.pipeline_parallel,
+        block_size=config.engine.block_size,
+        kv_dtype=_given(args, "kv_cache_dtype") or dtype,
+        max_num_batched_tokens=args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS),
+        max_num_seqs=args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS),
+    )
+    if "kv_cache_memory_bytes" in args:
+        return memory_with_kv(shape, demand, args["kv_cache_memory_bytes"])
+    budget = memory_budget(config, args)
+    assert budget is not None
+    return memory_in_budget(shape, demand, budget)
+
+
+def _share(config: Config, layout: PoolLayout) -> tuple[int, int | None]:
+    """A worker's part of a node's CPUs and memory: by GPUs, or evenly where there are none."""
+    cluster = config.cluster
+    assert cluster is not None
+    if cluster.gpus_per_node:
+        part, whole = layout.ranks_per_node, cluster.gpus_per_node
+    else:
+        part, whole = 1, _workers_per_node(config, cluster)
+    mem_gb = None if cluster.mem_gb is None else max(1, cluster.mem_gb * part // whole)
+    return max(1, cluster.cpus_per_node * part // whole), mem_gb
+
+
+def _workers_per_node(config: Config, cluster: ClusterConfig) -> int:
+    tasks = sum(pool.replicas * pool_layout(pool, cluster).num_nodes for pool in config.pools.values())
+    return -(-tasks // cluster.nodes)
+
+
+def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) -> PoolTraits:
+    args = engine_args(config, pool)
+    return PoolTraits(
+        name=name,
+        role=Role(pool.role.value),
+        replicas=pool.replicas,
+        tensor_parallel=pool.tensor_parallel,
+        pipeline_parallel=pool.pipeline_parallel,
+        num_kv_heads=shape.num_kv_heads if shape else None,
+        equal_args=tuple(_given(args, key) for key in EQUAL_ARGS),
+    )
+
+
+def _given(args: dict[str, Any], key: str) -> str | None:
+    value = args.get(key)
+    return None if value in (None, "auto") else str(value)
