@@ -48,6 +48,7 @@ class Call:
     ticket_params: bytes | None = None  # what the prefill leg's engine handed out, as JSON
     granted_at: float | None = None
     failure: CallRefused | None = None
+    cancelled: bool = False  # nobody waits for it: nothing more of it may reach the engine
 
     def begin(self, num_prompt_tokens: int, num_sequences: int) -> None:
         """The last act before a `generate` reaches the engine. Raises CallRefused, which is also kept."""

@@ -1,0 +1,130 @@
+"""One real vLLM engine in a process of its own, as the engine host runs it; driven over a pipe.
+
+Runs in a spawned process: `serve(connection, spec, placement)`. Each command is (number, name, kwargs), each
+answer (number, value). A `call` goes through the envelope, the gate and the adapter, like a proxy's request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import msgspec
+
+from workers.answer import Answer, scope_of
+from workers.calls import CURRENT, Call
+from workers.engines import Placement
+from workers.engines.vllm import VllmEngine, start
+from workers.protocol import Chunk, Leg, Message, Start, Submit, Ticket
+from workers.spec import EngineSpec
+
+
+class Outcome(msgspec.Struct):
+    status: int
+    body: bytes
+    ticket: Ticket | None
+    failure: str | None
+    retryable: bool
+    ticket_used: bool
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    engine_ids: list[str]
+
+
+class Child:
+    def __init__(self, engine: VllmEngine) -> None:
+        self._engine = engine
+
+    async def call(
+        self,
+        leg: str = Leg.WHOLE,
+        path: str = "/v1/completions",
+        method: str = "POST",
+        body: Any = None,
+        ticket: Ticket | None = None,
+        cancel_after_s: float | None = None,
+    ) -> Outcome:
+        submit = Submit(
+            rid=1,
+            request_id=os.urandom(8).hex(),
+            leg=leg,
+            method=method,
+            path=path,
+            query=b"",
+            headers=((b"content-type", b"application/json"),),
+            body=b"" if body is None else msgspec.json.encode(body),
+            ticket=ticket,
+        )
+        call = Call(submit.request_id, leg, ticket, time.monotonic(), 30.0, time.monotonic, lambda: None)
+        said: list[Message] = []
+        answer = Answer(submit, call, said.append, None)
+
+        async def run() -> None:
+            CURRENT.set(call)
+            await self._engine.app(scope_of(submit), answer.receive, answer.send)
+
+        task = asyncio.create_task(run())
+        await asyncio.wait({task}, timeout=cancel_after_s)
+        if cancel_after_s is not None:
+            await self._engine.cancel(call)
+            task.cancel()
+            await asyncio.wait({task})
+        elif task.exception() is not None and call.failure is None:
+            raise RuntimeError("the app failed") from task.exception()
+        return self._outcome(call, said)
+
+    def _outcome(self, call: Call, said: list[Message]) -> Outcome:
+        params = call.ticket_params
+        return Outcome(
+            status=next((m.status for m in said if isinstance(m, Start)), 0),
+            body=b"".join(m.data for m in said if isinstance(m, Chunk)),
+            ticket=None if params is None else Ticket("t", "prefill-0", 1, params, 1, call.num_prompt_tokens),
+            failure=None if call.failure is None else call.failure.reason,
+            retryable=call.failure is not None and call.failure.retryable,
+            ticket_used=call.ticket_used,
+            num_prompt_tokens=call.num_prompt_tokens,
+            num_cached_tokens=call.num_cached_tokens,
+            num_output_tokens=call.num_output_tokens,
+            engine_ids=call.engine_ids,
+        )
+
+    async def release(self, params: bytes) -> None:
+        await self._engine.release(params)
+
+    async def state(self) -> dict[str, Any]:
+        return {
+            "leases": await self._engine.num_leases(),
+            "received": self._engine.kv_tokens_received(),
+            "alive": self._engine.alive(),
+            "version": self._engine.version,
+            "capabilities": self._engine.capabilities,
+        }
+
+    async def terminate_group(self) -> None:
+        """What Slurm does to every process of a step."""
+        os.killpg(0, signal.SIGTERM)
+
+
+async def _serve(connection: Connection, spec: EngineSpec, placement: Placement) -> None:
+    loop = asyncio.get_running_loop()
+    async with start(spec, placement) as engine:
+        child = Child(engine)
+        connection.send((0, None))
+
+        async def obey(number: int, name: str, kwargs: dict[str, Any]) -> None:
+            connection.send((number, await getattr(child, name)(**kwargs)))
+
+        async with asyncio.TaskGroup() as tasks:
+            while (command := await loop.run_in_executor(None, connection.recv)) is not None:
+                tasks.create_task(obey(*command))
+
+
+def serve(connection: Connection, spec: EngineSpec, placement: Placement) -> None:
+    os.setsid()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    asyncio.run(_serve(connection, spec, placement))

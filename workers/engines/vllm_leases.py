@@ -1,0 +1,53 @@
+"""The part of the adapter that runs inside vLLM's worker processes: the leases of handed-over KV blocks.
+
+Owns nothing: vLLM's connector does. A prefill engine keeps a finished request's blocks until a decode
+engine has read them or their lease ends. There is no way from outside to end a lease early on the engine
+that holds it: an abort of a finished request does nothing, and an engine that sends itself a decode
+engine's notification registers itself as its own peer, and forgets its own addresses once that peer goes
+stale. So the lease's deadline is moved to now, and vLLM reclaims the blocks in its next step, as it does
+with any lease that ends. vLLM mixes this class into its worker and calls it between two steps.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+
+class LeaseExtension:
+    """Names are prefixed: vLLM refuses one that its own worker class uses."""
+
+    def sluice_end_leases(self, request_ids: Sequence[str]) -> list[str]:
+        """End the leases of these requests; those that this worker still knows are returned: ask again.
+
+        A request must have been aborted or have finished before: its blocks are still written to until then.
+        """
+        connector = _connector_worker()
+        if connector is None:
+            return []
+        for request_id in request_ids:
+            if request_id in connector._reqs_to_send:
+                connector._reqs_to_send[request_id] = 0.0
+        # A request that finished in the step before gets its lease in the next one; until then it is in process.
+        return [rid for rid in request_ids if rid in connector._reqs_to_send or rid in connector._reqs_to_process]
+
+    def sluice_num_leases(self) -> int:
+        """How many requests' blocks wait to be read, as vLLM itself counts them."""
+        connector = _connector_worker()
+        return 0 if connector is None else len(connector._reqs_to_send)
+
+    def sluice_use_cpus(self, cpus: Sequence[int]) -> None:
+        """On a CPU the connector pins its worker to the node's last core: with it every engine of the node."""
+        os.sched_setaffinity(0, cpus)
+
+    def sluice_kv_format(self) -> str:
+        """What vLLM itself compares before two engines exchange KV; empty without a connector."""
+        connector = _connector_worker()
+        return "" if connector is None else str(connector.compat_hash)
+
+
+def _connector_worker() -> Any:
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
+
+    return get_kv_transfer_group().connector_worker if has_kv_transfer_group() else None
