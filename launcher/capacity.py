@@ -127,3 +127,14 @@ def shape_from_config(config: Mapping[str, Any]) -> Shape:
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         dtype=dtype,
     )
+
+
+def agrees(shape: Shape, config: Mapping[str, Any]) -> bool:
+    """Whether a shape that someone wrote down can be that of a config.json which is not understood otherwise."""
+    written = {
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "hidden_size": shape.hidden_size,
+        "vocab_size": shape.vocab_size,
+    }
+    return all(config.get(key) == value for key, value in written.items())

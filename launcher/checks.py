@@ -12,34 +12,31 @@ from launcher.capacity import DTYPE_BYTES, GIB, Memory, Shape
 from launcher.layout import place, pool_faults
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
-from launcher.pools import PoolPlan, engine_args, memory_budget
+from launcher.pools import PoolPlan, engine_args
 from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, Executor, PoolConfig, PoolRole
 from workers.engines import ENGINES
+from workers.engines.vllm_args import SUPPORTED_VERSIONS, owned_flags
 from workers.spec import Role
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 MAX_SIGNAL_LEAD_S = 65535  # Slurm's own limit
-# Engine arguments that follow from other keys, or that hold the hand-over together.
-OWNED_ARGS = {
-    "model": "model.path",
-    "served_model_name": "model.name and model.aliases",
-    "max_model_len": "model.max_model_len",
-    "revision": "model.revision",
-    "block_size": "engine.block_size",
-    "tensor_parallel_size": "pools.NAME.tensor_parallel",
-    "pipeline_parallel_size": "pools.NAME.pipeline_parallel",
-    "data_parallel_size": "pools.NAME.data_parallel",
-    "kv_transfer_config": "handoff",
-    "kv_events_config": "nothing: the run sets it",
-    "nnodes": "pools.NAME.nodes",
-    "node_rank": "nothing: the run sets it",
-    "master_addr": "nothing: the run sets it",
-    "master_port": "nothing: the run sets it",
-    "headless": "nothing: the run sets it",
-    "distributed_executor_backend": "nothing: the run sets it",
-    "host": "nothing: workers open no HTTP port",
-    "port": "nothing: workers open no HTTP port",
-    "api_key": "nothing: the proxy checks keys",
+# sbatch options that follow from other keys. Pinned nodes are left out: such a job waits for ever when one fails.
+OWNED_SBATCH = {
+    "signal": "cluster.signal_lead_s",
+    "time": "cluster.walltime_min",
+    "requeue": "cluster.requeue",
+    "no-requeue": "cluster.requeue",
+    "partition": "cluster.partition",
+    "account": "cluster.account",
+    "qos": "cluster.qos",
+    "gres": "cluster.gres",
+    "gpus-per-node": "cluster.gres",
+    "nodes": "pools.NAME.nodes",
+    "ntasks-per-node": "nothing: one task per node",
+    "nodelist": "nothing: Slurm chooses the nodes",
+    "job-name": "run",
+    "output": "runs_dir",
+    "error": "runs_dir",
 }
 
 
@@ -59,9 +56,9 @@ def pool_plan_faults(config: Config, pools: Sequence[PoolPlan], pairs: Sequence[
     cluster = config.cluster
     assert cluster is not None
     faults = [fault for pair in pairs if pair.required for fault in pair.faults]
-    faults += [fault for pool in pools for fault in _memory_faults(config, pool)]
+    faults += [fault for pool in pools for fault in _fit_faults(config, pool)]
     workers = [pool.layout for pool in pools for _ in range(pool.replicas)]
-    if cluster.gpus_per_node and place(workers, cluster) is None:
+    if place(workers, cluster) is None:
         asked = sum(layout.num_nodes * layout.ranks_per_node for layout in workers)
         faults.append(
             f"pools: all workers together take {asked} GPUs and do not fit on {cluster.nodes} nodes of"
@@ -75,6 +72,8 @@ def _run_faults(config: Config) -> Iterator[str]:
         yield f"run: {config.run!r} is not a name; use a-z, 0-9 and -, at most 48"
     if config.engine.kind not in ENGINES:
         yield f"engine.kind: unknown engine {config.engine.kind!r}; known: {', '.join(sorted(ENGINES))}"
+    if config.engine.kind == "vllm" and config.engine.version not in SUPPORTED_VERSIONS:
+        yield f"engine.version: {config.engine.version} is not supported; use {' or '.join(SUPPORTED_VERSIONS)}"
     if not any(pool.role in (PoolRole.decode, PoolRole.any) for pool in config.pools.values()):
         yield "pools: nothing can decode; give a pool the role decode or any"
     if config.handoff.redeem_s >= config.handoff.lease_s:
@@ -95,8 +94,11 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
         yield f"cluster.nodes: {cluster.nodes} with executor local; this machine is one node"
     if config.engine.device is Device.cuda and not cluster.gpus_per_node:
         yield f"engine.device: cuda, but {cluster.name} has no GPUs; use engine=vllm_cpu"
+    for option in cluster.sbatch:
+        if option in OWNED_SBATCH:
+            yield f"cluster.sbatch.{option}: Sluice sets this itself, from {OWNED_SBATCH[option]}"
     if not 0 < cluster.signal_lead_s < min(60 * cluster.walltime_min, MAX_SIGNAL_LEAD_S):
-        yield f"cluster.signal_lead_s: {cluster.signal_lead_s} is not inside the walltime (and at most 65534)"
+        yield f"cluster.signal_lead_s: {cluster.signal_lead_s} is not inside the walltime; use fewer (at most 65534)"
 
 
 def _model_faults(config: Config, model: ResolvedModel) -> Iterator[str]:
@@ -117,11 +119,9 @@ def _pool_config_faults(name: str, pool: PoolConfig, config: Config) -> Iterator
     if pool.role is PoolRole.decode and pool.pipeline_parallel > 1:
         yield f"{key}.pipeline_parallel: KV cannot be handed to pipeline stages; use tensor_parallel"
     args = engine_args(config, pool)
-    for arg in args:
-        if "-" in arg:
-            yield f"{key}.engine_args.{arg}: write {arg.replace('-', '_')}"
-        elif arg in OWNED_ARGS:
-            yield f"{key}.engine_args.{arg}: is not yours to set here; it follows from {OWNED_ARGS[arg]}"
+    yield from (f"{key}.engine_args.{arg}: write {arg.replace('-', '_')}" for arg in args if "-" in arg)
+    if config.engine.kind == "vllm":
+        yield from (f"{key}.{fault}" for fault in owned_flags(args))
     if not config.engine.simulated:
         yield from _kv_size_faults(key, config, args)
 
@@ -154,14 +154,16 @@ def _divisors(number: int) -> str:
     return ", ".join(str(size) for size in range(1, number + 1) if number % size == 0)
 
 
-def _memory_faults(config: Config, pool: PoolPlan) -> Iterator[str]:
+def _fit_faults(config: Config, pool: PoolPlan) -> Iterator[str]:
     key = f"pools.{pool.name}"
-    if pool.memory is not None:
-        budget = memory_budget(config, pool.engine_args)
-        needed = pool.memory.weights_bytes + pool.memory.workspace_bytes
+    if pool.memory is not None and pool.budget_bytes is not None:
         explicit = pool.memory.kv_bytes if "kv_cache_memory_bytes" in pool.engine_args else 0
-        if budget is not None and needed + explicit > budget:
-            yield f"{key}: {_sum(pool.memory, explicit)}, a GPU gives {budget / GIB:.1f} GiB; use more GPUs per worker"
+        if pool.memory.weights_bytes + pool.memory.workspace_bytes + explicit > pool.budget_bytes:
+            have = f"{pool.budget_bytes / GIB:.1f} GiB"
+            yield (
+                f"{key}.tensor_parallel: {_sum(pool.memory, explicit)} per rank do not fit in {have}; raise it, or"
+                " choose a smaller model"
+            )
             return
     if pool.kv_tokens < config.model.max_model_len:
         yield (

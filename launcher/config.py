@@ -7,11 +7,11 @@ All faults are told at once. What a value means for the others is `plan`'s conce
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -35,19 +35,19 @@ class ConfigRefused(Refused):
     """The configuration itself is wrong, before anything is planned."""
 
 
-def load(overrides: Sequence[str]) -> Config:
+def load(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Config:
     """Raises ConfigRefused."""
     overrides = [_open_free_mapping(override) for override in overrides]
     pools = [override for override in overrides if re.match(r"\+*pools\.", override)]
-    tree = _compose_all([override for override in overrides if override not in pools])
-    faults = [fault for override in pools for fault in _set_in_pool(tree, override)]
-    faults += [f"{key}: unknown key; {_did_you_mean(key)}" for key in _unknown_keys(tree)]
-    faults += [f"{key}: has no value; set {key}=..." for key in sorted(OmegaConf.missing_keys(tree))]
+    tree, faults = _compose_all([override for override in overrides if override not in pools], conf_dir)
+    for override in pools:
+        faults += _set_in_pool(tree, override)
+    faults += _tree_faults(tree)
     if faults:
-        raise ConfigRefused(faults)
+        raise ConfigRefused(list(dict.fromkeys(faults)))
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
-    faults = list(_incomplete(config))
+    faults = list(_incomplete(config, conf_dir))
     if faults:
         raise ConfigRefused(faults)
     if config.run is None and config.cluster is not None:
@@ -59,57 +59,49 @@ def run_name(model: str, cluster: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", f"{model}-{cluster}".lower()).strip("-")
 
 
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+def choices(group: str, conf_dir: Path = CONF_DIR) -> list[str]:
+    return sorted(path.stem for path in (conf_dir / group).glob("*.yaml"))
 
 
-def known_keys(node: Any = Config, prefix: str = "") -> Iterator[str]:
-    """Every key of the schema; a mapping's own keys stand as <name>."""
-    tree = node if isinstance(node, DictConfig) else OmegaConf.structured(node)
-    for field in fields(OmegaConf.get_type(tree)):
-        key = f"{prefix}{field.name}"
-        yield key
-        nested = _nested_class(str(field.type))
+def known_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every key of the schema; the names of a mapping stand as <name>."""
+    for name, hint in get_type_hints(kind).items():
+        yield f"{prefix}{name}"
+        nested = _nested(hint)
         if nested is not None:
-            name = "<name>." if str(field.type).startswith("dict") else ""
-            yield from known_keys(nested, f"{key}.{name}")
+            yield from known_keys(nested, f"{prefix}{name}." + ("<name>." if get_origin(hint) is dict else ""))
 
 
-def _nested_class(annotation: str) -> type | None:
-    from launcher import schema
-
-    name = re.search(r"\w+Config", annotation)
-    return getattr(schema, name.group()) if name else None
+# ---------------------------------------------------------------- Hydra
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF_DIR)):
+def _compose(overrides: Sequence[str], conf_dir: Path) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf_dir)):
         return compose("config", list(overrides))
 
 
-def _compose_all(overrides: Sequence[str]) -> DictConfig:
-    """Hydra stops at the first fault: when there is one, each override is tried alone on the chosen groups."""
+def _compose_all(overrides: Sequence[str], conf_dir: Path) -> tuple[DictConfig, list[str]]:
+    """Hydra stops at the first fault: then each override is tried on top of those that were good."""
     try:
-        return _compose(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        first = error
-    groups = [override for override in overrides if _key(override) in _groups()]
+        return _compose(overrides, conf_dir), []
+    except (HydraException, OmegaConfBaseException):
+        groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
+    good: list[str] = []
     faults = []
-    base: list[str] = []
-    for override in groups:
-        faults += _faults_of(override, [*base, override])
-        base += [] if faults else [override]
-    faults += [
-        fault for override in overrides if override not in groups for fault in _faults_of(override, [*base, override])
-    ]
-    raise ConfigRefused(faults or [str(first)]) from first
+    for override in sorted(overrides, key=lambda override: _key(override) not in groups):
+        try:
+            _compose([*good, override], conf_dir)
+            good.append(override)
+        except (HydraException, OmegaConfBaseException) as error:
+            faults.append(_explain(override, error, conf_dir))
+    return _compose(good, conf_dir), faults
 
 
 def _set_in_pool(tree: DictConfig, override: str) -> list[str]:
     """Hydra cannot add an entry to a mapping of classes, so pools are set here: `+pools.NAME.KEY=VALUE` adds one."""
     key, name = _key(override), _key(override).split(".")[1]
     if not override.startswith("+") and name not in tree.pools:
-        return [f"{key}: no such pool; there are {', '.join(tree.pools)}; +{key}=... adds one"]
+        return [f"{key}: no such pool; there are: {', '.join(tree.pools) or 'none'}; +{key}=... adds one"]
     try:
         value = OverridesParser.create().parse_override(override).value()
         for part in reversed(key.split(".")[1:]):
@@ -117,73 +109,89 @@ def _set_in_pool(tree: DictConfig, override: str) -> list[str]:
         with flag_override(tree.pools, "struct", False):
             tree.pools.merge_with(value)
     except (HydraException, OmegaConfBaseException) as error:
-        return [_explain(override, error)]
+        return [_explain(override, error, CONF_DIR)]
     return []
 
 
-def _faults_of(override: str, tried: Sequence[str]) -> list[str]:
-    try:
-        _compose(tried)
-    except (HydraException, OmegaConfBaseException) as error:
-        return [_explain(override, error)]
-    return []
-
-
-def _explain(override: str, error: Exception) -> str:
-    key = _key(override)
-    cause = error.__cause__
-    if isinstance(error, OverrideParseException):
-        return f"{override}: not an override; write key=value"
-    if isinstance(error, MissingConfigException):
-        return f"{key}: no {override.partition('=')[2]!r}; choose one of {', '.join(choices(key))}"
-    if key == "cluster":
-        return f"cluster: write +cluster={override.partition('=')[2]}"
+def _explain(override: str, error: Exception, conf_dir: Path) -> str:
+    key, value = _key(override), override.partition("=")[2]
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     reason = str(cause or error).splitlines()[0]
+    if isinstance(error, OverrideParseException):
+        return f"{override}: is not an override; write key=value"
+    if isinstance(error, MissingConfigException):
+        return f"{key}: there is no {value!r}; choose one of {', '.join(choices(key, conf_dir))}"
+    if key == "cluster" and not override.startswith("+"):
+        return f"cluster: is chosen with a plus sign; write +cluster={value}"
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        key = cause.full_key if "." in cause.full_key else key
     if "not in" in reason or "Could not override" in reason:
-        return f"{key}: unknown key; {_did_you_mean(key)}"
-    return f"{key}: {reason}; see conf/ for examples"
+        return f"{key}: unknown key; {did_you_mean(key)}"
+    return f"{key}: {reason}"
 
 
-def _did_you_mean(key: str) -> str:
-    pattern = re.sub(r"^pools\.[^.]+", "pools.<name>", key)
-    close = get_close_matches(pattern, list(known_keys()), n=1, cutoff=0.6)
-    if not close:
-        return "the keys are listed in launcher/schema.py"
-    name = key.split(".")[1] if key.startswith("pools.") else ""
-    return f"did you mean {close[0].replace('<name>', name)}?"
-
-
-def _unknown_keys(tree: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Hydra lets `+key=1` add any key to any class: here it is found again."""
-    kind = OmegaConf.get_type(tree)
-    names = {field.name for field in fields(kind)} if kind is not dict else None
-    for key in tree:
-        if names is not None and key not in names:
-            yield f"{prefix}{key}"
-        elif not OmegaConf.is_missing(tree, key) and isinstance(tree._get_node(key), DictConfig):
-            if not OmegaConf.is_interpolation(tree, key) and tree[key] is not None:
-                yield from _unknown_keys(tree[key], f"{prefix}{key}.")
-
-
-def _incomplete(config: Config) -> Iterator[str]:
-    if config.action in STARTS_A_RUN and config.cluster is None:
-        yield f"cluster: choose a cluster: +cluster=... ({', '.join(choices('cluster'))})"
-    if config.action not in STARTS_A_RUN and config.cluster is None and config.run is None:
-        yield f"run: {config.action.value} needs the run; set run=NAME"
-    if (config.model.path is None) == (config.model.generate is None):
-        yield "model.path: give exactly one of model.path and model.generate"
-
-
-def _groups() -> set[str]:
-    return {path.name for path in CONF_DIR.iterdir() if path.is_dir()}
+def _open_free_mapping(override: str) -> str:
+    inside = any(part in FREE_MAPPINGS for part in _key(override).split(".")[:-1])
+    return f"++{override}" if inside and not override.startswith(("+", "~")) else override
 
 
 def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _open_free_mapping(override: str) -> str:
-    parts = _key(override).split(".")
-    if override[0] not in "+~" and any(part in FREE_MAPPINGS for part in parts[:-1]):
-        return f"++{override}"
-    return override
+# ---------------------------------------------------------------- checks
+
+
+def _tree_faults(tree: DictConfig) -> list[str]:
+    try:
+        OmegaConf.resolve(tree)
+    except OmegaConfBaseException as error:
+        return [f"{error.full_key}: {str(error).splitlines()[0]}"]
+    values = OmegaConf.to_container(tree)
+    assert isinstance(values, dict)
+    unknown = [f"{key}: unknown key; {did_you_mean(key)}" for key in _unknown_keys(values, Config)]
+    return unknown + [f"{key}: has no value; set {key}=..." for key in sorted(OmegaConf.missing_keys(tree))]
+
+
+def _unknown_keys(values: Mapping[Any, Any], kind: type, prefix: str = "") -> Iterator[str]:
+    """Hydra lets `+key=1` add any key to any class: here it is found again."""
+    hints = get_type_hints(kind)
+    for key, value in values.items():
+        nested = _nested(hints[key]) if key in hints else None
+        if key not in hints:
+            yield f"{prefix}{key}"
+        elif nested is not None and get_origin(hints[key]) is dict:
+            for name, entry in value.items():
+                yield from _unknown_keys(entry, nested, f"{prefix}{key}.{name}.")
+        elif nested is not None and isinstance(value, dict):
+            yield from _unknown_keys(value, nested, f"{prefix}{key}.")
+
+
+def _nested(hint: Any) -> type | None:
+    """The class behind `C`, `C | None` and `dict[str, C]`."""
+    found = [part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)]
+    return found[0] if found else None
+
+
+def did_you_mean(key: str) -> str:
+    """The closest key beside the wrong one, else anywhere, else all that stand beside it."""
+    known = list(known_keys())
+    pool = re.match(r"pools\.([^.]+)", key)
+    pattern = re.sub(r"^pools\.[^.]+", "pools.<name>", key)
+    parent = pattern.rpartition(".")[0]
+    beside = [other for other in known if other.rpartition(".")[0] == parent]
+    by_name = {other.rpartition(".")[2]: other for other in beside}
+    close = [by_name[name] for name in get_close_matches(pattern.rpartition(".")[2], by_name, n=1, cutoff=0.6)]
+    close = close or get_close_matches(pattern, known, n=1, cutoff=0.8)
+    if close:
+        return f"did you mean {close[0].replace('<name>', pool.group(1) if pool else '<name>')}?"
+    return f"known here: {', '.join(by_name or (key for key in known if '.' not in key))}"
+
+
+def _incomplete(config: Config, conf_dir: Path) -> Iterator[str]:
+    if config.action in STARTS_A_RUN and config.cluster is None:
+        yield f"cluster: choose a cluster: +cluster=... ({', '.join(choices('cluster', conf_dir))})"
+    if config.action not in STARTS_A_RUN and config.cluster is None and config.run is None:
+        yield f"run: {config.action.value} needs to know which; set run=NAME"
+    if (config.model.path is None) == (config.model.generate is None):
+        yield "model.path: give exactly one of model.path and model.generate"

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.capacity import Memory
 from proxy.spec import ProxySpec
 from workers.spec import WorkerSpec
 
@@ -17,10 +18,10 @@ from workers.spec import WorkerSpec
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One Slurm job (or local process group), before it has an id."""
 
-    name: str  # run, pool and worker; the generation is added when it is submitted
+    name: str  # run and worker; the generation is added when it is submitted
     executor: str  # slurm | local
     num_nodes: int
-    gpus_per_node: int
+    gpus_per_node: int  # 0: none, or they are asked for as slurm["gres"]
     cpus_per_task: int
     mem_gb: int | None
     time_min: int
@@ -30,11 +31,20 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     additional: dict[str, Any]  # sbatch options without a submitit name: {"signal": "B:USR1@120"}
 
 
+class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker takes of one node."""
+
+    node: int
+    gpus: tuple[int, ...]
+
+
 class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     """One worker of the first generation; a successor differs in the spec's generation only."""
 
     spec: WorkerSpec
     job: JobRequest
+    example: tuple[GpuUse, ...] = ()  # one way to place all workers at once; Slurm chooses the real nodes
+    memory: Memory | None = None  # of each of its GPUs
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,3 +58,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     proxy: ProxySpec
     controller: JobRequest | None
     notes: tuple[str, ...]  # what a person should know: memory per GPU, what runs whole, and why
+    num_nodes: int = 0  # of the cluster
+    gpus_per_node: int = 0

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from launcher.job import GpuUse
 from launcher.schema import ClusterConfig, PoolConfig
 
 
@@ -17,12 +18,6 @@ class PoolLayout(msgspec.Struct, frozen=True, kw_only=True):
 
     num_nodes: int
     ranks_per_node: int
-
-
-class Placement(msgspec.Struct, frozen=True, kw_only=True):
-    node: int
-    first_gpu: int
-    num_gpus: int
 
 
 def pool_layout(pool: PoolConfig, cluster: ClusterConfig) -> PoolLayout:
@@ -55,18 +50,27 @@ def pool_faults(name: str, pool: PoolConfig, cluster: ClusterConfig) -> Iterator
         )
 
 
-def place(workers: Sequence[PoolLayout], cluster: ClusterConfig) -> list[tuple[Placement, ...]] | None:
-    """First fit, the largest first. None: they do not all fit at once."""
-    free = [cluster.gpus_per_node] * cluster.nodes
-    placed: dict[int, tuple[Placement, ...]] = {}
+def place(workers: Sequence[PoolLayout], cluster: ClusterConfig) -> list[tuple[GpuUse, ...]] | None:
+    """First fit, the largest first. None: they do not all fit at once. Without GPUs, workers go round the nodes."""
+    if not cluster.gpus_per_node:
+        return _round_robin(workers, cluster.nodes)
+    used = [0] * cluster.nodes
+    placed: dict[int, tuple[GpuUse, ...]] = {}
     for index in sorted(range(len(workers)), key=lambda i: (-workers[i].ranks_per_node, -workers[i].num_nodes, i)):
         need = workers[index].ranks_per_node
-        nodes = [node for node, slots in enumerate(free) if slots >= need][: workers[index].num_nodes]
+        nodes = [node for node in range(cluster.nodes) if used[node] + need <= cluster.gpus_per_node]
+        nodes = nodes[: workers[index].num_nodes]
         if len(nodes) < workers[index].num_nodes:
             return None
-        placed[index] = tuple(
-            Placement(node=node, first_gpu=cluster.gpus_per_node - free[node], num_gpus=need) for node in nodes
-        )
+        placed[index] = tuple(GpuUse(node=node, gpus=tuple(range(used[node], used[node] + need))) for node in nodes)
         for node in nodes:
-            free[node] -= need
+            used[node] += need
     return [placed[index] for index in range(len(workers))]
+
+
+def _round_robin(workers: Sequence[PoolLayout], num_nodes: int) -> list[tuple[GpuUse, ...]]:
+    starts = [sum(worker.num_nodes for worker in workers[:index]) for index in range(len(workers))]
+    return [
+        tuple(GpuUse(node=(start + offset) % num_nodes, gpus=()) for offset in range(worker.num_nodes))
+        for start, worker in zip(starts, workers, strict=True)
+    ]

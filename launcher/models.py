@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from launcher.capacity import Shape, shape_from_config
+from launcher.capacity import Shape, agrees, shape_from_config
 from launcher.schema import ModelConfig
 
 GENERATORS = {"tiny": "workers.engines.tiny_model"}  # python -m MODULE FOLDER
@@ -110,10 +110,12 @@ def _local(model: ModelConfig, folder: Path, remedy: str) -> ResolvedModel:
     missing = f"model.path: {folder} lacks {', '.join(lacks)}; {remedy}" if lacks else None
     shape, fault = _configured(model), None
     if (folder / "config.json").exists():
+        config = json.loads((folder / "config.json").read_bytes())
         try:
-            shape = shape_from_config(json.loads((folder / "config.json").read_bytes()))
+            shape = shape_from_config(config)
         except ValueError as error:
             fault = f"{folder}/config.json: {error}"
+            shape = shape if shape and agrees(shape, config) else None
     return ResolvedModel(path=str(folder), shape=shape, shape_fault=None if shape else fault, missing=missing)
 
 

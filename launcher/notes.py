@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from launcher.capacity import GIB
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
-from launcher.pools import PoolPlan, memory_budget
+from launcher.pools import PoolPlan
 from launcher.schema import Config
 
 
@@ -29,15 +29,12 @@ def _pool_notes(config: Config, pool: PoolPlan) -> Iterator[str]:
     if memory is None:
         yield f"{pool.name}: simulated, {pool.kv_tokens} KV tokens per worker"
         return
-    budget = memory_budget(config, pool.engine_args)
-    of = f" of {budget / GIB:.1f} GiB" if budget else ""
+    of = f" of {pool.budget_bytes / GIB:.1f} GiB" if pool.budget_bytes else ""
     yield (
-        f"{pool.name}: per GPU {memory.weights_bytes / GIB:.1f} GiB weights, about {memory.workspace_bytes / GIB:.1f}"
-        f" GiB to work, {memory.kv_bytes / GIB:.1f} GiB KV{of}"
-    )
-    yield (
-        f"{pool.name}: {memory.kv_tokens} KV tokens per worker ({memory.kv_bytes_per_token} bytes per token and GPU),"
-        f" {memory.concurrency(config.model.max_model_len):.1f} requests of {config.model.max_model_len} tokens at once"
+        f"{pool.name}: {memory.kv_tokens} KV tokens per worker: {memory.concurrency(config.model.max_model_len):.1f}"
+        f" requests of {config.model.max_model_len} tokens at once. Per rank {memory.weights_bytes / GIB:.1f} GiB"
+        f" weights, about {memory.workspace_bytes / GIB:.1f} GiB to work, {memory.kv_bytes / GIB:.1f} GiB KV{of},"
+        f" {memory.kv_bytes_per_token} bytes per token"
     )
 
 

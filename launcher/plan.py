@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher.checks import config_faults, pool_plan_faults
 from launcher.job import JobRequest, Plan, PlannedWorker
+from launcher.layout import place
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
 from launcher.notes import plan_notes
@@ -45,6 +46,8 @@ def make_plan(config: Config, *, model: ResolvedModel, code: str, interpreter: s
         proxy=_proxy(config, pools, pairs, code, run_dir),
         controller=_controller(config, interpreter),
         notes=plan_notes(config, model, pools, pairs),
+        num_nodes=config.cluster.nodes,
+        gpus_per_node=config.cluster.gpus_per_node,
     )
 
 
@@ -52,6 +55,9 @@ def _workers(
     config: Config, pools: tuple[PoolPlan, ...], model: ResolvedModel, code: str, interpreter: str, run_dir: str
 ) -> list[PlannedWorker]:
     assert config.cluster is not None and config.run is not None
+    layouts = [pool.layout for pool in pools for _ in range(pool.replicas)]
+    example = place(layouts, config.cluster)
+    assert example is not None, "checked before"
     workers: list[PlannedWorker] = []
     for pool in pools:
         engine = _engine(config, pool, model)
@@ -74,7 +80,7 @@ def _workers(
                 drain_timeout_s=config.engine.drain_timeout_s,
             )
             job = _worker_job(config.cluster, f"{config.run}.{spec.worker}", pool, interpreter)
-            workers.append(PlannedWorker(spec=spec, job=job))
+            workers.append(PlannedWorker(spec=spec, job=job, example=example[len(workers)], memory=pool.memory))
     return workers
 
 

@@ -13,7 +13,7 @@ from launcher.capacity import GIB, Demand, Memory, Shape, memory_in_budget, memo
 from launcher.layout import PoolLayout, pool_layout
 from launcher.matrix import EQUAL_ARGS, Pair, PoolTraits, pairs
 from launcher.models import ResolvedModel
-from launcher.schema import ClusterConfig, Config, Device, PoolConfig
+from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, PoolConfig
 from workers.spec import Role
 
 # What the engine takes where the arguments do not say.
@@ -35,6 +35,7 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     engine_args: dict[str, Any]
     environment: dict[str, str]
     memory: Memory | None  # None: the engine holds no real KV
+    budget_bytes: int | None  # of one GPU or CPU rank; None: unknown
     kv_tokens: int
     max_prefill_tokens: int
     max_decodes: int
@@ -55,19 +56,22 @@ def engine_args(config: Config, pool: PoolConfig) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if value is not None}
 
 
-def memory_budget(config: Config, args: dict[str, Any]) -> int | None:
-    """The bytes of one GPU that the engine may take; None on a CPU, where only the KV cache is bounded."""
+def _budget(config: Config, args: dict[str, Any], layout: PoolLayout) -> int | None:
+    """What one rank may take: the engine's part of a GPU, or on a CPU its part of the job's memory."""
     cluster = config.cluster
-    if cluster is None or config.engine.device is Device.cpu or cluster.gpu_memory_gib is None:
-        return None
-    return int(cluster.gpu_memory_gib * GIB * args.get("gpu_memory_utilization", DEFAULT_GPU_MEMORY_UTILIZATION))
+    assert cluster is not None
+    if config.engine.device is Device.cuda and cluster.gpu_memory_gib is not None:
+        return int(cluster.gpu_memory_gib * GIB * args.get("gpu_memory_utilization", DEFAULT_GPU_MEMORY_UTILIZATION))
+    _, mem_gb = _share(config, layout)
+    return None if mem_gb is None else mem_gb * GIB // layout.ranks_per_node
 
 
 def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, linked: bool) -> PoolPlan:
     cluster = config.cluster
     assert cluster is not None
     args, layout = engine_args(config, pool), pool_layout(pool, cluster)
-    memory = _memory(config, pool, args, shape)
+    budget = _budget(config, args, layout)
+    memory = _memory(config, pool, args, shape, budget)
     kv_tokens = memory.kv_tokens if memory else args.get("num_blocks", 0) * config.engine.block_size
     cpus, mem_gb = _share(config, layout)
     role = Role(pool.role.value)
@@ -88,6 +92,7 @@ def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, link
         engine_args=args,
         environment=cluster.environment | config.engine.environment | pool.environment,
         memory=memory,
+        budget_bytes=budget,
         kv_tokens=kv_tokens,
         max_prefill_tokens=prefill_tokens if pool.max_prefill_tokens is None else pool.max_prefill_tokens,
         max_decodes=decodes if pool.max_decodes is None else pool.max_decodes,
@@ -95,7 +100,9 @@ def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, link
     )
 
 
-def _memory(config: Config, pool: PoolConfig, args: dict[str, Any], shape: Shape | None) -> Memory | None:
+def _memory(
+    config: Config, pool: PoolConfig, args: dict[str, Any], shape: Shape | None, budget: int | None
+) -> Memory | None:
     if config.engine.simulated:
         return None
     assert shape is not None
@@ -111,21 +118,26 @@ def _memory(config: Config, pool: PoolConfig, args: dict[str, Any], shape: Shape
     )
     if "kv_cache_memory_bytes" in args:
         return memory_with_kv(shape, demand, args["kv_cache_memory_bytes"])
-    budget = memory_budget(config, args)
     assert budget is not None
     return memory_in_budget(shape, demand, budget)
 
 
 def _share(config: Config, layout: PoolLayout) -> tuple[int, int | None]:
-    """A worker's part of a node's CPUs and memory: by GPUs, or evenly where there are none."""
-    cluster = config.cluster
+    """A worker's part of a node's CPUs and memory: by GPUs, or evenly where there are none.
+
+    A controller job in the same partition starts first: what it takes is left out, or a worker that needs a
+    whole node would wait for it for ever.
+    """
+    cluster, controller = config.cluster, config.controller
     assert cluster is not None
+    shares_nodes = controller.where is ControllerPlace.job and controller.partition in (None, cluster.partition)
+    taken_cpus, taken_gb = (controller.cpus, controller.mem_gb or 0) if shares_nodes else (0, 0)
     if cluster.gpus_per_node:
         part, whole = layout.ranks_per_node, cluster.gpus_per_node
     else:
         part, whole = 1, _workers_per_node(config, cluster)
-    mem_gb = None if cluster.mem_gb is None else max(1, cluster.mem_gb * part // whole)
-    return max(1, cluster.cpus_per_node * part // whole), mem_gb
+    mem_gb = None if cluster.mem_gb is None else max(1, (cluster.mem_gb - taken_gb) * part // whole)
+    return max(1, (cluster.cpus_per_node - taken_cpus) * part // whole), mem_gb
 
 
 def _workers_per_node(config: Config, cluster: ClusterConfig) -> int:

@@ -169,6 +169,7 @@ class DeadlinesConfig:
     queue_s: float = 30.0
     prefill_s: float = 120.0
     first_token_s: float = 120.0
+    answer_s: float = 1800.0
     between_tokens_s: float = 60.0
 
 
