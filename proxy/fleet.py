@@ -98,6 +98,7 @@ Event = Registering | PhaseTold | LoadTold | PeerLost | Proven | ProofFailed
 @dataclass(frozen=True, slots=True)
 class Accept:
     peer: Peer
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class Fleet:
         else:
             worker.host, worker.capabilities = peer, register.capabilities
         self.by_peer[peer] = worker
-        return [*effects, Accept(peer), Changed()]
+        return [*effects, Accept(peer, register.protocol), Changed()]
 
     def _fault_of(self, register: Register) -> str | None:
         if not OLDEST_PROTOCOL <= register.protocol <= PROTOCOL:

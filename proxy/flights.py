@@ -17,7 +17,7 @@ from enum import Enum
 
 import msgspec
 
-from proxy.errors import DeadlinePassed, NoWorker, ProxyError, QueueFull, WorkerFailed
+from proxy.errors import ApiError, Deadline, NoWorker, QueueFull, WorkerFailed
 from proxy.fleet import Fleet, Key, Worker
 from proxy.router import Demand, Route, Router
 from proxy.spec import Deadlines, Limits
@@ -54,7 +54,7 @@ class Flight:
     demand: Demand
     streams: bool
     state: State = State.QUEUED
-    since: float = 0.0
+    arrived_at: float = 0.0
     progress_at: float = 0.0
     attempts: int = 0
     route: Route | None = None
@@ -67,7 +67,7 @@ class Flight:
         self.story.append(f"{self.state.value}@{now:.3f}")
         if state not in NEXT[self.state]:
             raise RuntimeError(f"request {self.request_id}: no step to {state.value} after {' '.join(self.story)}")
-        self.state, self.since, self.progress_at = state, now, now
+        self.state, self.progress_at = state, now
 
 
 @dataclass(slots=True)
@@ -195,7 +195,7 @@ class Reject:
     """Nothing was sent yet: a real status."""
 
     flight: Flight
-    error: ProxyError
+    error: ApiError
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,23 +203,28 @@ class Break:
     """The answer has begun and cannot be completed."""
 
     flight: Flight
-    error: ProxyError
+    error: ApiError
 
 
-Effect = Send | Begin | Finish | Reject | Break
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """The client has left; nobody is told anything."""
+
+    flight: Flight
+
+
+Effect = Send | Begin | Finish | Reject | Break | Drop
 
 
 class Flights:
     """All requests of this proxy."""
 
-    def __init__(self, fleet: Fleet, router: Router, limits: Limits, deadlines: Deadlines, redeem_s: float) -> None:
+    def __init__(self, fleet: Fleet, router: Router, limits: Limits, deadlines: Deadlines) -> None:
         self._fleet = fleet
         self._router = router
         self._limits = limits
         self._deadlines = deadlines
-        self._redeem_s = redeem_s
         self._next_rid = 0
-        self._turn = 0
         self.queue: deque[Flight] = deque()
         self.open: dict[int, Flight] = {}
         self.legs: dict[int, LegRecord] = {}
@@ -255,11 +260,13 @@ class Flights:
     # ------------------------------------------------------------ arriving and being placed
 
     def _arrive(self, flight: Flight, now: float) -> None:
-        flight.since = flight.progress_at = now
+        flight.arrived_at = flight.progress_at = now
         if not self._fleet.serving and flight.demand.forced is None:
-            self._out.append(Reject(flight, NoWorker("no worker is ready to answer", RETRY_AFTER_S)))
+            self._out.append(Reject(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S)))
         elif len(self.queue) >= self._limits.max_queued:
-            self._out.append(Reject(flight, QueueFull(f"{len(self.queue)} requests wait already", RETRY_AFTER_S)))
+            self._out.append(
+                Reject(flight, QueueFull(f"{len(self.queue)} requests wait already", retry_after_s=RETRY_AFTER_S))
+            )
         elif flight.demand.forced is not None:
             self._start_forced(flight, now)
         else:
@@ -269,7 +276,7 @@ class Flights:
     def _start_forced(self, flight: Flight, now: float) -> None:
         route = self._router.route(self._fleet, flight.demand)
         if route is None:
-            self._out.append(Reject(flight, NoWorker("a worker of this pair is not up", RETRY_AFTER_S)))
+            self._out.append(Reject(flight, NoWorker("a worker of this pair is not up", retry_after_s=RETRY_AFTER_S)))
             return
         self.open[flight.id] = flight
         self._start(flight, route, now)
@@ -400,7 +407,7 @@ class Flights:
             self._fail(flight, WorkerFailed(f"{why} (attempt {flight.attempts} of {MAX_ATTEMPTS})"), now)
             return
         if not self._fleet.serving:
-            self._fail(flight, NoWorker(f"{why}; no other worker is ready", RETRY_AFTER_S), now)
+            self._fail(flight, NoWorker(f"{why}; no other worker is ready", retry_after_s=RETRY_AFTER_S), now)
             return
         avoided = flight.demand.avoid | ({avoid} if avoid is not None else set())
         others = [w for w in self._fleet.workers.values() if w.up and w.caps.max_decodes and w.key not in avoided]
@@ -412,7 +419,7 @@ class Flights:
         flight.move(State.QUEUED, now)
         self.queue.appendleft(flight)
 
-    def _fail(self, flight: Flight, error: ProxyError, now: float) -> None:
+    def _fail(self, flight: Flight, error: ApiError, now: float) -> None:
         self._end(flight, now)
         self._out.append(Reject(flight, error))
 
@@ -424,6 +431,7 @@ class Flights:
         if flight.state is not State.ENDED:
             self._withdraw(flight)
             self._end(flight, now)
+            self._out.append(Drop(flight))
 
     def _withdraw(self, flight: Flight) -> None:
         """Take back whatever runs for it; the worker's acknowledgement gives back the load."""
@@ -506,7 +514,7 @@ class Flights:
         self._withdraw(flight)
         self._end(flight, now)
         if state is State.QUEUED:
-            error: ProxyError = NoWorker(f"waited {limit_s:.0f} s for a free worker", RETRY_AFTER_S)
+            error: ApiError = NoWorker(f"waited {limit_s:.0f} s for a free worker", retry_after_s=RETRY_AFTER_S)
         else:
-            error = DeadlinePassed(f"{state.value} took more than {limit_s:.0f} s")
+            error = Deadline(f"{state.value} took more than {limit_s:.0f} s")
         self._out.append(Break(flight, error) if state is State.STREAMING else Reject(flight, error))

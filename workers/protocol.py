@@ -348,7 +348,7 @@ def encode_batch(seq: int, ack: int, messages: Sequence[Message]) -> bytes:
     return _encode((seq, ack, messages))
 
 
-def decode_to_proxy(data: bytes) -> Batch[ToProxy]:
+def decode_to_proxy(data: bytes | memoryview) -> Batch[ToProxy]:
     """Raises DecodeError naming the path of what is wrong."""
     return _to_proxy.decode(data)
 
