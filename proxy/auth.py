@@ -1,0 +1,85 @@
+"""Who a client is, and what it may do: API keys by their hashes, read from the run folder.
+
+Owns the table of keys. Never sees or stores a key itself: the file holds SHA-256 digests. Touches the
+file only in `load` and `reload_if_changed`, which block on a shared file system: call them off the
+event loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from proxy.errors import Forbidden, Unauthorized
+from proxy.routes import Access, Route
+
+log = logging.getLogger(__name__)
+
+_BEARER = b"bearer "
+
+
+class Key(msgspec.Struct, frozen=True, rename={"kind": "class"}, forbid_unknown_fields=True):
+    """`hash` is the SHA-256 of the key in hexadecimal."""
+
+    name: str
+    hash: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    kind: Literal["user", "reader"]
+
+
+class ApiKeys:
+    """The live table of one file. `identify` may run while another thread reloads."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises OSError or msgspec.ValidationError: without keys there is no service."""
+        self._path = path
+        self._version = self._stat()
+        self._by_digest = self._load()
+
+    def identify(self, authorization: bytes | None) -> Key | None:
+        """The key in an Authorization header.
+
+        A look-up by digest leaks nothing useful through its timing: nobody can aim at a prefix of a hash.
+        """
+        if authorization is None or authorization[:7].lower() != _BEARER:
+            return None
+        return self._by_digest.get(hashlib.sha256(authorization[7:].strip()).digest())
+
+    def reload_if_changed(self) -> bool:
+        """Take over a new table whole. A broken file changes nothing and is reported once."""
+        try:
+            version = self._stat()
+            if version == self._version:
+                return False
+            self._version = version
+            self._by_digest = self._load()
+        except (OSError, msgspec.DecodeError) as error:
+            # An editor may be halfway; locking everyone out would be worse than the old table.
+            log.error("API keys not reloaded, the old ones stay valid: %s: %s", self._path, error)
+            return False
+        log.info("API keys reloaded: %d keys", len(self._by_digest))
+        return True
+
+    def _stat(self) -> tuple[int, int, int] | None:
+        try:
+            stat = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+    def _load(self) -> dict[bytes, Key]:
+        keys = msgspec.json.decode(self._path.read_bytes(), type=list[Key])
+        return {bytes.fromhex(key.hash): key for key in keys}
+
+
+def authorize(route: Route, key: Key | None) -> None:
+    """Raises Unauthorized or Forbidden."""
+    if route.access is Access.FREE:
+        return
+    if key is None:
+        raise Unauthorized("missing or unknown API key: send the header `Authorization: Bearer KEY`")
+    if key.kind == "reader" and route.access is not Access.READER:
+        raise Forbidden(f"the key {key.name!r} is read-only: it opens /metrics and /fleet, not {route.path}")
