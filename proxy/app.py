@@ -72,8 +72,9 @@ class Proxy:
     """`server` must be started by the caller with `handle` and `admit`."""
 
     def __init__(
-        self, spec: ProxySpec, keys: ApiKeys, context: zmq.Context[Any], address: str, curve: CurveKeys, port: int
+        self, spec: ProxySpec, keys: ApiKeys, context: zmq.Context[Any], address: str, port: int, curve: CurveKeys
     ) -> None:
+        """Binds the links to `port`, or to any free one where it is taken or 0. Raises zmq.ZMQError."""
         self.spec = spec
         self.server = Server()
         self.fleet = Fleet(spec)

@@ -261,25 +261,23 @@ class Flights:
 
     def _arrive(self, flight: Flight, now: float) -> None:
         flight.arrived_at = flight.progress_at = now
-        if not self._fleet.serving and flight.demand.forced is None:
-            self._out.append(Reject(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S)))
-        elif len(self.queue) >= self._limits.max_queued:
-            self._out.append(
-                Reject(flight, QueueFull(f"{len(self.queue)} requests wait already", retry_after_s=RETRY_AFTER_S))
-            )
-        elif flight.demand.forced is not None:
+        self.open[flight.id] = flight
+        if flight.demand.forced is not None:
             self._start_forced(flight, now)
+        elif not self._fleet.serving:
+            self._fail(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S), now)
+        elif len(self.queue) >= self._limits.max_queued:
+            full = f"{len(self.queue)} requests wait already"
+            self._fail(flight, QueueFull(full, retry_after_s=RETRY_AFTER_S), now)
         else:
-            self.open[flight.id] = flight
             self.queue.append(flight)
 
     def _start_forced(self, flight: Flight, now: float) -> None:
         route = self._router.route(self._fleet, flight.demand)
         if route is None:
-            self._out.append(Reject(flight, NoWorker("a worker of this pair is not up", retry_after_s=RETRY_AFTER_S)))
-            return
-        self.open[flight.id] = flight
-        self._start(flight, route, now)
+            self._fail(flight, NoWorker("a worker of this pair is not up", retry_after_s=RETRY_AFTER_S), now)
+        else:
+            self._start(flight, route, now)
 
     def _place_queued(self, now: float) -> None:
         """In order: a request that fits nowhere yet is not overtaken, so none starves."""

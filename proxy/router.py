@@ -71,7 +71,7 @@ class Router:
             prefill = self._pick(w for w in fleet.workers.values() if self._can_prefill(fleet, w, decode, demand))
             if prefill is not None:
                 return Route(prefill, decode, f"least loaded of its role, {demand.num_tokens} tokens estimated")
-            if any((w.key, decode.key) in fleet.proven and w.up for w in fleet.workers.values()):
+            if self._has_partner(fleet, decode, demand):
                 return None  # the prefill workers are busy: waiting is better than disturbing decodes
             why_whole = "no prefill worker is up"
         return Route(None, decode, why_whole) if self._has_room(decode, demand) else None
@@ -96,6 +96,13 @@ class Router:
             and worker.key not in demand.avoid
             and self._has_room(worker, demand)
             and self._may_pin(worker, demand)
+        )
+
+    @staticmethod
+    def _has_partner(fleet: Fleet, decode: Worker, demand: Demand) -> bool:
+        return any(
+            worker.up and key not in demand.avoid and (key, decode.key) in fleet.proven
+            for key, worker in fleet.workers.items()
         )
 
     @staticmethod

@@ -1,0 +1,94 @@
+"""Who is there, who is refused, and what must be proven before it serves."""
+
+from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, Proven, Refuse, Registering, WorkerLost
+from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
+from workers.lifecycle import DRAINING
+from workers.protocol import Part
+
+
+def test_a_worker_is_up_only_with_both_links_and_a_ready_phase() -> None:
+    fleet = Fleet(proxy_spec())
+    fleet.apply(Registering(b"a", register("decode-0", Part.AGENT)), 0.0)
+    assert not fleet.workers["decode-0", 0].up
+    bring_up(fleet, "decode-0")
+    assert fleet.workers["decode-0", 0].up
+
+
+def test_draining_takes_it_out() -> None:
+    fleet = Fleet(proxy_spec())
+    key = bring_up(fleet, "decode-0")
+    fleet.apply(PhaseTold(peer("decode-0", Part.AGENT), DRAINING, "SIGTERM"), 1.0)
+    assert not fleet.workers[key].up
+    assert not fleet.serving
+
+
+def test_nothing_serves_before_its_proof() -> None:
+    fleet = Fleet(proxy_spec())
+    prefill = bring_up(fleet, "prefill-0", prove=False)
+    decode = bring_up(fleet, "decode-0", prove=False)
+    assert fleet.expected_pairs() == [(prefill, decode)]
+    assert not fleet.serving
+    fleet.apply(Proven((prefill, decode)), 0.0)
+    assert fleet.serving
+    assert fleet.ready
+
+
+def test_a_lone_decode_worker_proves_itself_with_a_completion() -> None:
+    fleet = Fleet(proxy_spec())
+    decode = bring_up(fleet, "decode-0", prove=False)
+    assert fleet.expected_pairs() == [(None, decode)]
+
+
+def test_engines_that_cannot_exchange_kv_are_no_pair() -> None:
+    fleet = Fleet(proxy_spec())
+    bring_up(fleet, "prefill-0")
+    decode = bring_up(fleet, "decode-0")
+    fleet.workers[decode].capabilities = capabilities("other dtype")
+    assert fleet.expected_pairs() == [(None, decode)]
+
+
+def test_one_lost_link_is_the_worker_lost_and_the_other_part_registers_anew() -> None:
+    fleet = Fleet(proxy_spec())
+    key = bring_up(fleet, "decode-0")
+    effects = fleet.apply(PeerLost(peer("decode-0", Part.AGENT), "gone"), 1.0)
+    assert WorkerLost(key, "gone") in effects
+    assert any(isinstance(e, Refuse) and e.peer == peer("decode-0", Part.HOST) and not e.final for e in effects)
+    assert not fleet.workers
+    assert not fleet.by_peer
+    assert not fleet.proven
+
+
+def test_the_same_worker_from_another_process_is_refused_for_good() -> None:
+    fleet = Fleet(proxy_spec())
+    key = bring_up(fleet, "decode-0")
+    stranger = register("decode-0", Part.AGENT, incarnation="other")
+    effects = fleet.apply(Registering(b"stranger", stranger), 1.0)
+    assert [e.final for e in effects if isinstance(e, Refuse)] == [True]
+    assert "registered already" in fleet.refusals[0]
+    assert fleet.workers[key].up
+
+
+def test_a_new_session_of_the_same_process_replaces_the_old_one() -> None:
+    fleet = Fleet(proxy_spec())
+    bring_up(fleet, "decode-0")
+    effects = fleet.apply(Registering(b"again", register("decode-0", Part.HOST)), 1.0)
+    assert any(isinstance(e, WorkerLost) for e in effects)
+    assert Accept(b"again", 1) in effects
+    assert fleet.workers["decode-0", 0].host == b"again"
+
+
+def test_another_protocol_and_another_pool_are_refused_with_the_reason() -> None:
+    fleet = Fleet(proxy_spec())
+    for stranger in (register("decode-0", Part.AGENT, protocol=9), register("other-0", Part.AGENT)):
+        (refusal, _) = fleet.apply(Registering(b"x", stranger), 0.0)
+        assert isinstance(refusal, Refuse)
+        assert refusal.final
+    assert "speaks protocol 9" in fleet.refusals[0]
+    assert "not part of run r" in fleet.refusals[1]
+
+
+def test_two_generations_live_side_by_side() -> None:
+    fleet = Fleet(proxy_spec())
+    bring_up(fleet, "decode-0", 0)
+    bring_up(fleet, "decode-0", 1)
+    assert {key for key, worker in fleet.workers.items() if worker.up} == {("decode-0", 0), ("decode-0", 1)}

@@ -1,0 +1,245 @@
+"""The life of a request: a scenario per way it can go, and random histories with invariants."""
+
+from __future__ import annotations
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from proxy import flights as fl
+from proxy.fleet import Fleet, Key, PeerLost
+from proxy.flights import Flight, Flights, State
+from proxy.router import Router
+from proxy.spec import Deadlines, Limits, RoutingSpec
+from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
+from workers.protocol import Cancel, Leg, Part, Release, Submit, TicketClosed
+
+
+class World:
+    """Cores and what they sent."""
+
+    def __init__(self, num_prefill: int = 1, num_decode: int = 1) -> None:
+        self.fleet = Fleet(proxy_spec())
+        for i in range(num_prefill):
+            bring_up(self.fleet, f"prefill-{i}")
+        for i in range(num_decode):
+            bring_up(self.fleet, f"decode-{i}")
+        self.flights = Flights(self.fleet, Router(RoutingSpec()), Limits(max_queued=8), Deadlines())
+        self.now = 0.0
+
+    def apply(self, event: fl.Event) -> list[fl.Effect]:
+        return self.flights.apply(event, self.now)
+
+    def lose(self, key: Key) -> list[fl.Effect]:
+        self.fleet.apply(PeerLost(peer(key[0], Part.AGENT, key[1]), "killed"), self.now)
+        return self.apply(fl.WorkerGone(key, "killed"))
+
+
+def sent(effects: list[fl.Effect], kind: type) -> list:  # type: ignore[type-arg]
+    return [e.message for e in effects if isinstance(e, fl.Send) and isinstance(e.message, kind)]
+
+
+def only(effects: list[fl.Effect], kind: type) -> fl.Effect:
+    (found,) = [e for e in effects if isinstance(e, kind)]
+    return found
+
+
+def split(world: World, request: Flight) -> tuple[int, int]:
+    """Send a request through prefill up to its decode leg. Returns (rid of decode, prefill tokens)."""
+    (prefill,) = sent(world.apply(fl.Arrived(request)), Submit)
+    assert prefill.leg == Leg.PREFILL
+    (decode,) = sent(world.apply(fl.PrefillDone(prefill.rid, ticket("t", ("prefill-0", 0)))), Submit)
+    assert decode.leg == Leg.DECODE
+    assert decode.ticket.id == "t"
+    return decode.rid, prefill.rid
+
+
+def test_prefill_then_decode_then_end() -> None:
+    world = World()
+    request = flight(1)
+    rid, _ = split(world, request)
+    assert world.flights.tickets
+    effects = world.apply(fl.AnswerStarted(rid, 200, ()))
+    assert isinstance(only(effects, fl.Begin), fl.Begin)
+    assert [m.ticket_id for m in sent(effects, TicketClosed)] == ["t"]
+    assert isinstance(only(world.apply(fl.AnswerEnded(rid)), fl.Finish), fl.Finish)
+    assert not world.flights.legs
+    assert not world.flights.tickets
+    assert world.fleet.workers["decode-0", 0].num_decodes == 0
+    assert world.fleet.workers["prefill-0", 0].prefill_tokens == 0
+    assert world.fleet.workers["prefill-0", 0].pinned_blocks == 0
+
+
+def test_an_error_answered_by_the_prefill_workers_app_passes_through() -> None:
+    world = World()
+    (prefill,) = sent(world.apply(fl.Arrived(flight(1))), Submit)
+    assert only(world.apply(fl.AnswerStarted(prefill.rid, 400, ())), fl.Begin).status == 400  # type: ignore[union-attr]
+    world.apply(fl.AnswerEnded(prefill.rid))
+    assert world.fleet.workers["decode-0", 0].num_decodes == 0
+
+
+def test_a_failed_decode_is_tried_again_elsewhere_and_its_ticket_released() -> None:
+    world = World(num_decode=2)
+    request = flight(1)
+    rid, _ = split(world, request)
+    first = world.flights.legs[rid].worker.key
+    effects = world.apply(fl.LegFailed(rid, "ticket is old", True, False, 500))
+    assert sent(effects, Release)
+    (again,) = sent(effects, Submit)
+    assert again.leg == Leg.PREFILL
+    assert request.demand.avoid == {first}
+
+
+def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None:
+    world = World()
+    request = flight(1)
+    effects = world.apply(fl.Arrived(request))
+    legs = []
+    while submits := sent(effects, Submit):
+        legs.append(submits[0].leg)
+        effects = world.apply(fl.LegFailed(submits[0].rid, "no", True, False, 500))
+    assert legs == [Leg.PREFILL, Leg.WHOLE, Leg.WHOLE]
+    assert only(effects, fl.Reject).error.status == 502  # type: ignore[union-attr]
+
+
+def test_a_stream_that_has_begun_is_broken_off() -> None:
+    world = World()
+    rid, _ = split(world, flight(1))
+    world.apply(fl.AnswerStarted(rid, 200, ()))
+    assert isinstance(only(world.lose(("decode-0", 0)), fl.Break), fl.Break)
+
+
+def test_a_dead_holder_means_prefilling_again_at_once() -> None:
+    world = World(num_prefill=2)
+    rid, _ = split(world, flight(1))
+    effects = world.lose(("prefill-0", 0))
+    assert [m.rid for m in sent(effects, Cancel)] == [rid]
+    (again,) = sent(effects, Submit)
+    assert again.leg == Leg.PREFILL
+    world.apply(fl.LegCancelled(rid, True))
+    assert world.fleet.workers["decode-0", 0].num_decodes == 1
+
+
+def test_a_client_that_leaves_is_cancelled_and_a_crossing_ticket_released() -> None:
+    world = World()
+    request = flight(1)
+    (prefill,) = sent(world.apply(fl.Arrived(request)), Submit)
+    effects = world.apply(fl.ClientGone(request))
+    assert [m.rid for m in sent(effects, Cancel)] == [prefill.rid]
+    assert sent(world.apply(fl.PrefillDone(prefill.rid, ticket("t", ("prefill-0", 0)))), Release)
+    assert not world.flights.legs
+    assert world.fleet.workers["decode-0", 0].num_decodes == 0
+
+
+def test_nobody_there_is_503_and_a_full_queue_429() -> None:
+    world = World(num_decode=0)
+    assert only(world.apply(fl.Arrived(flight(1))), fl.Reject).error.status == 503  # type: ignore[union-attr]
+    world = World()
+    world.fleet.workers["decode-0", 0].num_decodes = 4
+    for number in range(8):
+        assert not world.apply(fl.Arrived(flight(number)))
+    assert only(world.apply(fl.Arrived(flight(9))), fl.Reject).error.status == 429  # type: ignore[union-attr]
+
+
+def test_every_wait_has_a_deadline() -> None:
+    world = World()
+    (prefill,) = sent(world.apply(fl.Arrived(flight(1))), Submit)
+    world.now = 200.0
+    effects = world.apply(fl.Tick())
+    assert sent(effects, Cancel)[0].rid == prefill.rid
+    assert only(effects, fl.Reject).error.status == 504  # type: ignore[union-attr]
+
+
+class Histories(RuleBasedStateMachine):
+    """Arrivals, answers, failures, losses and returns in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(2, 2)
+        self.requests: list[Flight] = []
+        self.ends: dict[int, int] = {}
+        self.num_tickets = 0
+
+    def run(self, event: fl.Event) -> None:
+        self.take(self.world.apply(event))
+
+    def take(self, effects: list[fl.Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, fl.Finish | fl.Reject | fl.Break | fl.Drop):
+                self.ends[effect.flight.id] = self.ends.get(effect.flight.id, 0) + 1
+
+    def legs(self, *kinds: str) -> list[int]:
+        return [rid for rid, leg in self.world.flights.legs.items() if leg.kind in kinds]
+
+    @rule(num_tokens=st.integers(1, 3000))
+    def arrive(self, num_tokens: int) -> None:
+        self.requests.append(flight(len(self.requests), num_tokens))
+        self.run(fl.Arrived(self.requests[-1]))
+
+    @precondition(lambda self: self.legs(Leg.PREFILL))
+    @rule(data=st.data(), with_ticket=st.booleans())
+    def prefilled(self, data: st.DataObject, with_ticket: bool) -> None:
+        rid = data.draw(st.sampled_from(self.legs(Leg.PREFILL)))
+        leg = self.world.flights.legs[rid]
+        self.num_tickets += 1
+        granted = ticket(f"t{self.num_tickets}", leg.worker.key) if with_ticket else None
+        self.run(fl.PrefillDone(rid, granted))
+
+    @precondition(lambda self: self.legs(Leg.DECODE, Leg.WHOLE))
+    @rule(data=st.data(), then=st.sampled_from(["start", "end", "fail", "refuse", "cancelled"]))
+    def answered(self, data: st.DataObject, then: str) -> None:
+        rid = data.draw(st.sampled_from(self.legs(Leg.DECODE, Leg.WHOLE)))
+        leg = self.world.flights.legs[rid]
+        started = leg.flight.state is State.STREAMING
+        if leg.cancelled:
+            self.run(fl.LegCancelled(rid, leg.ticket is not None))
+        elif then == "start" and not started:
+            self.run(fl.AnswerStarted(rid, 200, ()))
+        elif then == "end" and started:
+            self.run(fl.AnswerEnded(rid))
+        elif then in ("fail", "refuse"):
+            self.run(fl.LegFailed(rid, "no", then == "fail", False, 500))
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        self.run(fl.ClientGone(data.draw(st.sampled_from(self.requests))))
+
+    @rule(name=st.sampled_from(["prefill-0", "prefill-1", "decode-0", "decode-1"]))
+    def lose_or_return(self, name: str) -> None:
+        if (name, 0) in self.world.fleet.workers:
+            self.take(self.world.lose((name, 0)))
+        else:
+            bring_up(self.world.fleet, name)
+            self.run(fl.RoomMade())
+
+    @rule(seconds=st.sampled_from([0.1, 20.0, 130.0]))
+    def wait(self, seconds: float) -> None:
+        self.world.now += seconds
+        self.run(fl.Tick())
+
+    @invariant()
+    def loads_are_those_of_the_legs(self) -> None:
+        legs = self.world.flights.legs.values()
+        for worker in self.world.fleet.workers.values():
+            assert worker.prefill_tokens == sum(leg.prefill_tokens for leg in legs if leg.worker is worker)
+            assert worker.num_decodes == sum(leg.place is worker for leg in legs)
+            pinned = sum(t.ticket.num_blocks for t in self.world.flights.tickets.values() if t.holder == worker.key)
+            assert worker.pinned_blocks == pinned
+
+    @invariant()
+    def no_ticket_outlives_its_holder_or_its_leg(self) -> None:
+        waiting = {leg.ticket for leg in self.world.flights.legs.values()}
+        for name, opened in self.world.flights.tickets.items():
+            assert opened.holder in self.world.fleet.workers
+            assert name in waiting
+
+    @invariant()
+    def every_request_ends_exactly_once(self) -> None:
+        for request in self.requests:
+            ended = self.ends.get(request.id, 0)
+            assert ended == (0 if request.id in self.world.flights.open else 1)
+
+
+Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHistories = Histories.TestCase
