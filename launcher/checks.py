@@ -1,6 +1,7 @@
 """What makes a configuration impossible: every fault with its config key and what to do about it.
 
-Pure. `config_faults` needs only what the user wrote; `pool_plan_faults` the pools worked out from it.
+Pure. `form_faults` come first: with any of them the pools cannot be worked out. `rule_faults` need only what
+the user wrote, `pool_plan_faults` the pools.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from launcher.capacity import DTYPE_BYTES, GIB, Memory, Shape
-from launcher.layout import place, pool_faults
+from launcher.layout import count_faults, place, size_faults
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
 from launcher.pools import PoolPlan, engine_args
@@ -40,13 +41,28 @@ OWNED_SBATCH = {
 }
 
 
-def config_faults(config: Config, model: ResolvedModel) -> list[str]:
+def form_faults(config: Config, model: ResolvedModel) -> list[str]:
     cluster = config.cluster
     if cluster is None:
         return ["cluster: choose a cluster: +cluster=..."]
-    faults = [*_run_faults(config), *_cluster_faults(config, cluster), *_model_faults(config, model)]
+    faults = [f"cluster.nodes: {cluster.nodes} is not a count; use 1 or more"] if cluster.nodes < 1 else []
     for name, pool in config.pools.items():
-        faults += [*pool_faults(name, pool, cluster), *_pool_config_faults(name, pool, config)]
+        faults += count_faults(name, pool)
+        if not config.engine.simulated:
+            faults += _kv_size_faults(name, pool, config)
+    return faults if config.engine.simulated else [*_model_faults(model), *faults]
+
+
+def rule_faults(config: Config, model: ResolvedModel) -> list[str]:
+    cluster = config.cluster
+    if cluster is None:
+        return []  # told by form_faults
+    faults = [*_run_faults(config), *_cluster_faults(config, cluster)]
+    for name, pool in config.pools.items():
+        faults += _pool_faults(name, pool, config)
+        if list(count_faults(name, pool)):
+            continue
+        faults += size_faults(name, pool, cluster)
         if model.shape is not None:
             faults += _split_faults(name, pool, model.shape)
     return faults
@@ -64,7 +80,7 @@ def pool_plan_faults(config: Config, pools: Sequence[PoolPlan], pairs: Sequence[
             f"pools: all workers together take {asked} GPUs and do not fit on {cluster.nodes} nodes of"
             f" {cluster.gpus_per_node}; lower replicas or tensor_parallel, or raise cluster.nodes"
         )
-    return list(dict.fromkeys(faults))
+    return faults
 
 
 def _run_faults(config: Config) -> Iterator[str]:
@@ -86,11 +102,9 @@ def _run_faults(config: Config) -> Iterator[str]:
 
 
 def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
-    if cluster.nodes < 1:
-        yield f"cluster.nodes: {cluster.nodes} is not a count; use 1 or more"
     if cluster.executor is Executor.local and config.controller.where is ControllerPlace.job:
         yield "controller.where: without Slurm there is no job for the controller; use foreground"
-    if cluster.executor is Executor.local and cluster.nodes != 1:
+    if cluster.executor is Executor.local and cluster.nodes > 1:
         yield f"cluster.nodes: {cluster.nodes} with executor local; this machine is one node"
     if config.engine.device is Device.cuda and not cluster.gpus_per_node:
         yield f"engine.device: cuda, but {cluster.name} has no GPUs; use engine=vllm_cpu"
@@ -101,16 +115,14 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
         yield f"cluster.signal_lead_s: {cluster.signal_lead_s} is not inside the walltime; use fewer (at most 65534)"
 
 
-def _model_faults(config: Config, model: ResolvedModel) -> Iterator[str]:
-    if config.engine.simulated:
-        return
+def _model_faults(model: ResolvedModel) -> Iterator[str]:
     if model.shape is None:
         yield f"model.shape: {model.shape_fault or 'the model is not here'}; give model.shape"
     elif model.shape.dtype not in DTYPE_BYTES:
         yield f"model.shape.dtype: unknown {model.shape.dtype!r}; known: {', '.join(DTYPE_BYTES)}"
 
 
-def _pool_config_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
+def _pool_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
     key = f"pools.{name}"
     if not NAME.fullmatch(name):
         yield f"{key}: {name!r} is not a name; use a-z, 0-9 and -"
@@ -122,11 +134,10 @@ def _pool_config_faults(name: str, pool: PoolConfig, config: Config) -> Iterator
     yield from (f"{key}.engine_args.{arg}: write {arg.replace('-', '_')}" for arg in args if "-" in arg)
     if config.engine.kind == "vllm":
         yield from (f"{key}.{fault}" for fault in owned_flags(args))
-    if not config.engine.simulated:
-        yield from _kv_size_faults(key, config, args)
 
 
-def _kv_size_faults(key: str, config: Config, args: dict[str, object]) -> Iterator[str]:
+def _kv_size_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
+    key, args = f"pools.{name}", engine_args(config, pool)
     for arg in ("dtype", "kv_cache_dtype"):
         if args.get(arg, "auto") not in ("auto", *DTYPE_BYTES):
             yield f"{key}.engine_args.{arg}: unknown {args[arg]!r}; known: auto, {', '.join(DTYPE_BYTES)}"
@@ -140,8 +151,6 @@ def _kv_size_faults(key: str, config: Config, args: dict[str, object]) -> Iterat
 
 def _split_faults(name: str, pool: PoolConfig, shape: Shape) -> Iterator[str]:
     key, size = f"pools.{name}.tensor_parallel", pool.tensor_parallel
-    if size < 1 or pool.pipeline_parallel < 1:
-        return  # told with the pool's sizes
     if shape.num_heads % size:
         yield f"{key}: {size} does not divide {shape.num_heads} attention heads; use {_divisors(shape.num_heads)}"
     elif size % shape.num_kv_heads and shape.num_kv_heads % size:

@@ -67,7 +67,7 @@ def known_keys(kind: type = Config, prefix: str = "") -> Iterator[str]:
     """Every key of the schema; the names of a mapping stand as <name>."""
     for name, hint in get_type_hints(kind).items():
         yield f"{prefix}{name}"
-        nested = _nested(hint)
+        nested = nested_class(hint)
         if nested is not None:
             yield from known_keys(nested, f"{prefix}{name}." + ("<name>." if get_origin(hint) is dict else ""))
 
@@ -103,7 +103,7 @@ def _set_in_pool(tree: DictConfig, override: str) -> list[str]:
     if not override.startswith("+") and name not in tree.pools:
         return [f"{key}: no such pool; there are: {', '.join(tree.pools) or 'none'}; +{key}=... adds one"]
     try:
-        value = OverridesParser.create().parse_override(override).value()
+        value = OverridesParser.create().parse_overrides([override])[0].value()
         for part in reversed(key.split(".")[1:]):
             value = {part: value}
         with flag_override(tree.pools, "struct", False):
@@ -115,16 +115,16 @@ def _set_in_pool(tree: DictConfig, override: str) -> list[str]:
 
 def _explain(override: str, error: Exception, conf_dir: Path) -> str:
     key, value = _key(override), override.partition("=")[2]
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    reason = str(cause or error).splitlines()[0]
+    story = str(error.__cause__ or error)
+    reason = next(line for line in story.splitlines() if not line.startswith(("In '", " ")))
     if isinstance(error, OverrideParseException):
         return f"{override}: is not an override; write key=value"
     if isinstance(error, MissingConfigException):
         return f"{key}: there is no {value!r}; choose one of {', '.join(choices(key, conf_dir))}"
     if key == "cluster" and not override.startswith("+"):
         return f"cluster: is chosen with a plus sign; write +cluster={value}"
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        key = cause.full_key if "." in cause.full_key else key
+    full_key = re.search(r"full_key: (\S+\.\S+)", story)  # in a file it is not the override's key
+    key = full_key.group(1) if full_key else key
     if "not in" in reason or "Could not override" in reason:
         return f"{key}: unknown key; {did_you_mean(key)}"
     return f"{key}: {reason}"
@@ -143,21 +143,32 @@ def _key(override: str) -> str:
 
 
 def _tree_faults(tree: DictConfig) -> list[str]:
-    try:
-        OmegaConf.resolve(tree)
-    except OmegaConfBaseException as error:
-        return [f"{error.full_key}: {str(error).splitlines()[0]}"]
+    unresolved = list(_unresolved(tree))
+    if unresolved:
+        return unresolved
+    OmegaConf.resolve(tree)
     values = OmegaConf.to_container(tree)
     assert isinstance(values, dict)
     unknown = [f"{key}: unknown key; {did_you_mean(key)}" for key in _unknown_keys(values, Config)]
     return unknown + [f"{key}: has no value; set {key}=..." for key in sorted(OmegaConf.missing_keys(tree))]
 
 
+def _unresolved(tree: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Interpolations that lead nowhere: ${oc.env:SCRATCH} without that variable."""
+    for key in map(str, tree):
+        try:
+            value = None if OmegaConf.is_missing(tree, key) else tree[key]
+        except OmegaConfBaseException as error:
+            yield f"{prefix}{key}: {str(error).splitlines()[0]}"
+        else:
+            yield from _unresolved(value, f"{prefix}{key}.") if isinstance(value, DictConfig) else ()
+
+
 def _unknown_keys(values: Mapping[Any, Any], kind: type, prefix: str = "") -> Iterator[str]:
     """Hydra lets `+key=1` add any key to any class: here it is found again."""
     hints = get_type_hints(kind)
     for key, value in values.items():
-        nested = _nested(hints[key]) if key in hints else None
+        nested = nested_class(hints[key]) if key in hints else None
         if key not in hints:
             yield f"{prefix}{key}"
         elif nested is not None and get_origin(hints[key]) is dict:
@@ -167,7 +178,7 @@ def _unknown_keys(values: Mapping[Any, Any], kind: type, prefix: str = "") -> It
             yield from _unknown_keys(value, nested, f"{prefix}{key}.")
 
 
-def _nested(hint: Any) -> type | None:
+def nested_class(hint: Any) -> type | None:
     """The class behind `C`, `C | None` and `dict[str, C]`."""
     found = [part for part in (hint, *get_args(hint)) if isinstance(part, type) and is_dataclass(part)]
     return found[0] if found else None

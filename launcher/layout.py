@@ -28,13 +28,16 @@ def pool_layout(pool: PoolConfig, cluster: ClusterConfig) -> PoolLayout:
     return PoolLayout(num_nodes=num_nodes, ranks_per_node=pool.gpus_per_node or -(-ranks // num_nodes))
 
 
-def pool_faults(name: str, pool: PoolConfig, cluster: ClusterConfig) -> Iterator[str]:
+def count_faults(name: str, pool: PoolConfig) -> Iterator[str]:
+    for field in ("replicas", "tensor_parallel", "pipeline_parallel", "nodes", "gpus_per_node"):
+        value = getattr(pool, field)
+        if value is not None and value < 1:
+            yield f"pools.{name}.{field}: {value} is not a count; use 1 or more"
+
+
+def size_faults(name: str, pool: PoolConfig, cluster: ClusterConfig) -> Iterator[str]:
+    """On counts that are good."""
     key = f"pools.{name}"
-    positive = ("replicas", "tensor_parallel", "pipeline_parallel", "nodes", "gpus_per_node")
-    wrong = [field for field in positive if (value := getattr(pool, field)) is not None and value < 1]
-    if wrong:
-        yield from (f"{key}.{field}: {getattr(pool, field)} is not a count; use 1 or more" for field in wrong)
-        return
     ranks, layout = pool.tensor_parallel * pool.pipeline_parallel, pool_layout(pool, cluster)
     if layout.num_nodes * layout.ranks_per_node != ranks:
         yield (

@@ -22,7 +22,7 @@ class PoolTraits(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel: int
     pipeline_parallel: int
     num_kv_heads: int | None
-    equal_args: tuple[str | None, ...]  # values of EQUAL_ARGS
+    equal_args: tuple[str, str, str]  # values of EQUAL_ARGS
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):

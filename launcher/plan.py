@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.checks import config_faults, pool_plan_faults
+from launcher.checks import form_faults, pool_plan_faults, rule_faults
 from launcher.job import JobRequest, Plan, PlannedWorker
 from launcher.layout import place
 from launcher.matrix import Pair
@@ -29,13 +29,12 @@ class PlanRefused(Refused):
 
 def make_plan(config: Config, *, model: ResolvedModel, code: str, interpreter: str, run_dir: str) -> Plan:
     """Raises PlanRefused with every fault that was found."""
-    faults = config_faults(config, model)
+    form = form_faults(config, model)
+    faults = form + rule_faults(config, model)
+    pools, pairs = ((), ()) if form else plan_pools(config, model)
+    faults += [] if form else pool_plan_faults(config, pools, pairs)
     if faults:
-        raise PlanRefused(faults)
-    pools, pairs = plan_pools(config, model)
-    faults = pool_plan_faults(config, pools, pairs)
-    if faults:
-        raise PlanRefused(faults)
+        raise PlanRefused(list(dict.fromkeys(faults)))
     assert config.cluster is not None and config.run is not None
     return Plan(
         run=config.run,

@@ -11,7 +11,7 @@ import msgspec
 
 from launcher.capacity import GIB, Demand, Memory, Shape, memory_in_budget, memory_with_kv
 from launcher.layout import PoolLayout, pool_layout
-from launcher.matrix import EQUAL_ARGS, Pair, PoolTraits, pairs
+from launcher.matrix import Pair, PoolTraits, pairs
 from launcher.models import ResolvedModel
 from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, PoolConfig
 from workers.spec import Role
@@ -147,6 +147,7 @@ def _workers_per_node(config: Config, cluster: ClusterConfig) -> int:
 
 def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) -> PoolTraits:
     args = engine_args(config, pool)
+    dtype = _given(args, "dtype") or (shape.dtype if shape else "auto")
     return PoolTraits(
         name=name,
         role=Role(pool.role.value),
@@ -154,7 +155,7 @@ def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) ->
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         num_kv_heads=shape.num_kv_heads if shape else None,
-        equal_args=tuple(_given(args, key) for key in EQUAL_ARGS),
+        equal_args=(dtype, _given(args, "attention_backend") or "auto", _given(args, "kv_cache_dtype") or dtype),
     )
 
 
