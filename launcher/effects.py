@@ -50,11 +50,20 @@ class FleetSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ProxyDied:
+    """It is started again all the same; `deaths` counts those in a row."""
+
+    proxy: str
+    reason: str
+    deaths: int
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     pass
 
 
-Event = DesiredRead | QueueRead | Submitted | SubmitRefused | FleetSeen | Tick
+Event = DesiredRead | QueueRead | Submitted | SubmitRefused | FleetSeen | ProxyDied | Tick
 
 
 # ---------------------------------------------------------------- effects

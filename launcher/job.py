@@ -60,3 +60,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...]  # what a person should know: memory per GPU, what runs whole, and why
     num_nodes: int = 0  # of the cluster
     gpus_per_node: int = 0
+    poll_interval_s: float = 30.0  # Slurm is asked no more often than this

@@ -54,7 +54,3 @@ def write_keys(folder: Path) -> None:
     if not (folder / "api_keys.json").exists():
         key = api_key_file(folder).read_text().strip()
         write_json(folder / "api_keys.json", [ApiKey("default", hashlib.sha256(key.encode()).hexdigest())])
-
-
-def read_keys(folder: Path, party: str) -> KeyPair:
-    return msgspec.json.decode((folder / f"{party}.json").read_bytes(), type=KeyPair)

@@ -22,6 +22,7 @@ from launcher.effects import (
     Failure,
     FleetSeen,
     GiveUp,
+    ProxyDied,
     QueueRead,
     Record,
     Submit,
@@ -41,6 +42,7 @@ LAST_BACKOFF_S = 300.0
 STEADY_S = 300.0  # ready for this long: its next end starts a new count of failures
 CANCEL_AGAIN_S = 30.0
 DRAIN_GRACE_S = 10.0
+MAX_PROXY_DEATHS = 3
 
 
 @dataclass(slots=True)
@@ -134,6 +136,9 @@ class Reconciler:
                 self._refused(worker, generation, reason, transient, now)
             case FleetSeen(view):
                 self._see_fleet(view, now)
+            case ProxyDied(proxy, reason, deaths):
+                if deaths >= MAX_PROXY_DEATHS and not self.served and not self.stopping:
+                    self.failure = Failure(worker=proxy, job="", name=proxy, reason=reason)
             case Tick():
                 pass
         effects = self._decide(now)

@@ -1,0 +1,311 @@
+"""`python -m launcher.controller RUN_DIR`: keeps a run as `desired.json` says, as long as the run lives.
+
+Owns the run's jobs and its proxy process. A thin shell around `reconcile`: it reads files, asks the queue and
+hears the fleet, and carries out effects one after the other. Everything that may hang (shared files, Slurm's
+commands) runs in threads. Never touches a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+import zmq
+
+from launcher import slurm
+from launcher.effects import (
+    Cancel,
+    DesiredRead,
+    Done,
+    Drain,
+    Effect,
+    Event,
+    FleetSeen,
+    GiveUp,
+    ProxyDied,
+    QueueRead,
+    Record,
+    Submit,
+    SubmitRefused,
+    Submitted,
+    Tick,
+)
+from launcher.job import Plan
+from launcher.jobs import JobError, JobSystem
+from launcher.local import LocalJobs
+from launcher.ownership import OwnedByOther, claim
+from launcher.proxy_process import ProxyProcess
+from launcher.reconcile import Reconciler
+from launcher.reporter import Reporter
+from launcher.rundir import STOP, Owner, RunDir
+from launcher.status import job_views
+from launcher.submit import SlurmJobs
+from workers.link import Link
+from workers.logs import start_logging
+from workers.protocol import (
+    PROTOCOL,
+    PROXY_SILENCE_S,
+    ControllerHello,
+    DrainWorker,
+    FleetView,
+    Jobs,
+    Message,
+    decode_to_controller,
+    identity,
+)
+from workers.rendezvous import ProxyFile, Rendezvous
+from workers.spec import write_json
+from workers.zmq_loop import read_keys
+
+log = logging.getLogger("sluice.controller")
+
+TICK_S = 1.0
+LOCAL_POLL_S = 1.0
+ATTACHED = "--attached"
+
+
+class Controller:
+    """`run` returns when the run has stopped, or when another controller has taken it over."""
+
+    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, jobs: JobSystem) -> None:
+        self._run = run
+        self._plan = plan
+        self._owner = owner
+        self._core = core
+        self._jobs = jobs
+        self._planned = {planned.spec.worker: planned for planned in plan.workers}
+        self._effects: asyncio.Queue[Effect] = asyncio.Queue()
+        self._finished = asyncio.Event()
+        self._stop_asked = False
+        self._reporter = Reporter(run, plan, owner, core)
+        self._told_jobs: Jobs | None = None
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._rendezvous = Rendezvous(run.proxies, self._open_link)
+
+    async def run(self) -> None:
+        log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
+        await asyncio.to_thread(log_file.parent.mkdir, mode=0o700, exist_ok=True)
+        spec = self._run.proxy_spec(self._plan.proxy.proxy)
+        proxy = ProxyProcess(spec, log_file, self._proxy_died)
+        try:
+            async with asyncio.TaskGroup() as group:
+                work = (
+                    self._read_desired,
+                    self._ask_queue,
+                    self._carry_out,
+                    self._report,
+                    self._rendezvous.run,
+                    proxy.run,
+                )
+                tasks = [group.create_task(part()) for part in work]
+                await self._finished.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._rendezvous.close("the controller ends")
+            self._context.destroy(linger=500)
+        await self._reporter.last_words()
+
+    def stop(self, why: str) -> None:
+        """Stop the whole run, whatever `desired.json` says."""
+        log.info("stopping the run: %s", why)
+        self._stop_asked = True
+        if self._core.desired is not None:
+            self._apply(DesiredRead(msgspec.structs.replace(self._core.desired, target=STOP)))
+
+    def leave(self, why: str) -> None:
+        """End without touching the jobs: the next controller adopts them."""
+        log.info("leaving the run as it is: %s", why)
+        self._finished.set()
+
+    async def _report(self) -> None:
+        await self._reporter.run()
+        self.leave("another controller has taken it over")
+
+    # ------------------------------------------------------------ what comes in
+
+    def _apply(self, event: Event) -> None:
+        for effect in self._core.apply(event, time.time()):
+            log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
+            self._effects.put_nowait(effect)
+        self._push_jobs()
+
+    async def _read_desired(self) -> None:
+        """A file that cannot be read just now changes nothing."""
+        while True:
+            try:
+                desired = await asyncio.to_thread(self._run.read_desired)
+            except (OSError, msgspec.DecodeError) as fault:
+                log.error("%s: %s; going on as before", self._run.desired, fault)
+                self._apply(Tick())
+            else:
+                goal = STOP if self._stop_asked else desired.target
+                self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal)))
+            await asyncio.sleep(TICK_S)
+
+    async def _ask_queue(self) -> None:
+        while True:
+            asked_at = time.time()
+            try:
+                rows = await asyncio.to_thread(self._jobs.rows)
+            except JobError as fault:
+                log.error("%s", fault)
+            else:
+                self._apply(QueueRead(tuple(rows), asked_at))
+            await asyncio.sleep(self._poll_interval_s())
+
+    def _poll_interval_s(self) -> float:
+        if self._plan.executor == "local":
+            return LOCAL_POLL_S
+        return self._plan.poll_interval_s * random.uniform(1.0, 1.2)
+
+    def _open_link(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
+        session = secrets.token_hex(4)
+        self._reporter.http = proxy.http
+        self._told_jobs = None
+
+        def gone(reason: str, final: bool) -> None:
+            lost(reason, final)
+            self._apply(FleetSeen(None))
+
+        link = Link(
+            self._context,
+            endpoint,
+            identity=identity("controller", 0, session),
+            server_public=proxy.public_key,
+            keys=read_keys(str(self._run.path), "controller"),
+            hello=ControllerHello(PROTOCOL, self._plan.run, session),
+            decode=decode_to_controller,
+            on_message=self._hear,
+            on_lost=gone,
+            silence_s=PROXY_SILENCE_S,
+        )
+        link.send(Jobs(job_views(self._plan, self._core)))
+        return link
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, FleetView):
+            self._apply(FleetSeen(message))
+
+    def _proxy_died(self, reason: str, deaths: int) -> None:
+        self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
+
+    # ------------------------------------------------------------ what goes out
+
+    async def _carry_out(self) -> None:
+        """One effect after the other: a record is on disk before the next submission."""
+        while True:
+            effect = await self._effects.get()
+            match effect:
+                case Submit(worker, generation):
+                    await self._submit(worker, generation)
+                case Cancel(job, force):
+                    await self._cancel(job, force)
+                case Record(records):
+                    await asyncio.to_thread(self._run.write_jobs, list(records))
+                case Drain(worker, generation, reason, timeout_s):
+                    self._say(DrainWorker(worker, generation, reason, timeout_s))
+                case GiveUp(failure):
+                    log.error("giving up: %s: %s", failure.name, failure.reason)
+                case Done():
+                    self._finished.set()
+
+    async def _submit(self, worker: str, generation: int) -> None:
+        planned = self._planned[worker]
+        spec = msgspec.structs.replace(planned.spec, generation=generation)
+        planned = msgspec.structs.replace(planned, spec=spec)
+        try:
+            # The file is the intent: a successor of this controller never uses the generation again.
+            await asyncio.to_thread(write_json, self._run.worker_spec(worker, generation), spec)
+            job = await asyncio.to_thread(self._jobs.submit, planned)
+        except JobError as fault:
+            self._apply(SubmitRefused(worker, generation, str(fault), fault.transient))
+        except OSError as fault:
+            self._apply(SubmitRefused(worker, generation, f"cannot write to the run folder: {fault}", transient=True))
+        else:
+            self._apply(Submitted(worker, generation, job))
+
+    async def _cancel(self, job: str, force: bool) -> None:
+        try:
+            await asyncio.to_thread(self._jobs.cancel, [job], force=force)
+        except JobError as fault:
+            log.error("%s; it will be tried again", fault)
+
+    def _push_jobs(self) -> None:
+        told = Jobs(job_views(self._plan, self._core))
+        if told != self._told_jobs:
+            self._told_jobs = told
+            self._say(told)
+
+    def _say(self, message: Message) -> None:
+        for link in self._rendezvous.links.values():
+            link.send(message)
+
+
+def restore(run: RunDir, plan: Plan) -> Reconciler:
+    """All that a controller has to know of the past lies in the run folder."""
+    generations = {planned.spec.worker: planned.spec.generation - 1 for planned in plan.workers}
+    for path in run.specs.glob("*.g*.json"):
+        worker, _, generation = path.name.removesuffix(".json").rpartition(".g")
+        generations[worker] = max(generations.get(worker, -1), int(generation))
+    return Reconciler.restore(
+        plan.run,
+        run.read_jobs(),
+        generations,
+        served=run.endpoint.exists(),
+        drain_timeout_s=max(planned.spec.drain_timeout_s for planned in plan.workers),
+    )
+
+
+async def main(run: RunDir, plan: Plan, owner: Owner, attached: bool) -> None:
+    jobs: JobSystem = LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
+    controller = Controller(run, plan, owner, restore(run, plan), jobs)
+    loop = asyncio.get_running_loop()
+    end = controller.stop if attached or plan.executor == "local" else controller.leave
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, signal.Signals(number).name)
+    if attached:
+        _end_with_parent(loop, controller)
+    await controller.run()
+
+
+def _end_with_parent(loop: asyncio.AbstractEventLoop, controller: Controller) -> None:
+    """Standard input is a pipe from the launcher: it ends however the launcher ends, SIGKILL included."""
+
+    def readable() -> None:
+        if not os.read(sys.stdin.fileno(), 1 << 10):
+            loop.remove_reader(sys.stdin.fileno())
+            controller.stop("the launcher is gone")
+
+    loop.add_reader(sys.stdin.fileno(), readable)
+
+
+def start(arguments: list[str]) -> int:
+    run = RunDir(Path(arguments[0]))
+    job = os.environ.get("SLURM_JOB_ID", "")
+    slurm.clean_environment()
+    listener = start_logging("controller")
+    try:
+        owner = claim(run, job)
+        uvloop.run(main(run, run.read_plan(), owner, ATTACHED in arguments))
+        return 0
+    except OwnedByOther as fault:
+        log.error("%s", fault)
+        return 2
+    finally:
+        listener.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(start(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""Keeps one proxy process running beside the controller.
+
+Owns the child. Same spec and id at every start, so the proxy takes its old port and file where it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+log = logging.getLogger("sluice.proxy_process")
+
+FIRST_DELAY_S = 0.5
+LAST_DELAY_S = 30.0
+STEADY_S = 60.0
+END_TIMEOUT_S = 15.0
+
+
+class ProxyProcess:
+    """`on_death(reason, count)`: it ended by itself, for the `count`th time in a row."""
+
+    def __init__(self, spec: Path, log_file: Path, on_death: Callable[[str, int], None]) -> None:
+        self._spec = spec
+        self._log_file = log_file
+        self._on_death = on_death
+
+    async def run(self) -> None:
+        """Until cancelled; then the proxy is ended too."""
+        loop = asyncio.get_running_loop()
+        deaths, delay_s = 0, FIRST_DELAY_S
+        while True:
+            started_at = loop.time()
+            code = await self._one_life()
+            if loop.time() - started_at > STEADY_S:
+                deaths, delay_s = 0, FIRST_DELAY_S
+            deaths += 1
+            log.error("the proxy ended by itself with status %s; see %s", code, self._log_file)
+            self._on_death(f"the proxy ended with status {code}", deaths)
+            await asyncio.sleep(delay_s)
+            delay_s = min(LAST_DELAY_S, 2 * delay_s)
+
+    async def _one_life(self) -> int:
+        with self._log_file.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "proxy",
+                str(self._spec),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        log.info("proxy started: process %d", process.pid)
+        try:
+            return await process.wait()
+        finally:
+            await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is not None:
+        return
+    process.terminate()
+    try:
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        log.warning("the proxy did not end within %.0f s: killed", END_TIMEOUT_S)
+        process.kill()
+        await process.wait()

@@ -1,0 +1,166 @@
+"""What a run looks like to people: `status.json`, merged from the job records, the queue and the fleet.
+
+Owns the shapes and the merge. Pure: the controller writes the file, `watch` and `actions` show it.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from launcher.effects import Failure
+from launcher.job import Plan
+from launcher.reconcile import Job, Reconciler
+from workers import lifecycle
+from workers.protocol import FleetView, JobView, WorkerView
+
+LAUNCHING = "launching"
+SERVING = "serving"
+STOPPING = "stopping"
+STOPPED = "stopped"
+FAILED = "failed"  # it never served
+
+# Before a worker has said anything itself; after that, its own phases (workers.lifecycle).
+WAITING = "waiting"  # no job yet
+QUEUED = "queued"
+
+STALE_S = 30.0  # a live controller writes at least every 10 s
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. Times are unix seconds."""
+
+    worker: str
+    pool: str
+    role: str
+    generation: int = -1
+    phase: str = WAITING
+    detail: str = ""
+    job: str = ""
+    state: str = ""  # the queue's word
+    reason: str = ""
+    estimated_start: str = ""
+    end_time: float | None = None
+    node: str = ""
+    running: int = 0
+    waiting: int = 0
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The controller's last view of a run."""
+
+    run: str
+    phase: str
+    written_at: float
+    controller: str  # id of the one that wrote this
+    url: str = ""  # of the API, once a proxy is up
+    ready: bool = False
+    served: bool = False
+    workers: tuple[WorkerStatus, ...] = ()
+    failure: Failure | None = None
+    missing_pairs: tuple[tuple[str, str], ...] = ()
+    refusals: tuple[str, ...] = ()
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in (STOPPED, FAILED)
+
+
+def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: float) -> RunStatus:
+    fleet = core.fleet or FleetView((), False)
+    return RunStatus(
+        run=plan.run,
+        phase=_phase(core),
+        written_at=now,
+        controller=controller,
+        url=url,
+        ready=fleet.ready,
+        served=core.served,
+        workers=tuple(
+            _worker(planned.spec.worker, planned.spec.pool, str(planned.spec.role), core, fleet)
+            for planned in plan.workers
+        ),
+        failure=core.failure,
+        missing_pairs=fleet.missing_pairs,
+        refusals=fleet.refusals,
+    )
+
+
+def job_views(plan: Plan, core: Reconciler) -> tuple[JobView, ...]:
+    """The same for the proxies, which know no Slurm."""
+    views = []
+    for planned in plan.workers:
+        spec = planned.spec
+        seen = _worker(spec.worker, spec.pool, str(spec.role), core, FleetView((), False))
+        views.append(
+            JobView(
+                worker=seen.worker,
+                pool=seen.pool,
+                role=seen.role,
+                generation=seen.generation,
+                job=seen.job,
+                state=seen.state,
+                reason=seen.reason,
+                estimated_start=seen.estimated_start,
+                end_time=seen.end_time,
+                node=seen.node,
+            )
+        )
+    return tuple(views)
+
+
+def _phase(core: Reconciler) -> str:
+    if core.failure is not None:
+        return FAILED if core.done else STOPPING
+    if core.stopping:
+        return STOPPED if core.done else STOPPING
+    return SERVING if core.served else LAUNCHING
+
+
+def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetView) -> WorkerStatus:
+    status = WorkerStatus(worker=worker, pool=pool, role=role)
+    job = core.newest(worker)
+    if job is not None:
+        return _live(status, job, fleet)
+    ended = [record for record in core.history.values() if record.worker == worker]
+    if not ended:
+        return status
+    last = max(ended, key=lambda record: record.generation)
+    return msgspec.structs.replace(
+        status, generation=last.generation, job=last.job, state=last.state, reason=last.reason
+    )
+
+
+def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
+    record, row = job.record, job.row
+    status = msgspec.structs.replace(status, generation=record.generation, job=record.job, phase=QUEUED)
+    if row is not None:
+        pending = row.state == "PENDING"
+        expected = datetime.fromtimestamp(row.start_time).isoformat() if pending and row.start_time else ""
+        status = msgspec.structs.replace(
+            status,
+            state=row.state,
+            reason=row.reason,
+            estimated_start=expected,
+            end_time=None if pending else row.end_time,
+            node=row.nodes,
+            phase=QUEUED if pending else lifecycle.STARTING,
+        )
+    seen = _find(fleet, status)
+    if seen is None:
+        return status
+    return msgspec.structs.replace(
+        status,
+        phase=seen.phase,
+        detail=seen.detail,
+        node=seen.node or status.node,
+        end_time=seen.end_time or status.end_time,
+        running=seen.running,
+        waiting=seen.waiting,
+    )
+
+
+def _find(fleet: FleetView, status: WorkerStatus) -> WorkerView | None:
+    wanted = (status.worker, status.generation)
+    return next((seen for seen in fleet.workers if (seen.worker, seen.generation) == wanted), None)
