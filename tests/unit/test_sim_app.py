@@ -1,0 +1,536 @@
+"""The simulated engine as a host sees it: its app, its legs, and KV that moves between two engines."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from workers.calls import CURRENT, Call
+from workers.engines import Engine, Placement, engine_start
+from workers.protocol import Leg, Ticket
+from workers.spec import EngineSpec, HandoffSpec
+
+FAST = {"timing": {"prefill_ms": [0, 0, 0], "decode_ms": [0, 0, 0.1]}, "read_timeout_s": 0.3}
+PROMPT = "the prompt of the test is long enough for more than one block of tokens"
+LONG_S = 60.0
+_worker = itertools.count()
+
+
+@asynccontextmanager
+async def engine(*, lease_s: float = LONG_S, max_model_len: int = 1000, **args: Any) -> AsyncIterator[Engine]:
+    handoff = HandoffSpec(connector="sim", buffer_device="cpu", lease_s=lease_s, redeem_s=LONG_S)
+    spec = EngineSpec(
+        kind="sim",
+        version="sim-1",
+        model_path="/models/tiny",
+        served_names=("tiny", "also-tiny"),
+        max_model_len=max_model_len,
+        block_size=4,
+        tensor_parallel=1,
+        pipeline_parallel=1,
+        args={"num_blocks": 256, **FAST, **args},
+        environment={},
+        prefix=(),
+        handoff=handoff,
+    )
+    placement = Placement(
+        worker=f"worker-{next(_worker)}",
+        generation=1,
+        session="s",
+        address="127.0.0.1",
+        handoff_port=0,
+        head_address="127.0.0.1",
+        head_port=0,
+        node_rank=0,
+        num_nodes=1,
+        local_dir="",
+    )
+    async with engine_start("sim")(spec, placement) as started:
+        yield started
+
+
+class Client:
+    """One ASGI request; `leave` is a disconnect."""
+
+    def __init__(self, engine: Engine, path: str, body: Any = None) -> None:
+        self.engine = engine
+        self.scope = {"type": "http", "method": "GET" if body is None else "POST", "path": path, "headers": []}
+        data = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.incoming.put_nowait({"type": "http.request", "body": data, "more_body": False})
+        self.sent: list[dict[str, Any]] = []
+        self.seen = asyncio.Event()
+
+    async def send(self, event: Any) -> None:
+        self.sent.append(event)
+        self.seen.set()
+
+    async def run(self, call: Call | None = None) -> Client:
+        CURRENT.set(call)
+        await self.engine.app(self.scope, self.incoming.get, self.send)
+        return self
+
+    def leave(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def status(self) -> int:
+        status: int = self.sent[0]["status"]
+        return status
+
+    @property
+    def body(self) -> bytes:
+        assert self.sent[-1]["more_body"] is False
+        return b"".join(event.get("body", b"") for event in self.sent[1:])
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        *events, done, rest = self.body.split(b"\n\n")
+        assert (done, rest) == (b"data: [DONE]", b"")
+        return [msgspec.json.decode(event.removeprefix(b"data: ")) for event in events]
+
+
+def new_call(leg: str, ticket: Ticket | None = None) -> Call:
+    return Call("r1", leg, ticket, 0.0, LONG_S, lambda: 0.0, lambda: None)
+
+
+def ticket_of(call: Call) -> Ticket:
+    assert call.ticket_params is not None
+    return Ticket("t", "worker", 1, call.ticket_params, 1, call.num_prompt_tokens)
+
+
+def complete(**changes: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, **changes}
+
+
+async def post(to: Engine, path: str = "/v1/completions", call: Call | None = None, **body: Any) -> Client:
+    return await Client(to, path, complete(**body) if path == "/v1/completions" else body).run(call)
+
+
+async def prefilled(holder: Engine) -> Call:
+    call = new_call(Leg.PREFILL)
+    await post(holder, call=call)
+    assert call.failure is None
+    return call
+
+
+async def metric(of: Engine, name: str) -> float:
+    text = (await Client(of, "/metrics").run()).body.decode()
+    [line] = [line for line in text.splitlines() if line.startswith(name + "{")]
+    return float(line.split()[-1])
+
+
+async def until_free(of: Engine) -> None:
+    """Nothing runs, waits or is pinned."""
+    names = ("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc")
+    async with asyncio.timeout(LONG_S):
+        while any([await metric(of, name) for name in names]):  # noqa: ASYNC110 (an engine has no event for it)
+            await asyncio.sleep(0.005)
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(test())
+
+
+# ---------------------------------------------------------------- the OpenAI shapes
+
+
+def test_a_completion() -> None:
+    async def test() -> None:
+        async with engine() as sim:
+            answer = await post(sim)
+            again = await post(sim)
+        assert answer.status == 200
+        [choice] = answer.json["choices"]
+        assert choice["finish_reason"] == "length"
+        assert len(choice["text"]) == 12 * 4
+        assert answer.json["usage"]["completion_tokens"] == 12
+        assert answer.json["usage"]["total_tokens"] == answer.json["usage"]["prompt_tokens"] + 12
+        assert again.json["choices"] == [choice]
+
+    run(test)
+
+
+def test_a_chat_stream_is_shaped_as_vllms() -> None:
+    async def test() -> None:
+        body = {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": PROMPT}]}],
+            "max_completion_tokens": 3,
+            "temperature": 0,
+        }
+        async with engine() as sim:
+            stream = await post(
+                sim, "/v1/chat/completions", **body, stream=True, stream_options={"include_usage": True}
+            )
+            whole = await post(sim, "/v1/chat/completions", **body)
+        first, *middle, last, counts = stream.events
+        assert first["object"] == "chat.completion.chunk"
+        assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert len(middle) == 2
+        assert [event["choices"][0]["finish_reason"] for event in (*middle, last)] == [None, None, "length"]
+        assert counts["choices"] == []
+        assert counts["usage"] == {key: whole.json["usage"][key] for key in counts["usage"]}
+        text = "".join(event["choices"][0]["delta"]["content"] for event in (*middle, last))
+        assert whole.json["choices"][0]["message"]["content"] == text
+        assert stream.sent[0]["headers"] == [(b"content-type", b"text/event-stream; charset=utf-8")]
+
+    run(test)
+
+
+def test_several_prompts_and_sequences() -> None:
+    async def test() -> None:
+        async with engine() as sim:
+            both = (await post(sim, prompt=["first", "second"], n=2, temperature=1, stream=True)).events
+            seeded = await post(sim, prompt="second", n=2, temperature=1)
+            token_ids = (await post(sim, "/tokenize", prompt="second")).json["tokens"]
+            by_ids = await post(sim, prompt=[token_ids])
+        texts = [""] * 4
+        for event in both:
+            texts[event["choices"][0]["index"]] += event["choices"][0]["text"]
+        assert len(set(texts)) == 4
+        assert texts[2:] == [choice["text"] for choice in seeded.json["choices"]]
+        assert by_ids.json["choices"][0]["text"] == texts[2]
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_ends_the_text_before_it(stream: bool) -> None:
+    async def test() -> None:
+        async with engine() as sim:
+            text = (await post(sim)).json["choices"][0]["text"]
+            stop = text[14:19]  # across tokens
+            answer = await post(sim, stop=[stop, "nowhere"], stream=stream)
+            await until_free(sim)
+        choices = [event["choices"][0] for event in answer.events] if stream else answer.json["choices"]
+        assert "".join(choice["text"] for choice in choices) == text[: text.index(stop)]
+        assert (choices[-1]["finish_reason"], choices[-1]["stop_reason"]) == ("stop", stop)
+
+    run(test)
+
+
+def test_text_goes_up_to_the_models_limit() -> None:
+    async def test() -> None:
+        async with engine(max_model_len=30) as sim:
+            answer = await post(sim, max_tokens=1000)
+        assert answer.json["usage"]["total_tokens"] == 30
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message", "param"),
+    [
+        ("/v1/completions", b"{", 400, "Input data was truncated", None),
+        ("/v1/completions", b'{"prompt":"\xff"}', 400, "utf-8", None),
+        ("/v1/completions", {"prompt": 5}, 400, "$.prompt", None),
+        ("/v1/completions", {"prompt": ["a", 1]}, 400, "bare token ids", "prompt"),
+        ("/v1/completions", complete(model="huge"), 404, "The model `huge` does not exist.", "model"),
+        (
+            "/v1/completions",
+            complete(prompt="word " * 600, max_tokens=1),
+            400,
+            "maximum context length",
+            "input_tokens",
+        ),
+        ("/v1/completions", complete(max_tokens=0), 400, "at least 1", "max_tokens"),
+        ("/v1/completions", complete(n=0), 400, "between 1 and", "n"),
+        ("/v1/completions", complete(logprobs=3), 400, "logprobs", "logprobs"),
+        (
+            "/v1/completions",
+            complete(response_format={"type": "json_object"}),
+            400,
+            "response_format",
+            "response_format",
+        ),
+        ("/v1/chat/completions", {"messages": []}, 400, "must not be empty", "messages"),
+        ("/v1/chat/completions", {"messages": [{"content": "x"}]}, 400, "`role`", None),
+        ("/detokenize", {"tokens": [7]}, 400, "Token id 7 is out of vocabulary", "tokens"),
+        ("/v1/nothing", {}, 404, "Not Found", None),
+        ("/v1/models", {}, 405, "Method Not Allowed", None),
+    ],
+)
+def test_errors_have_vllms_shape(path: str, body: Any, status: int, message: str, param: str | None) -> None:
+    async def test() -> None:
+        async with engine(max_model_len=600) as sim:
+            answer = await Client(sim, path, body).run()
+        assert answer.status == status
+        error = answer.json["error"]
+        assert message in error.pop("message")
+        assert error.pop("type")
+        assert error == {"param": param, "code": status}
+
+    run(test)
+
+
+def test_the_other_routes() -> None:
+    async def test() -> None:
+        async with engine() as sim:
+            models = (await Client(sim, "/v1/models").run()).json
+            assert [card["id"] for card in models["data"]] == ["tiny", "also-tiny"]
+            assert models["data"][0]["max_model_len"] == 1000
+            assert (await Client(sim, "/health").run()).status == 200
+            tokens = (await post(sim, "/tokenize", prompt="hello there")).json
+            assert tokens["count"] == len(tokens["tokens"])
+            assert (await post(sim, "/detokenize", tokens=tokens["tokens"])).json == {"prompt": "hello there"}
+
+    run(test)
+
+
+def test_a_cached_prefix_is_counted() -> None:
+    async def test() -> None:
+        async with engine() as sim:
+            await post(sim)
+            call = new_call(Leg.WHOLE)
+            await post(sim, call=call)
+            assert call.num_cached_tokens == (call.num_prompt_tokens - 1) // 4 * 4
+            assert await metric(sim, "vllm:prefix_cache_hits_total") == call.num_cached_tokens
+
+    run(test)
+
+
+# ---------------------------------------------------------------- legs and tickets
+
+
+def test_through_prefill_and_decode_the_text_is_the_same() -> None:
+    async def test() -> None:
+        async with engine() as plain, engine() as holder, engine() as decoder:
+            expected = (await post(plain)).json
+            prefill = await prefilled(holder)
+            assert prefill.num_output_tokens == 1
+            assert await metric(holder, "vllm:kv_cache_usage_perc") > 0
+            decode = new_call(Leg.DECODE, ticket_of(prefill))
+            answer = (await post(decoder, call=decode)).json
+            assert decode.ticket_used
+            assert decode.failure is None
+            assert decode.num_output_tokens == 12
+            assert answer["choices"] == expected["choices"]
+            assert answer["usage"] == expected["usage"]
+            assert decoder.kv_tokens_received() == decode.num_prompt_tokens - 1
+            await until_free(holder)
+            await until_free(decoder)
+
+    run(test)
+
+
+def test_an_engine_can_read_from_itself_and_decode_without_a_ticket() -> None:
+    async def test() -> None:
+        async with engine() as sim:
+            expected = (await post(sim)).json["choices"]
+            prefill = await prefilled(sim)
+            for ticket in (ticket_of(prefill), None):
+                answer = await post(sim, call=new_call(Leg.DECODE, ticket))
+                assert answer.json["choices"] == expected
+            await until_free(sim)
+
+    run(test)
+
+
+def test_a_ticket_read_after_its_lease_gives_wrong_text_and_no_error() -> None:
+    async def test() -> None:
+        async with engine(lease_s=0, max_model_len=160, num_blocks=40) as holder, engine() as decoder:
+            expected = (await post(decoder)).json["choices"]
+            prefill = await prefilled(holder)
+            await until_free(holder)
+            await post(holder, prompt="other " * 70)
+            async with engine() as fresh:
+                call = new_call(Leg.DECODE, ticket_of(prefill))
+                answer = await post(fresh, call=call)
+            assert call.failure is None
+            assert answer.status == 200
+            assert answer.json["choices"] != expected
+
+    run(test)
+
+
+def test_clients_cannot_send_tickets() -> None:
+    async def test() -> None:
+        async with engine() as holder, engine() as sim:
+            expected = (await post(sim, prompt="another")).json["choices"]
+            params = msgspec.json.decode(ticket_of(await prefilled(holder)).params)
+            answer = await post(sim, prompt="another", kv_transfer_params=params)
+            assert answer.json["choices"] == expected
+            assert sim.kv_tokens_received() == 0
+            assert await metric(holder, "vllm:kv_cache_usage_perc") > 0
+
+    run(test)
+
+
+def test_released_tickets_free_their_holder() -> None:
+    async def test() -> None:
+        async with engine() as holder, engine() as other:
+            for through in (holder, other):
+                prefill = await prefilled(holder)
+                assert prefill.ticket_params is not None
+                await through.release(prefill.ticket_params)
+                await until_free(holder)
+            await holder.cancel(await prefilled(holder))
+            assert await metric(holder, "vllm:kv_cache_usage_perc") == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_holder_fails_the_decode_and_may_be_tried_again(stream: bool) -> None:
+    async def test() -> None:
+        async with engine() as holder:
+            prefill = await prefilled(holder)
+        async with engine() as decoder:
+            call = new_call(Leg.DECODE, ticket_of(prefill))
+            answer = await post(decoder, call=call, stream=stream)
+            assert call.failure is not None
+            assert call.failure.retryable
+            assert not call.good_output
+            assert "did not answer in 0.3 s" in call.failure.reason
+            error = answer.events[-1]["error"] if stream else answer.json["error"]
+            assert error["code"] == 500
+            await until_free(decoder)
+            await decoder.release(call.ticket.params if call.ticket else b"")
+
+    run(test)
+
+
+@pytest.mark.parametrize("body", [{"n": 2}, {"prompt": ["a", "b"]}])
+def test_a_leg_of_more_than_one_sequence_is_refused(body: dict[str, Any]) -> None:
+    async def test() -> None:
+        async with engine() as holder, engine() as decoder:
+            call = new_call(Leg.DECODE, ticket_of(await prefilled(holder)))
+            answer = await post(decoder, call=call, **body)
+            assert answer.status == 500
+            assert call.failure is not None
+            assert "must run whole" in call.failure.reason
+
+    run(test)
+
+
+# ---------------------------------------------------------------- clients that leave
+
+SLOW = {"timing": {"prefill_ms": [0, 0, 0], "decode_ms": [0, 0, 20]}}
+
+
+@pytest.mark.parametrize("how", ["disconnect", "cancel the task", "cancel the call"])
+def test_a_client_that_leaves_frees_its_work_at_once(how: str) -> None:
+    async def test() -> None:
+        async with engine(**SLOW) as sim:
+            client = Client(sim, "/v1/completions", complete(stream=True, max_tokens=900))
+            call = new_call(Leg.WHOLE)
+            async with asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(client.run(call))
+                while len(client.sent) < 3:
+                    client.seen.clear()
+                    await client.seen.wait()
+                if how == "disconnect":
+                    client.leave()
+                    await task
+                elif how == "cancel the call":
+                    await sim.cancel(call)
+                    assert await metric(sim, "vllm:num_requests_running") == 0
+                else:
+                    task.cancel()
+            await until_free(sim)
+            assert call.num_output_tokens < 100
+
+    run(test)
+
+
+def test_a_client_that_leaves_during_the_transfer_frees_both_sides() -> None:
+    async def test() -> None:
+        slow_link = {"timing": {**FAST["timing"], "handoff_bytes_per_s": 1.0}}  # type: ignore[dict-item]
+        async with engine() as holder, engine(**slow_link) as decoder:
+            for cancel in (False, True):
+                call = new_call(Leg.DECODE, ticket_of(await prefilled(holder)))
+                client = Client(decoder, "/v1/completions", complete())
+                async with asyncio.TaskGroup() as tasks:
+                    task = tasks.create_task(client.run(call))
+                    while not await metric(decoder, "vllm:num_requests_waiting"):  # noqa: ASYNC110
+                        await asyncio.sleep(0)
+                    if cancel:
+                        await decoder.cancel(call)
+                        assert await metric(holder, "vllm:kv_cache_usage_perc") == 0
+                        task.cancel()
+                    else:
+                        client.leave()
+                await until_free(decoder)
+                await until_free(holder)
+
+    run(test)
+
+
+# ---------------------------------------------------------------- instant mode, arguments
+
+
+def test_instant_streams_have_the_same_shape() -> None:
+    async def test() -> None:
+        body = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 3, "stream": True}
+        options = {"stream_options": {"include_usage": True}}
+        async with engine() as plain, engine(mode="instant", step_ms=1) as sim:
+            call = new_call(Leg.WHOLE)
+            instant = await post(sim, "/v1/chat/completions", call=call, **body, **options)
+            real = await post(plain, "/v1/chat/completions", **body, **options)
+            whole = await post(sim, max_tokens=3)
+            refused = await post(sim, n=2)
+        assert [list(event) for event in instant.events] == [list(event) for event in real.events]
+        assert instant.events[0]["choices"] == real.events[0]["choices"]
+        assert call.num_output_tokens == 3
+        assert whole.json["choices"][0]["text"] == " token" * 3
+        assert refused.status == 400
+
+    run(test)
+
+
+def test_instant_legs_and_clients_that_leave() -> None:
+    async def test() -> None:
+        async with engine(mode="instant", step_ms=1) as sim:
+            prefill = await prefilled(sim)
+            decode = new_call(Leg.DECODE, ticket_of(prefill))
+            assert (await post(sim, call=decode)).status == 200
+            assert sim.kv_tokens_received() == decode.num_prompt_tokens - 1
+            for how in ("leave", "cancel"):
+                client = Client(sim, "/v1/completions", complete(stream=True, max_tokens=900))
+                call = new_call(Leg.WHOLE)
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(client.run(call))
+                    await client.seen.wait()
+                    if how == "leave":
+                        client.leave()
+                    else:
+                        await sim.cancel(call)
+                await until_free(sim)
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"num_block": 3}, "num_block.*known: mode, step_ms, num_blocks"),
+        ({"mode": "fast"}, r"\$\.mode"),
+        ({"num_blocks": 2}, "max_model_len is 1000, but num_blocks=2 hold 8 tokens"),
+    ],
+)
+def test_wrong_arguments_are_refused_by_name(args: dict[str, Any], message: str) -> None:
+    async def test() -> None:
+        with pytest.raises(ValueError, match=message):
+            async with engine(**args):
+                pass
+
+    run(test)
+
+
+def test_a_start_can_be_told_to_fail() -> None:
+    async def test() -> None:
+        with pytest.raises(RuntimeError, match="no such device"):
+            async with engine(fail_at_start="no such device"):
+                pass
+
+    run(test)
