@@ -13,7 +13,7 @@ import msgspec
 
 GIB = 1 << 30
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
-RUNTIME_BYTES = 2 * GIB  # CUDA context, NCCL buffers, captured graphs
+RUNTIME_BYTES = 2 * GIB  # CUDA context, NCCL buffers, captured graphs; without a GPU: Python and torch
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 

@@ -47,6 +47,7 @@ def make_plan(config: Config, *, model: ResolvedModel, code: str, interpreter: s
         notes=plan_notes(config, model, pools, pairs),
         num_nodes=config.cluster.nodes,
         gpus_per_node=config.cluster.gpus_per_node,
+        poll_interval_s=config.controller.poll_interval_s,
     )
 
 

@@ -191,6 +191,7 @@ class ControllerConfig:
     mem_gb: int | None = 4
     partition: str | None = None  # null: the cluster's
     walltime_min: int | None = None  # null: the cluster's
+    poll_interval_s: float = 30.0  # Slurm is asked no more often than this
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,0 +1,225 @@
+"""The plan: goldens of every cluster, and every reason to refuse one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
+from launcher.config import CONF_DIR, choices
+from launcher.job import Plan
+from launcher.render import render_plan
+from tests.unit.planning import planned, refusals
+from workers.engines.vllm_args import OWNED_FLAGS
+
+H100 = "+cluster=h100x2"
+
+
+@pytest.mark.parametrize("cluster", choices("cluster"))
+def test_the_plan_of_every_cluster(cluster: str, golden: Callable[[str, str], None]) -> None:
+    plan = planned(f"+cluster={cluster}")
+    golden(f"plan_{cluster}.json", msgspec.json.format(msgspec.json.encode(plan), indent=1).decode() + "\n")
+    golden(f"plan_{cluster}.txt", render_plan(plan))
+
+
+@pytest.mark.parametrize("cluster", ["h100x1", "h100x2"])
+def test_every_model_is_planned_on_gpus(cluster: str) -> None:
+    for model in choices("model"):
+        assert planned(f"+cluster={cluster}", f"model={model}").proxy.models == (model,)
+
+
+def test_what_is_too_large_for_a_laptop_is_refused_with_figures() -> None:
+    faults = refusals("+cluster=local", "model=qwen3-0.6b")
+    assert faults[0].startswith("pools.prefill: a worker holds 2336 KV tokens, one request may take 32768;")
+    assert planned("+cluster=local", "model=qwen3-0.6b", "model.max_model_len=2048")
+
+
+def test_the_simulator_needs_no_model_on_disk() -> None:
+    plan = planned("+cluster=onebox", "engine=sim", "run=second")
+    assert all(worker.memory is None and worker.spec.engine.kind == "sim" for worker in plan.workers)
+    assert not any("not ready" in note for note in plan.notes)
+
+
+def test_a_plan_is_a_value_that_survives_its_file() -> None:
+    plan = planned(H100)
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+
+
+def test_workers_and_ports_are_numbered_once_over_all_pools() -> None:
+    plan = planned("+cluster=onebox", "pools.prefill.replicas=2")
+    assert [worker.spec.worker for worker in plan.workers] == ["prefill-0", "prefill-1", "decode-0", "decode-1"]
+    assert [worker.spec.index for worker in plan.workers] == [0, 1, 2, 3]
+    assert plan.proxy.workers == {worker.spec.worker: worker.spec.pool for worker in plan.workers}
+
+
+def test_arguments_go_from_engine_to_model_to_pool_and_null_takes_one_out() -> None:
+    plan = planned(
+        "+cluster=local",
+        "engine.environment.A=engine",
+        "cluster.environment.A=cluster",
+        "pools.decode.environment.A=pool",
+        "pools.decode.engine_args.max_num_seqs=3",
+        "pools.decode.engine_args.tool_call_parser=null",
+    )
+    prefill, decode = (worker.spec.engine for worker in plan.workers)
+    assert (prefill.args["max_num_seqs"], decode.args["max_num_seqs"]) == (16, 3)
+    assert prefill.args["tool_call_parser"] == "hermes"
+    assert "tool_call_parser" not in decode.args
+    assert (prefill.environment["A"], decode.environment["A"]) == ("engine", "pool")
+
+
+def test_a_role_is_two_caps() -> None:
+    caps = planned(H100).proxy.pools
+    assert (caps["prefill"].max_prefill_tokens, caps["prefill"].max_decodes) == (32768, 0)
+    assert (caps["decode"].max_prefill_tokens, caps["decode"].max_decodes) == (32768, 256)
+    caps = planned(H100, "pools.prefill.max_decodes=7", "pools.decode.max_prefill_tokens=0").proxy.pools
+    assert (caps["prefill"].max_decodes, caps["decode"].max_prefill_tokens) == (7, 0)
+
+
+def test_a_pool_of_one_role_any_hands_over_only_between_two_workers() -> None:
+    alone = ["+cluster=onebox", "~pools.prefill", "pools.decode.role=any"]
+    one, two = planned(*alone, "pools.decode.replicas=1"), planned(*alone)
+    assert (one.proxy.pairs, two.proxy.pairs) == ((), (("decode", "decode"),))
+    assert one.workers[0].spec.engine.handoff is None
+    assert two.workers[0].spec.engine.handoff is not None
+    assert any("every request runs whole" in note for note in one.notes)
+
+
+def test_pipeline_stages_serve_whole_and_without_a_connector() -> None:
+    plan = planned(H100, "~pools.prefill", "pools.decode.role=any", "pools.decode.pipeline_parallel=2")
+    assert plan.proxy.pairs == ()
+    assert plan.workers[0].spec.engine.handoff is None
+    assert (plan.workers[0].spec.num_nodes, plan.workers[0].spec.gpus_per_node) == (2, 8)
+
+
+def test_a_worker_over_two_nodes_is_one_job() -> None:
+    plan = planned("+cluster=onebox", "pools.decode.tensor_parallel=2", "pools.decode.nodes=2")
+    decode = plan.workers[1]
+    assert (decode.job.num_nodes, decode.job.gpus_per_node) == (2, 1)
+    assert [(use.node, use.gpus) for use in decode.example] == [(0, (0,)), (1, (0,))]
+
+
+# ---------------------------------------------------------------- jobs
+
+
+def test_a_site_that_knows_only_gres() -> None:
+    job = planned(H100, "cluster.gres=gpu:h100", "cluster.account=me", "cluster.sbatch.switches=1").workers[0].job
+    assert (job.gpus_per_node, job.slurm["gres"], job.slurm["account"]) == (0, "gpu:h100:8", "me")
+    assert job.additional == {"signal": "B:USR1@600", "no-requeue": True, "switches": 1}
+
+
+def test_no_job_names_a_node_and_all_are_warned_through_the_batch_shell() -> None:
+    plan = planned("+cluster=onebox")
+    assert plan.controller is not None
+    for job in [*(worker.job for worker in plan.workers), plan.controller]:
+        assert job.additional["signal"].startswith("B:USR1@")
+        assert not {"nodelist", "exclude"} & {*job.slurm, *job.additional}
+
+
+def test_whole_node_workers_leave_room_for_the_controller_of_their_partition() -> None:
+    together = planned(H100)
+    assert together.controller is not None
+    worker = together.workers[0].job
+    assert worker.mem_gb is not None
+    assert worker.cpus_per_task + together.controller.cpus_per_task <= 96
+    assert worker.mem_gb + (together.controller.mem_gb or 0) <= 960
+    apart = planned(H100, "cluster.partition=gpu", "controller.partition=cpu")
+    assert apart.workers[0].job.cpus_per_task == 96
+    assert apart.controller is not None
+    assert apart.controller.slurm["partition"] == "cpu"
+
+
+def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
+    plan = planned("+cluster=local", "cluster.cpus_per_node=8", "cluster.mem_gb=64")
+    assert [(worker.job.cpus_per_task, worker.job.mem_gb) for worker in plan.workers] == [(4, 32), (4, 32)]
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fault"),
+    [
+        (["run=My_Run"], "run: 'My_Run' is not a name"),
+        (["engine.kind=sglang"], "engine.kind: unknown engine 'sglang'; known: sim, vllm"),
+        (["engine.version=0.9.0"], "engine.version: 0.9.0 is not supported; use 0.32.0"),
+        (["~pools.decode"], "pools: nothing can decode"),
+        (["handoff.redeem_s=120"], "handoff.redeem_s: 120 is not inside the lease of 120"),
+        (["proxy.tls_cert=a.pem"], "proxy.tls_cert: TLS needs both"),
+        (["cluster.nodes=0"], "cluster.nodes: 0 is not a count"),
+        (["cluster.executor=local"], "controller.where: without Slurm"),
+        (["cluster.executor=local"], "cluster.nodes: 2 with executor local"),
+        (["cluster.gpus_per_node=0"], "engine.device: cuda, but h100x2 has no GPUs; use engine=vllm_cpu"),
+        (["cluster.gpu_memory_gib=null"], "cluster.gpu_memory_gib: has no value"),
+        (["cluster.signal_lead_s=28800"], "cluster.signal_lead_s: 28800 is not inside the walltime"),
+        (["cluster.sbatch.nodelist=n1"], "cluster.sbatch.nodelist: Sluice sets this itself, from nothing"),
+        (["+pools.A_B.role=any"], "pools.A_B: 'A_B' is not a name"),
+        (["pools.decode.replicas=0"], "pools.decode.replicas: 0 is not a count"),
+        (["pools.decode.data_parallel=2"], "pools.decode.data_parallel: 2 is not available yet; use replicas"),
+        (["pools.decode.tensor_parallel=3"], "pools.decode.tensor_parallel: 3 does not divide 64 attention heads"),
+        (["pools.decode.nodes=3"], "pools.decode.nodes: 3 nodes of 3 GPUs do not make the 8 ranks"),
+        (["pools.decode.gpus_per_node=4", "pools.decode.nodes=1"], "pools.decode.nodes: 1 nodes of 4 GPUs do not"),
+        (["pools.decode.tensor_parallel=32"], "pools.decode: a worker needs 4 nodes, h100x2 has 2"),
+        (["pools.decode.gpus_per_node=16"], "pools.decode.gpus_per_node: 16 on a node of 8"),
+        (["pools.decode.replicas=2"], "pools: all workers together take 24 GPUs and do not fit on 2 nodes of 8"),
+        (["pools.decode.tensor_parallel=1"], "pools.decode.tensor_parallel: 131.4 GiB of weights + 4.1 GiB to work"),
+        (["model.max_model_len=2000000"], "pools.decode: a worker holds 1371120 KV tokens"),
+        (["pools.decode.pipeline_parallel=2"], "pools.decode.pipeline_parallel: KV cannot be handed"),
+        (["pools.prefill.pipeline_parallel=2"], "pools.prefill.pipeline_parallel: prefill over pipeline stages needs"),
+        (
+            ["pools.prefill.tensor_parallel=16", "cluster.nodes=3"],
+            "pools.prefill.tensor_parallel: 16 ranks replicate 8 KV heads and cannot hand over to decode with 8",
+        ),
+        (["pools.decode.engine_args.dtype=float16"], "pools.prefill.engine_args.dtype: bfloat16 here but float16 in"),
+        (["pools.decode.engine_args.kv_cache_dtype=fp8"], "pools.prefill.engine_args.kv_cache_dtype: bfloat16 here"),
+        (["pools.prefill.engine_args.attention_backend=X"], "pools.prefill.engine_args.attention_backend: X here but"),
+        (["pools.decode.engine_args.dtype=int4"], "pools.decode.engine_args.dtype: unknown 'int4'"),
+        (["pools.decode.engine_args.max-num-seqs=3"], "pools.decode.engine_args.max-num-seqs: write max_num_seqs"),
+        (["model.shape.dtype=int3"], "model.shape.dtype: unknown 'int3'"),
+        (["model.shape=null"], "model.shape: the model is not here; give model.shape"),
+        (["pools.prefill.max_prefill_tokens=0"], "pools.prefill.max_prefill_tokens: 0 in a pool that prefills"),
+        (["pools.decode.max_decodes=-1"], "pools.decode.max_decodes: -1 is negative"),
+        (["engine=vllm_cpu", "engine.engine_args.kv_cache_memory_bytes=null"], "pools.decode.engine_args.kv_cache_mem"),
+    ],
+)
+def test_a_refusal_names_its_key_and_what_to_do(overrides: list[str], fault: str) -> None:
+    assert any(found.startswith(fault) for found in refusals(H100, *overrides)), refusals(H100, *overrides)
+
+
+@pytest.mark.parametrize("flag", sorted(OWNED_FLAGS))
+def test_flags_that_sluice_sets_are_refused(flag: str) -> None:
+    faults = refusals(H100, f"pools.decode.engine_args.{flag}=1")
+    assert [fault.partition(":")[0] for fault in faults] == [f"pools.decode.engine_args.{flag}"]
+
+
+def test_all_refusals_at_once() -> None:
+    faults = refusals(
+        H100,
+        "run=A",
+        "pools.decode.data_parallel=2",
+        "pools.prefill.tensor_parallel=1",
+        "pools.decode.replicas=2",
+        "pools.decode.engine_args.kv_cache_dtype=fp8",
+    )
+    assert {fault.partition(":")[0] for fault in faults} == {
+        "run",
+        "pools.decode.data_parallel",
+        "pools.prefill.tensor_parallel",
+        "pools",
+        "pools.prefill.engine_args.kv_cache_dtype",
+    }
+
+
+def test_explicit_kv_counts_against_the_memory_of_a_cpu_job() -> None:
+    assert planned("+cluster=local", "cluster.mem_gb=8")
+    faults = refusals("+cluster=local", "cluster.mem_gb=8", "engine.engine_args.kv_cache_memory_bytes=4294967296")
+    assert faults[0].endswith("+ 4.0 GiB of KV per rank do not fit in 4.0 GiB; raise it, or choose a smaller model")
+
+
+def test_the_plan_s_shapes_import_without_hydra() -> None:
+    """The controller reads plans and must start fast."""
+    code = "import sys, launcher.job; sys.exit(bool({'hydra', 'omegaconf', 'submitit', 'torch'} & set(sys.modules)))"
+    subprocess.run([sys.executable, "-c", code], cwd=CONF_DIR.parent, check=True)
