@@ -21,8 +21,9 @@ import zmq
 
 from proxy.app import Proxy
 from proxy.auth import ApiKeys
+from proxy.link import CONTROLLER, WORKER
 from proxy.spec import ProxySpec
-from proxy.zap import ZapHandler
+from proxy.zap import Zap
 from workers.logs import start_logging
 from workers.network import address_of
 from workers.rendezvous import ProxyFile
@@ -83,9 +84,10 @@ async def main(spec: ProxySpec) -> None:
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     with ExitStack() as stack:
         stack.callback(context.destroy, linger=500)
-        allowed = {read_keys(spec.run_dir, name).public: name for name in ("worker", "controller")}
-        stack.enter_context(ZapHandler(context, allowed))
-        proxy = Proxy(spec, keys, context, address, link_port, curve)
+        zap = Zap(context, {read_keys(spec.run_dir, who).public.encode(): who for who in (WORKER, CONTROLLER)})
+        zap.start()
+        proxy = Proxy(spec, keys, context, address, link_port, curve, zap)
+        stack.callback(zap.stop)
         await start_http(proxy, address, http_port)
         scheme = "https" if spec.tls_cert else "http"
         file = ProxyFile(

@@ -32,6 +32,7 @@ from proxy.router import Demand, Router
 from proxy.serve import Server
 from proxy.spec import ProxySpec
 from proxy.view import fleet_json, fleet_view, gauges
+from proxy.zap import Zap
 from workers.protocol import (
     Cancelled,
     Chunk,
@@ -72,7 +73,14 @@ class Proxy:
     """`server` must be started by the caller with `handle` and `admit`."""
 
     def __init__(
-        self, spec: ProxySpec, keys: ApiKeys, context: zmq.Context[Any], address: str, port: int, curve: CurveKeys
+        self,
+        spec: ProxySpec,
+        keys: ApiKeys,
+        context: zmq.Context[Any],
+        address: str,
+        port: int,
+        curve: CurveKeys,
+        zap: Zap,
     ) -> None:
         """Binds the links to `port`, or to any free one where it is taken or 0. Raises zmq.ZMQError."""
         self.spec = spec
@@ -80,8 +88,9 @@ class Proxy:
         self.fleet = Fleet(spec)
         self.flights = Flights(self.fleet, Router(spec.routing), spec.limits, spec.deadlines)
         self.metrics = Metrics(lambda: gauges(self.fleet, self.flights, self.server.connections))
-        self.links = Links(context, address, port, curve, self)
+        self.links = Links(context, address, port, curve, zap, self)
         self._keys = keys
+        self._zap = zap
         self._prober = Prober(self.fleet)
         self._clients: dict[int, Client] = {}
         self._streams: dict[int, Stream] = {}
@@ -137,7 +146,7 @@ class Proxy:
             case "/ready":
                 return {"serving": self.fleet.serving, "complete": self.fleet.ready}
             case "/fleet":
-                return fleet_json(self.fleet, self.flights, self._jobs, self.spec.run, time.time())
+                return fleet_json(self.fleet, self.flights, self._jobs, self._zap.refusals, self.spec.run, time.time())
             case _:
                 return self._models()
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import zmq
 
-from proxy.zap import Allowed
+from proxy.zap import Zap
 from workers.protocol import (
     AGENT_SILENCE_S,
     BEAT_INTERVAL_S,
@@ -33,11 +33,14 @@ from workers.protocol import (
     encode_batch,
 )
 from workers.session import LinkLost, Session
-from workers.zmq_loop import CurveKeys, LoopSocket, new_socket
+from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
 log = logging.getLogger("sluice.link")
 
 LINGER_MS = 500
+# What a key proves of its owner, by the allow-list.
+WORKER = "worker"
+CONTROLLER = "controller"
 CONTROLLER_SILENCE_S = 10.0
 
 
@@ -60,19 +63,19 @@ class Listener(Protocol):
 class Links:
     """All links of one proxy."""
 
-    def __init__(self, context: zmq.Context[Any], address: str, port: int, keys: CurveKeys, listener: Listener) -> None:
+    def __init__(
+        self, context: zmq.Context[Any], address: str, port: int, keys: CurveKeys, zap: Zap, listener: Listener
+    ) -> None:
         """Binds to `port`, or to any free one where it is taken. Raises zmq.ZMQError."""
         self._listener = listener
         self._peers: dict[bytes, PeerState] = {}
         self._loop = asyncio.get_running_loop()
         socket = new_socket(context, zmq.ROUTER, LINGER_MS)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.curve_server = True
-        socket.curve_secretkey = keys.secret.encode()
-        socket.setsockopt(zmq.ZAP_DOMAIN, b"sluice")
+        zap.protect(socket, keys.public.encode(), keys.secret.encode())
         self.port = _bind(socket, address, port)
         self._socket = LoopSocket(socket, self._receive)
-        self._timer = self._loop.call_later(BEAT_INTERVAL_S, self._beat)
+        self._beats = Beats(BEAT_INTERVAL_S, self._beat)
 
     def send(self, peer: bytes, message: Message) -> None:
         """Queue for this loop turn's batch. To a peer that is gone: its loss is reported already."""
@@ -95,7 +98,7 @@ class Links:
         self._flush(peer, state)
 
     def close(self, reason: str) -> None:
-        self._timer.cancel()
+        self._beats.stop()
         for peer, state in list(self._peers.items()):
             state.outbox.append(Goodbye(reason))
             self._flush(peer, state)
@@ -142,7 +145,7 @@ class Links:
         """The first batch of a session starts with its hello, from someone whose key allows it."""
         hello = messages[0] if messages else None
         who = str(frame.get("User-Id"))
-        needed = Allowed.CONTROLLER if isinstance(hello, ControllerHello) else Allowed.WORKER
+        needed = CONTROLLER if isinstance(hello, ControllerHello) else WORKER
         if not isinstance(hello, Register | ControllerHello):
             self._tell_stranger(peer, "unknown session: register with a new one", final=False)
             return None
@@ -185,11 +188,11 @@ class Links:
             if fault.errno != zmq.EHOSTUNREACH:
                 raise
 
-    def _beat(self) -> None:
+    def _beat(self, lag_s: float) -> None:
         """Also how a vanished connection is noticed: a ROUTER refuses to send to it."""
-        self._timer = self._loop.call_later(BEAT_INTERVAL_S, self._beat)
         now = time.monotonic()
         for peer, state in list(self._peers.items()):
+            state.session.forgive(lag_s)
             if state.session.silent(now):
                 self._lose(peer, f"no word for {state.session.silence_s:.0f} s", tell=True)
             else:

@@ -13,7 +13,9 @@ from proxy.metrics import Gauge
 from workers.protocol import FleetView, JobView, WorkerView
 
 
-def fleet_json(fleet: Fleet, flights: Flights, jobs: tuple[JobView, ...], run: str, now_unix: float) -> dict[str, Any]:
+def fleet_json(
+    fleet: Fleet, flights: Flights, jobs: tuple[JobView, ...], strangers: tuple[str, ...], run: str, now_unix: float
+) -> dict[str, Any]:
     """Seconds and unix times; a job without a worker yet is listed with its Slurm state."""
     return {
         "run": run,
@@ -25,7 +27,7 @@ def fleet_json(fleet: Fleet, flights: Flights, jobs: tuple[JobView, ...], run: s
         "workers": [_worker_json(worker, now_unix) for worker in fleet.workers.values()],
         "jobs": [_job_json(job) for job in jobs],
         "pairs": [_pair_json(fleet, pair) for pair in fleet.expected_pairs()],
-        "refusals": fleet.refusals,
+        "refusals": [*fleet.refusals, *strangers],
     }
 
 

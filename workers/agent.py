@@ -27,6 +27,7 @@ from workers.channel import Broken, Channel, Finish, Idle, Ready
 from workers.engines import Placement
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STOPPED, Lifecycle
 from workers.link import Link
+from workers.logs import PASSED_ON
 from workers.network import NetworkFault, address_of, bindable_port
 from workers.protocol import (
     PROTOCOL,
@@ -270,7 +271,7 @@ class Agent:
     async def _copy_output(self, process: asyncio.subprocess.Process) -> None:
         """The engine's output through our own bounded logging, so that a hung file system never blocks it."""
         assert process.stdout is not None
-        output = logging.getLogger("engine")
+        output = logging.getLogger(PASSED_ON)
         async for line in lines_of(process.stdout):
             self._tail.append(line)
             output.info("%s", line)

@@ -27,7 +27,7 @@ from workers.protocol import (
     encode_batch,
 )
 from workers.session import LinkLost, Session
-from workers.zmq_loop import CurveKeys, LoopSocket, new_socket
+from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
 # Chunks that wait for credit; above this the senders wait, so memory stays bounded.
 OUTBOX_BYTES = 4 << 20
@@ -69,7 +69,7 @@ class Link:
         socket.curve_secretkey = keys.secret.encode()
         socket.connect(endpoint)
         self._socket = LoopSocket(socket, self._receive)
-        self._timer = self._loop.call_later(BEAT_INTERVAL_S, self._beat)
+        self._beats = Beats(BEAT_INTERVAL_S, self._beat)
         self.send(hello)
 
     def send(self, message: Message) -> None:
@@ -132,11 +132,10 @@ class Link:
         if self._outbox or self._session.owes_ack():
             self.send(Beat())
 
-    def _beat(self) -> None:
+    def _beat(self, lag_s: float) -> None:
+        self._session.forgive(lag_s)
         if self._session.silent(time.monotonic()):
             self._lose(f"no word for {self._session.silence_s:.0f} s", final=False)
-            return
-        self._timer = self._loop.call_later(BEAT_INTERVAL_S, self._beat)
         self.send(Beat())
 
     def _lose(self, reason: str, final: bool) -> None:
@@ -147,5 +146,5 @@ class Link:
     def _end(self) -> None:
         self.closed = True
         self._room.set()
-        self._timer.cancel()
+        self._beats.stop()
         self._socket.close()

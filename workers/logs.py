@@ -12,6 +12,7 @@ import sys
 from logging.handlers import QueueHandler, QueueListener
 
 QUEUE_LINES = 10_000
+PASSED_ON = "engine"  # the logger of an engine process's output in its agent
 
 
 class BoundedHandler(QueueHandler):
@@ -33,12 +34,21 @@ class BoundedHandler(QueueHandler):
             self.num_dropped += 1
 
 
+class Lines(logging.Formatter):
+    """Lines that another process has formatted already pass as they are."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage() if record.name == PASSED_ON else super().format(record)
+
+
 def start_logging(process: str) -> QueueListener:
     """Send all logging to standard output through a thread. Returns the listener; stop it to flush."""
     writer = logging.StreamHandler(sys.stdout)
-    writer.setFormatter(logging.Formatter(f"%(asctime)s %(levelname).1s {process} %(name)s: %(message)s"))
+    writer.setFormatter(Lines(f"%(asctime)s %(levelname).1s {process} %(name)s: %(message)s"))
     lines: queue.Queue[logging.LogRecord] = queue.Queue(QUEUE_LINES)
     listener = QueueListener(lines, writer)
     listener.start()
-    logging.basicConfig(level=logging.INFO, handlers=[BoundedHandler(lines)], force=True)
+    handler = BoundedHandler(lines)
+    handler.setFormatter(logging.Formatter("%(message)s"))  # the writer adds the rest
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     return listener

@@ -57,5 +57,9 @@ class Session:
         """A peer that fills its window must hear from us before it stalls, beat or not."""
         return self.received_bytes - self.told_bytes >= self.window_bytes // 4
 
+    def forgive(self, lag_s: float) -> None:
+        """We did not run ourselves for so long: that is no silence of the peer's."""
+        self.heard_at += lag_s
+
     def silent(self, now: float) -> bool:
         return now - self.heard_at > self.silence_s

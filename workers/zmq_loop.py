@@ -31,6 +31,28 @@ def read_keys(run_dir: str, name: str) -> CurveKeys:
     return msgspec.json.decode(Path(run_dir, "keys", f"{name}.json").read_bytes(), type=CurveKeys)
 
 
+class Beats:
+    """Calls `beat(lag_s)` at an interval; the lag is how much later than planned this process got to run."""
+
+    def __init__(self, interval_s: float, beat: Callable[[float], None]) -> None:
+        self._interval_s = interval_s
+        self._beat = beat
+        self._loop = asyncio.get_running_loop()
+        self._plan()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _plan(self) -> None:
+        self._due = self._loop.time() + self._interval_s
+        self._timer = self._loop.call_at(self._due, self._run)
+
+    def _run(self) -> None:
+        lag_s = max(0.0, self._loop.time() - self._due)
+        self._plan()
+        self._beat(lag_s)
+
+
 class LoopSocket:
     """Calls `on_message(frames)` for every message. High-water marks are off: sessions bound what is in flight."""
 
