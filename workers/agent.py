@@ -25,6 +25,7 @@ import zmq
 
 from workers.channel import Broken, Channel, Finish, Idle, Ready
 from workers.engines import Placement
+from workers.faults import story
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STOPPED, Lifecycle
 from workers.link import Link
 from workers.logs import PASSED_ON
@@ -88,7 +89,7 @@ class Agent:
                 if speaking is not None:
                     speaking.cancel()
         except* (WorkerFault, NetworkFault, RefusedForGood) as group:
-            self._step(FAILED, "; ".join(str(fault) for fault in group.exceptions))
+            self._step(FAILED, story(group))
         finally:
             await asyncio.sleep(GOODBYE_S)  # the last phase should still leave
             self._rendezvous.close(self._life.detail)

@@ -22,6 +22,7 @@ import zmq
 
 from workers.channel import Broken, Channel, Finish, Idle, Ready
 from workers.engines import Placement, engine_start
+from workers.faults import story
 from workers.host import Host
 from workers.logs import start_logging
 from workers.rendezvous import RefusedForGood
@@ -101,7 +102,7 @@ async def main(spec: WorkerSpec, placement: Placement) -> None:
     try:
         await serve(spec, placement, channel)
     except* (EngineDied, RefusedForGood) as group:
-        reason = "; ".join(str(fault) for fault in group.exceptions)
+        reason = story(group)
         log.error("%s", reason)
         channel.say(Broken(reason))
         await asyncio.sleep(IDLE_POLL_S)
