@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+import msgspec
+
 from launcher.capacity import DTYPE_BYTES, GIB, Memory, Shape
 from launcher.layout import count_faults, place, size_faults
 from launcher.matrix import Pair
@@ -16,6 +18,7 @@ from launcher.models import ResolvedModel
 from launcher.pools import PoolPlan, engine_args
 from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, Executor, PoolConfig, PoolRole
 from workers.engines import ENGINES
+from workers.engines.sim_args import SimArgs
 from workers.engines.vllm_args import SUPPORTED_VERSIONS, owned_flags
 from workers.spec import Role
 
@@ -48,8 +51,8 @@ def form_faults(config: Config, model: ResolvedModel) -> list[str]:
     faults = [f"cluster.nodes: {cluster.nodes} is not a count; use 1 or more"] if cluster.nodes < 1 else []
     for name, pool in config.pools.items():
         faults += count_faults(name, pool)
-        if not config.engine.simulated:
-            faults += _kv_size_faults(name, pool, config)
+        faults += _simulator_faults(name, pool, config) if config.engine.simulated else ()
+        faults += () if config.engine.simulated else _kv_size_faults(name, pool, config)
     return faults if config.engine.simulated else [*_model_faults(model), *faults]
 
 
@@ -147,6 +150,13 @@ def _kv_size_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str
         yield f"{key}.engine_args.kv_cache_memory_bytes: on a CPU the size of the KV cache must be given"
     elif config.cluster is not None and config.cluster.gpu_memory_gib is None:
         yield "cluster.gpu_memory_gib: has no value; needed to know what fits"
+
+
+def _simulator_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
+    try:
+        msgspec.convert(engine_args(config, pool), SimArgs)
+    except msgspec.ValidationError as error:
+        yield f"pools.{name}.engine_args: {error}; known: {', '.join(SimArgs.__struct_fields__)}"
 
 
 def _split_faults(name: str, pool: PoolConfig, shape: Shape) -> Iterator[str]:

@@ -185,7 +185,7 @@ def nested_class(hint: Any) -> type | None:
 
 
 def did_you_mean(key: str) -> str:
-    """The closest key beside the wrong one, else anywhere, else all that stand beside it."""
+    """The closest key beside the wrong one; where nothing stands beside it, the closest anywhere; else all beside it."""
     known = list(known_keys())
     pool = re.match(r"pools\.([^.]+)", key)
     pattern = re.sub(r"^pools\.[^.]+", "pools.<name>", key)
@@ -193,7 +193,8 @@ def did_you_mean(key: str) -> str:
     beside = [other for other in known if other.rpartition(".")[0] == parent]
     by_name = {other.rpartition(".")[2]: other for other in beside}
     close = [by_name[name] for name in get_close_matches(pattern.rpartition(".")[2], by_name, n=1, cutoff=0.6)]
-    close = close or get_close_matches(pattern, known, n=1, cutoff=0.8)
+    if not beside:
+        close = get_close_matches(pattern, known, n=1, cutoff=0.6)
     if close:
         return f"did you mean {close[0].replace('<name>', pool.group(1) if pool else '<name>')}?"
     return f"known here: {', '.join(by_name or (key for key in known if '.' not in key))}"

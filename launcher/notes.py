@@ -39,14 +39,14 @@ def _pool_notes(config: Config, pool: PoolPlan) -> Iterator[str]:
 
 
 def _whole_notes(config: Config, pairs: Sequence[Pair]) -> Iterator[str]:
+    for pair in pairs:
+        for fault in pair.faults:
+            yield f"no KV from {pair.prefill} to {pair.decode}: {fault}"
     open_pairs = [pair for pair in pairs if not pair.faults]
     if not open_pairs:
         yield "no pair of pools exchanges KV: every request runs whole on one worker"
         return
     yield "KV goes " + ", ".join(f"{pair.prefill} -> {pair.decode}" for pair in open_pairs)
-    for pair in pairs:
-        for fault in pair.faults:
-            yield f"no KV from {pair.prefill} to {pair.decode}: {fault}"
     yield (
         f"whole on a decode worker: prompts under about {config.routing.whole_below_tokens} tokens (a hand-over costs"
         " more), several prompts or n > 1, beam search, prompt_logprobs and multimodal (one ticket is one sequence)"

@@ -14,6 +14,7 @@ from launcher.layout import PoolLayout, pool_layout
 from launcher.matrix import Pair, PoolTraits, pairs
 from launcher.models import ResolvedModel
 from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, PoolConfig
+from workers.engines.sim_args import SimArgs
 from workers.spec import Role
 
 # What the engine takes where the arguments do not say.
@@ -72,7 +73,7 @@ def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, link
     args, layout = engine_args(config, pool), pool_layout(pool, cluster)
     budget = _budget(config, args, layout)
     memory = _memory(config, pool, args, shape, budget)
-    kv_tokens = memory.kv_tokens if memory else args.get("num_blocks", 0) * config.engine.block_size
+    kv_tokens = memory.kv_tokens if memory else msgspec.convert(args, SimArgs).num_blocks * config.engine.block_size
     cpus, mem_gb = _share(config, layout)
     role = Role(pool.role.value)
     batch = args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS)

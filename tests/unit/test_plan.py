@@ -43,6 +43,15 @@ def test_the_simulator_needs_no_model_on_disk() -> None:
     assert not any("not ready" in note for note in plan.notes)
 
 
+def test_the_simulator_s_arguments_are_checked_before_anything_is_submitted() -> None:
+    sim = ["+cluster=onebox", "engine=sim"]
+    assert planned(*sim, "engine.engine_args.num_blocks=null")
+    assert refusals(*sim, "pools.decode.engine_args.num_block=1")[0].startswith(
+        "pools.decode.engine_args: Object contains unknown field `num_block`; known: mode, "
+    )
+    assert refusals(*sim, "engine.engine_args.num_blocks=100")[0].startswith("pools.prefill: a worker holds 3200 KV")
+
+
 def test_a_plan_is_a_value_that_survives_its_file() -> None:
     plan = planned(H100)
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
@@ -93,6 +102,12 @@ def test_pipeline_stages_serve_whole_and_without_a_connector() -> None:
     assert plan.proxy.pairs == ()
     assert plan.workers[0].spec.engine.handoff is None
     assert (plan.workers[0].spec.num_nodes, plan.workers[0].spec.gpus_per_node) == (2, 8)
+
+
+def test_a_pair_of_any_that_cannot_exchange_is_left_out_and_said() -> None:
+    plan = planned("+cluster=onebox", "pools.prefill.role=any", "pools.prefill.pipeline_parallel=2")
+    assert plan.proxy.pairs == ()
+    assert any(note.startswith("no KV from prefill to decode: pools.prefill.pipeline_parallel") for note in plan.notes)
 
 
 def test_a_worker_over_two_nodes_is_one_job() -> None:
