@@ -22,6 +22,14 @@ from launcher.submit import run_worker
 
 # submitit's supervisor ends its job after this; a local run ends with its terminal instead.
 NO_TIMEOUT_MIN = 365 * 24 * 60
+MODULES = {
+    "launcher.controller",
+    "proxy",
+    "submitit.core._submit",
+    "submitit.local._local",
+    "workers",
+    "workers.engine_process",
+}
 STATES = {"RUNNING": "RUNNING", "FINISHED": "COMPLETED", "INTERRUPTED": "FAILED"}
 
 
@@ -72,15 +80,18 @@ def end_job(pid: int, *, force: bool) -> None:
             continue
 
 
-def is_job(pid: int, run: RunDir) -> bool:
-    """Whether this process is (still) a job of the run: ids are used again."""
-    try:
-        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except FileNotFoundError:
-        return False
-    return b"submitit.local._local" in arguments and any(
-        Path(os.fsdecode(argument)).is_relative_to(run.logs) for argument in arguments
-    )
+def run_processes(run: RunDir) -> list[int]:
+    """Processes of this machine that belong to the run, whoever started them and whatever became of that one."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                arguments = [os.fsdecode(part) for part in (entry / "cmdline").read_bytes().split(b"\0")]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if MODULES.intersection(arguments) and any(Path(part).is_relative_to(run.path) for part in arguments):
+                found.append(int(entry.name))
+    return found
 
 
 def descendants(pid: int) -> list[int]:

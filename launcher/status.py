@@ -22,8 +22,9 @@ STOPPED = "stopped"
 FAILED = "failed"  # it never served
 
 # Before a worker has said anything itself; after that, its own phases (workers.lifecycle).
-WAITING = "waiting"  # no job yet
+WAITING = "waiting"  # no job yet, or not again yet
 QUEUED = "queued"
+ENDING = "ending"  # told to go, and silent: its job is about to end
 
 STALE_S = 30.0  # a live controller writes at least every 10 s
 
@@ -127,16 +128,26 @@ def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetVie
     if not ended:
         return status
     last = max(ended, key=lambda record: record.generation)
+    as_asked = lifecycle.STOPPED if last.state in ("COMPLETED", "CANCELLED") else lifecycle.FAILED
     return msgspec.structs.replace(
-        status, generation=last.generation, job=last.job, state=last.state, reason=last.reason
+        status,
+        generation=last.generation,
+        phase=as_asked if core.stopping else WAITING,
+        job=last.job,
+        state=last.state,
+        reason=last.reason,
     )
 
 
 def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
     record, row = job.record, job.row
-    status = msgspec.structs.replace(status, generation=record.generation, job=record.job, phase=QUEUED)
+    told_to_go = job.drained_at is not None or job.cancelled_at is not None
+    status = msgspec.structs.replace(
+        status, generation=record.generation, job=record.job, phase=ENDING if told_to_go else QUEUED
+    )
     if row is not None:
         pending = row.state == "PENDING"
+        started = ENDING if told_to_go else lifecycle.STARTING
         expected = datetime.fromtimestamp(row.start_time).isoformat() if pending and row.start_time else ""
         status = msgspec.structs.replace(
             status,
@@ -145,7 +156,7 @@ def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
             estimated_start=expected,
             end_time=None if pending else row.end_time,
             node=row.nodes,
-            phase=QUEUED if pending else lifecycle.STARTING,
+            phase=QUEUED if pending else started,
         )
     seen = _find(fleet, status)
     if seen is None:

@@ -1,0 +1,116 @@
+"""A run as text for people: its workers, the ready message, a failure with the end of its log.
+
+Pure but for reading log files. Decides nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from launcher.effects import Failure
+from launcher.rundir import Endpoint, RunDir
+from launcher.status import QUEUED, RunStatus, WorkerStatus
+
+TAIL_LINES = 20
+TAIL_BYTES = 64 << 10
+HEADER = ("worker", "phase", "role", "node", "job", "left", "")
+
+
+def worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
+    job = f"{worker.job} {worker.state}".strip()
+    left = "" if worker.end_time is None else duration(worker.end_time - now)
+    return (worker.worker, worker.phase, worker.role, worker.node, job, left, remark(worker))
+
+
+def remark(worker: WorkerStatus) -> str:
+    """What a person wants to know: why it waits, what it does, how it ended."""
+    if worker.phase == QUEUED and worker.estimated_start:
+        return f"{worker.reason}, expected to start {worker.estimated_start}".lstrip(", ")
+    if worker.running or worker.waiting:
+        return f"{worker.running} running, {worker.waiting} waiting"
+    return first_line(worker.detail or worker.reason)
+
+
+def first_line(text: str) -> str:
+    return text.splitlines()[0] if text else ""
+
+
+def duration(seconds: float) -> str:
+    minutes = max(0, int(seconds)) // 60
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return f"{days}d{hours:02d}h" if days else f"{hours}h{minutes:02d}m"
+
+
+def status_text(status: RunStatus, source: str) -> str:
+    now = time.time()
+    lines = [f"run {status.run}: {status.phase}{', ready' if status.ready else ''} ({source})"]
+    if status.url:
+        lines.append(f"url {status.url}")
+    lines += table([HEADER, *(worker_cells(worker, now) for worker in status.workers)])
+    lines += [f"not proven: {prefill or 'whole'} -> {decode}" for prefill, decode in status.missing_pairs]
+    lines += [f"refused: {refusal}" for refusal in status.refusals]
+    if status.failure is not None:
+        lines.append(f"failed: {status.failure.name}: {status.failure.reason}")
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def ready_text(endpoint: Endpoint) -> str:
+    model = endpoint.models[0]
+    key = shlex.quote(endpoint.api_key_file)
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 16}}'
+    program = (
+        f'from openai import OpenAI; client = OpenAI(base_url="{endpoint.url}", '
+        f'api_key=open("{endpoint.api_key_file}").read()); '
+        f'print(client.chat.completions.create(model="{model}", '
+        'messages=[{"role": "user", "content": "Hello"}], max_tokens=16).choices[0].message.content)'
+    )
+    return "\n".join(
+        [
+            "ready",
+            f"  url      {endpoint.url}",
+            f"  API key  {endpoint.api_key_file}",
+            f"  models   {', '.join(endpoint.models)}",
+            "",
+            f'curl -sS {endpoint.url}/chat/completions -H "Authorization: Bearer $(cat {key})" '
+            f"-H 'Content-Type: application/json' -d '{body}'",
+            "",
+            f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}",
+        ]
+    )
+
+
+def how_to_return(run: RunDir, name: str) -> str:
+    where = f"run={name}" + ("" if run.path.parent == Path("runs").absolute() else f" runs_dir={run.path.parent}")
+    return f"look:  python -m launcher action=status {where}\nstop:  python -m launcher action=stop {where}"
+
+
+def failure_text(run: RunDir, failure: Failure) -> str:
+    """The job, the queue's reason and the last lines of its log."""
+    job = f" (job {failure.job})" if failure.job else ""
+    lines = [f"{failure.name}{job} failed: {failure.reason}"]
+    log = newest_log(run.log_dir(failure.worker), failure.job)
+    if log is not None:
+        lines += [f"the last lines of {log}:", *(f"  | {line}" for line in tail(log))]
+    return "\n".join(lines)
+
+
+def newest_log(folder: Path, job: str = "") -> Path | None:
+    """The log that was written last, of one job or of all; with several ranks it is the one that spoke last."""
+    logs = [*folder.glob(f"{job or '*'}_*_log.out"), *folder.glob("*.log")]
+    return max(logs, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-lines:]

@@ -1,0 +1,107 @@
+"""Starting a run: the plan, its folder, and the controller, as a job or as a process of this machine.
+
+Owns what is written into a run folder before the controller takes over. Refuses a run that lives.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from omegaconf import OmegaConf
+
+from launcher import local, models, slurm
+from launcher.job import Plan
+from launcher.jobs import CONTROLLER
+from launcher.keys import write_keys
+from launcher.ownership import MODULE, living_owner
+from launcher.plan import make_plan
+from launcher.present import how_to_return
+from launcher.rundir import SERVE, SOURCE, Desired, RunDir, code_hash, snapshot_code
+from launcher.schema import Config
+from launcher.submit import submit_controller
+from workers.spec import write_json
+
+
+class CannotStart(Exception):
+    """The run is up, or its remains are, or its code changes under our hands."""
+
+
+class Controlled(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the controller of a new start runs: a job, or a child of this process."""
+
+    job: str = ""
+    process: subprocess.Popen[bytes] | None = None
+
+
+def run_dir(config: Config) -> RunDir:
+    assert config.run is not None
+    return RunDir(Path(config.runs_dir).expanduser() / config.run)
+
+
+def plan_run(config: Config) -> tuple[RunDir, Plan, models.ResolvedModel]:
+    """Writes nothing. Raises Refused with every fault."""
+    assert config.cluster is not None
+    cache_dir = Path(config.cluster.cache_dir).expanduser() if config.cluster.cache_dir else models.default_cache_dir()
+    model = models.resolve(config.model, cache_dir, models.default_hub_dir())
+    run = run_dir(config)
+    plan = make_plan(config, model=model, code=code_hash(), interpreter=sys.executable, run_dir=str(run.path))
+    return run, plan, model
+
+
+def refuse_if_live(run: RunDir, plan: Plan) -> None:
+    """Raises CannotStart, or JobError where Slurm cannot be asked."""
+    owner = living_owner(run)
+    if owner is not None:
+        held = f"its controller is process {owner.pid} on {owner.host}"
+    elif plan.executor == "slurm":
+        rows = [row for row in slurm.run_rows(plan.run, run.path) if not row.ended]
+        held = "Slurm holds its jobs " + ", ".join(f"{row.name} ({row.job})" for row in rows) if rows else ""
+    else:
+        pids = local.run_processes(run)
+        held = f"processes of it are left: {', '.join(map(str, pids))}" if pids else ""
+    if held:
+        raise CannotStart(f"run {plan.run} is live: {held}\n{how_to_return(run, plan.run)}\nor choose another run=NAME")
+
+
+def write_run(run: RunDir, plan: Plan, config: Config) -> None:
+    """All that a controller needs. What an earlier start of the same run left is out of the way after this."""
+    run.create()
+    for left in (run.status, run.endpoint, *run.proxies.glob("*.json")):
+        left.unlink(missing_ok=True)
+    code = snapshot_code(run)
+    if code != plan.proxy.code:
+        raise CannotStart(f"the code in {SOURCE} changed while it was launched; launch again")
+    write_keys(run.keys)
+    descriptor = os.open(run.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    write_json(run.plan, plan)
+    write_json(run.proxy_spec(plan.proxy.proxy), plan.proxy)
+    workers = tuple(planned.spec.worker for planned in plan.workers)
+    run.write_desired(Desired(target=SERVE, workers=workers, since=time.time()))
+
+
+def start_controller(run: RunDir, plan: Plan) -> Controlled:
+    """Raises JobError where the queue refuses its job."""
+    if plan.controller is not None:
+        return Controlled(job=submit_controller(run, plan))
+    code_dir = run.code_dir(plan.proxy.code)
+    log_dir = run.log_dir(CONTROLLER)
+    log_dir.mkdir(mode=0o700, exist_ok=True)
+    with (log_dir / "controller.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", MODULE, str(run.path)],
+            cwd=code_dir,
+            env={**os.environ, "PYTHONPATH": str(code_dir)},
+            # The pipe's end tells a local run's controller that the launcher is gone, however it went.
+            stdin=subprocess.PIPE if plan.executor == "local" else subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,  # the terminal's Ctrl-C is for the launcher alone
+        )
+    return Controlled(process=process)

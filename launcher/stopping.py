@@ -1,0 +1,98 @@
+"""Stopping a run, and being sure: no job in Slurm, no process on this machine.
+
+Asks the controller through `desired.json`; where there is none any more, cancels by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import msgspec
+
+from launcher import local, slurm
+from launcher.job import Plan
+from launcher.jobs import Row
+from launcher.ownership import living_owner
+from launcher.progress import Progress
+from launcher.rundir import STOP, RunDir, read_optional
+from launcher.status import RunStatus
+
+LOOK_EVERY_S = 0.5
+# A controller that has just ended is still a completing job for a moment.
+COMPLETING_S = 2.0
+KILL_GRACE_S = 15.0
+
+
+class StillThere(Exception):
+    """Not everything was gone in time; says what is left."""
+
+
+def stop_run(run: RunDir, plan: Plan, progress: Progress, timeout_s: float | None) -> None:
+    """Returns when nothing of the run is left. Raises StillThere, or JobError where Slurm cannot be asked."""
+    deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
+    run.write_desired(msgspec.structs.replace(run.read_desired(), target=STOP))
+    _await_controller(run, progress, deadline)
+    if plan.executor == "local":
+        _end_processes(run, plan, progress, deadline)
+    else:
+        _end_jobs(run, plan, progress, deadline)
+
+
+def kill_local(run: RunDir) -> None:
+    """No more patience: SIGKILL to everything of the run on this machine."""
+    for pid in local.run_processes(run):
+        local.end_job(pid, force=True)
+
+
+def _await_controller(run: RunDir, progress: Progress, deadline: float) -> None:
+    while (owner := living_owner(run)) is not None:
+        status = read_optional(run.status, RunStatus)
+        if status is not None:
+            progress.show(status)
+        _check(deadline, f"the controller, process {owner.pid} on {owner.host}")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _end_jobs(run: RunDir, plan: Plan, progress: Progress, deadline: float) -> None:
+    time.sleep(COMPLETING_S)
+    while rows := [row for row in slurm.run_rows(plan.run, run.path) if not row.ended]:
+        for row in rows:
+            progress.note(row.name, f"{row.state.lower()}  job {row.job}")
+        slurm.cancel([row.job for row in rows])
+        _check(deadline, _named(rows))
+        time.sleep(plan.poll_interval_s)
+
+
+def _end_processes(run: RunDir, plan: Plan, progress: Progress, deadline: float) -> None:
+    """Only what a controller that died left behind: a live one has ended them all."""
+    patience_s = max(planned.spec.drain_timeout_s for planned in plan.workers) + KILL_GRACE_S
+    kill_at = time.monotonic() + patience_s
+    asked: set[int] = set()
+    while pids := local.run_processes(run):
+        progress.note("left", f"processes {', '.join(map(str, pids))}")
+        for pid in pids:
+            if time.monotonic() > kill_at:
+                local.end_job(pid, force=True)
+            elif pid not in asked:
+                asked.add(pid)
+                _terminate(pid)
+        _check(deadline, f"processes {', '.join(map(str, pids))}")
+        time.sleep(LOOK_EVERY_S)
+
+
+def _terminate(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGTERM)
+    except ProcessLookupError:
+        pass
+
+
+def _check(deadline: float, what: str) -> None:
+    if time.monotonic() > deadline:
+        raise StillThere(f"not gone in time: {what}")
+
+
+def _named(rows: list[Row]) -> str:
+    return ", ".join(f"{row.name} (job {row.job}, {row.state})" for row in rows)
