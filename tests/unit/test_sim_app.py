@@ -10,9 +10,11 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from workers.calls import CURRENT, Call
 from workers.engines import Engine, Placement, engine_start
+from workers.engines.sim_api import Chunks, Generation, full_answer, usage
 from workers.protocol import Leg, Ticket
 from workers.spec import EngineSpec, HandoffSpec
 
@@ -139,7 +141,7 @@ async def until_free(of: Engine) -> None:
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(test())
+    uvloop.run(test())
 
 
 # ---------------------------------------------------------------- the OpenAI shapes
@@ -185,6 +187,56 @@ def test_a_chat_stream_is_shaped_as_vllms() -> None:
         assert stream.sent[0]["headers"] == [(b"content-type", b"text/event-stream; charset=utf-8")]
 
     run(test)
+
+
+def test_answers_are_byte_for_byte_as_vllm_writes_them() -> None:
+    """The expected texts were written by vLLM 0.32.0's own response classes."""
+    chat, text = (
+        Generation(
+            id="i",
+            chat=chat,
+            model="m",
+            created=1,
+            prompts=["p"],
+            max_tokens=1,
+            n=1,
+            seed=None,
+            stop=(),
+            stream=True,
+            include_usage=True,
+        )
+        for chat in (True, False)
+    )
+    counts = usage(3, 2)
+    chunk = '{"id":"i","object":"chat.completion.chunk","created":1,"model":"m","choices":['
+    assert [Chunks(chat).role(0), Chunks(chat).text(0, "x", "length"), Chunks(text).text(0, "x")] == [
+        b"data: %b\n\n" % line.encode()
+        for line in (
+            chunk + '{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],'
+            '"prompt_token_ids":null,"prompt_text":null}',
+            chunk + '{"index":0,"delta":{"content":"x"},"logprobs":null,"finish_reason":"length","stop_reason":null,'
+            '"token_ids":null}]}',
+            '{"id":"i","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":"x",'
+            '"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]}',
+        )
+    ]
+    usage_text = '"prompt_tokens":3,"total_tokens":5,"completion_tokens":2'
+    assert Chunks(chat).usage(counts).decode() == f'data: {chunk}],"usage":{{{usage_text}}}}}\n\n'
+    usage_text += ',"prompt_tokens_details":null,"completion_tokens_details":null'
+    assert full_answer(text, [("x", "length", None)], counts).decode() == (
+        '{"id":"i","object":"text_completion","created":1,"model":"m","choices":[{"index":0,"text":"x",'
+        '"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null,"prompt_logprobs":null,'
+        '"prompt_token_ids":null,"routed_experts":null}],"service_tier":null,"system_fingerprint":null,'
+        f'"usage":{{{usage_text}}},"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}}'
+    )
+    assert full_answer(chat, [("x", "length", None)], counts).decode() == (
+        '{"id":"i","object":"chat.completion","created":1,"model":"m","choices":[{"index":0,"message":'
+        '{"role":"assistant","content":"x","refusal":null,"annotations":null,"audio":null,"function_call":null,'
+        '"reasoning":null},"logprobs":null,"finish_reason":"length","stop_reason":null,"token_ids":null,'
+        '"routed_experts":null}],"service_tier":null,"system_fingerprint":null,'
+        f'"usage":{{{usage_text}}},"prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null,'
+        '"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}'
+    )
 
 
 def test_several_prompts_and_sequences() -> None:
@@ -396,6 +448,24 @@ def test_a_dead_holder_fails_the_decode_and_may_be_tried_again(stream: bool) -> 
             assert error["code"] == 500
             await until_free(decoder)
             await decoder.release(call.ticket.params if call.ticket else b"")
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"), [({"engine_id": "worker-0/0/old"}, "worker-0/0/old is gone"), ({"port": "x"}, "not a ticket")]
+)
+def test_a_ticket_that_is_not_the_holders_is_refused(change: dict[str, Any], reason: str) -> None:
+    async def test() -> None:
+        async with engine() as holder, engine() as decoder:
+            ticket = ticket_of(await prefilled(holder))
+            params = msgspec.json.encode(msgspec.json.decode(ticket.params) | change)
+            call = new_call(Leg.DECODE, msgspec.structs.replace(ticket, params=params))
+            assert (await post(decoder, call=call)).status == 500
+            assert call.failure is not None
+            assert call.failure.retryable
+            assert reason in call.failure.reason
+            await until_free(decoder)
 
     run(test)
 

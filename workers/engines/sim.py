@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Container
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -199,21 +199,50 @@ def _piece(output: Output, index: int, scanner: StopScanner) -> Piece:
 
 
 @asynccontextmanager
+async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group around somebody else's code, whose exception is handed on as it was raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
+
+
+@asynccontextmanager
 async def start(spec: EngineSpec, placement: Placement) -> AsyncIterator[Engine]:
     """Raises ValueError if the arguments are wrong, RuntimeError if they ask for a failed start."""
     args = read_args(spec)
     await asyncio.sleep(args.load_time_s)
     if args.fail_at_start is not None:
         raise RuntimeError(args.fail_at_start)
-    async with AsyncExitStack() as stack:
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        if args.mode == "instant":
-            yield await stack.enter_async_context(InstantEngine.running(spec, args, tasks))
-            return
-        live = LiveScheduler(args.core(spec))
-        stack.callback(live.close)
-        engine = SimEngine(spec, args, live, tasks)
-        port = await stack.enter_async_context(listen(placement.address, engine.hand_out))
+    async with _tasks() as tasks:
+        engine = _instant(spec, args, tasks) if args.mode == "instant" else _scheduled(spec, args, placement, tasks)
+        async with engine as started:
+            yield started
+
+
+@asynccontextmanager
+async def _instant(spec: EngineSpec, args: SimArgs, tasks: asyncio.TaskGroup) -> AsyncIterator[Engine]:
+    engine = InstantEngine(spec, args)
+    steps = tasks.create_task(engine.run_steps())
+    try:
+        yield engine
+    finally:
+        steps.cancel()
+
+
+@asynccontextmanager
+async def _scheduled(
+    spec: EngineSpec, args: SimArgs, placement: Placement, tasks: asyncio.TaskGroup
+) -> AsyncIterator[Engine]:
+    live = LiveScheduler(args.core(spec))
+    engine = SimEngine(spec, args, live, tasks)
+    async with listen(placement.address, engine.hand_out) as port:
         engine_id = f"{placement.worker}/{placement.generation}/{placement.session}"
         engine.holder = HandOver(engine_id, placement.address, port, 0, [], 0)
-        yield engine
+        try:
+            yield engine
+        finally:
+            live.close()

@@ -194,32 +194,36 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int | None]:
 
 def full_answer(of: Generation, choices: Sequence[tuple[str, str, str | None]], counts: dict[str, int | None]) -> bytes:
     """`choices`: text, finish_reason and stop_reason of each."""
+    # The same fields in the same order as vLLM's, most of them empty.
+    prompt = ("prompt_logprobs", "prompt_token_ids")
     shaped = []
     for index, (text, finish_reason, stop_reason) in enumerate(choices):
         body = {"message": _message(text)} if of.chat else {"text": text}
-        ending = {"finish_reason": finish_reason, "stop_reason": stop_reason, "token_ids": None}
-        if not of.chat:
-            ending |= {"prompt_logprobs": None, "prompt_token_ids": None}
-        shaped.append({"index": index, **body, "logprobs": None, **ending})
-    return encode_json(
-        {
-            "id": of.id,
-            "object": "chat.completion" if of.chat else "text_completion",
-            "created": of.created,
-            "model": of.model,
-            "choices": shaped,
-            "service_tier": None,
-            "system_fingerprint": None,
-            "usage": {**counts, "prompt_tokens_details": None},
-            **({"prompt_logprobs": None, "prompt_token_ids": None} if of.chat else {}),
-            "kv_transfer_params": None,
-        }
-    )
+        ending = {"logprobs": None, "finish_reason": finish_reason, "stop_reason": stop_reason, "token_ids": None}
+        empty = _empty("routed_experts") if of.chat else _empty(*prompt, "routed_experts")
+        shaped.append({"index": index, **body, **ending, **empty})
+    answer = {
+        "id": of.id,
+        "object": "chat.completion" if of.chat else "text_completion",
+        "created": of.created,
+        "model": of.model,
+        "choices": shaped,
+        **_empty("service_tier", "system_fingerprint"),
+        "usage": {**counts, **_empty("prompt_tokens_details", "completion_tokens_details")},
+        **(_empty(*prompt, "prompt_text") if of.chat else {}),
+        **_empty("kv_transfer_params", "ec_transfer_params", "metrics"),
+    }
+    return encode_json(answer)
 
 
 def _message(text: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("refusal", "annotations", "audio", "function_call"))
-    return {"role": "assistant", "content": text, **nothing, "tool_calls": [], "reasoning": None}
+    return {"role": "assistant", "content": text} | _empty(
+        "refusal", "annotations", "audio", "function_call", "reasoning"
+    )
+
+
+def _empty(*names: str) -> dict[str, None]:
+    return dict.fromkeys(names)
 
 
 class Chunks:

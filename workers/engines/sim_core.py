@@ -142,7 +142,8 @@ class Scheduler:
                 self._preempt(self._running.pop())
                 preempted = True
             if position < len(self._running):
-                sequence.blocks += self.pool.allocate(max(0, missing))
+                if missing > 0:
+                    sequence.blocks += self.pool.allocate(missing)
                 self._pass.append((sequence, new))
                 budget -= new
             position += 1
@@ -227,8 +228,9 @@ class Scheduler:
         size = self.config.block_size
         first, last = sequence.num_computed // size, num_computed // size
         sequence.num_computed = num_computed
-        contents = [key ^ sequence.taint for key in sequence.keys[first:last]]
-        self._store(sequence, first, contents, effects)
+        if first < last:
+            contents = [key ^ sequence.taint for key in sequence.keys[first:last]]
+            self._store(sequence, first, contents, effects)
 
     def _complete(self, sequence: Sequence, now: float) -> ev.Ended:
         del self._live[sequence.id]

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import cast
 
 import msgspec
 
@@ -54,9 +55,8 @@ class _Holder(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._transports.add(transport)
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's are not subclasses of it
+        self._transports.add(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transports.discard(self._transport)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from workers.calls import CURRENT, Call
 from workers.engines import AsgiApp, Event, Send
@@ -71,16 +69,6 @@ class InstantEngine:
         self._num_prompt_tokens = 0
         self._num_generated = 0
 
-    @classmethod
-    @asynccontextmanager
-    async def running(cls, spec: EngineSpec, args: SimArgs, tasks: asyncio.TaskGroup) -> AsyncIterator[InstantEngine]:
-        engine = cls(spec, args)
-        steps = tasks.create_task(engine._steps())
-        try:
-            yield engine
-        finally:
-            steps.cancel()
-
     def kv_tokens_received(self) -> int:
         return self._num_received
 
@@ -140,7 +128,8 @@ class InstantEngine:
         finally:
             self._streams.pop(id, None)
 
-    async def _steps(self) -> None:
+    async def run_steps(self) -> None:
+        """The one timer; runs until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
