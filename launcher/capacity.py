@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 GIB = 1 << 30
+COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
 RUNTIME_BYTES = 2 * GIB  # CUDA context, NCCL buffers, captured graphs; without a GPU: Python and torch
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
@@ -28,7 +29,12 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     intermediate_size: int
     vocab_size: int
     tied_embeddings: bool
-    dtype: str
+    dtype: str  # of the checkpoint's weights
+
+    @property
+    def compute_dtype(self) -> str:
+        """What the engine computes in where nobody says: quantised weights stay as they are, their results do not."""
+        return self.dtype if self.dtype in COMPUTE_DTYPES else "bfloat16"
 
     @property
     def num_parameters(self) -> int:
@@ -45,6 +51,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     tensor_parallel: int
     pipeline_parallel: int
     block_size: int
+    dtype: str  # what the engine computes in
     kv_dtype: str
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -85,7 +92,8 @@ def memory_with_kv(shape: Shape, demand: Demand, kv_bytes: int) -> Memory:
 
 def weights_bytes(shape: Shape, demand: Demand) -> int:
     ranks = demand.tensor_parallel * demand.pipeline_parallel
-    return -(-shape.num_parameters * DTYPE_BYTES[shape.dtype] // ranks)
+    held_as = demand.dtype if shape.dtype in COMPUTE_DTYPES else shape.dtype
+    return -(-shape.num_parameters * DTYPE_BYTES[held_as] // ranks)
 
 
 def kv_bytes_per_token(shape: Shape, demand: Demand) -> int:
@@ -98,7 +106,7 @@ def kv_bytes_per_token(shape: Shape, demand: Demand) -> int:
 def workspace_bytes(shape: Shape, demand: Demand) -> int:
     """An estimate: one layer's activations for a full batch, float32 logits for every sequence, the runtime."""
     per_token = 4 * shape.hidden_size + 3 * shape.intermediate_size // demand.tensor_parallel
-    activations = demand.max_num_batched_tokens * per_token * DTYPE_BYTES[shape.dtype]
+    activations = demand.max_num_batched_tokens * per_token * DTYPE_BYTES[demand.dtype]
     logits = 2 * demand.max_num_seqs * shape.vocab_size * 4
     return activations + logits + RUNTIME_BYTES
 

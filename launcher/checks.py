@@ -9,21 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-import msgspec
-
+from launcher.arguments import argument_faults, engine_args
 from launcher.capacity import DTYPE_BYTES, GIB, Memory, Shape
 from launcher.layout import count_faults, place, size_faults
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
-from launcher.pools import PoolPlan, engine_args
+from launcher.pools import PoolPlan
 from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, Executor, PoolConfig, PoolRole
+from proxy.router import POLICIES
 from workers.engines import ENGINES
-from workers.engines.sim_args import SimArgs
 from workers.engines.vllm_args import SUPPORTED_VERSIONS, owned_flags
 from workers.spec import Role
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 MAX_SIGNAL_LEAD_S = 65535  # Slurm's own limit
+CONNECTORS = ("NixlConnector",)
 # sbatch options that follow from other keys. Pinned nodes are left out: such a job waits for ever when one fails.
 OWNED_SBATCH = {
     "signal": "cluster.signal_lead_s",
@@ -48,12 +48,11 @@ def form_faults(config: Config, model: ResolvedModel) -> list[str]:
     cluster = config.cluster
     if cluster is None:
         return ["cluster: choose a cluster: +cluster=..."]
-    faults = [f"cluster.nodes: {cluster.nodes} is not a count; use 1 or more"] if cluster.nodes < 1 else []
+    faults = list(_cluster_count_faults(cluster))
+    faults += [] if config.engine.simulated else _model_faults(model)
     for name, pool in config.pools.items():
-        faults += count_faults(name, pool)
-        faults += _simulator_faults(name, pool, config) if config.engine.simulated else ()
-        faults += () if config.engine.simulated else _kv_size_faults(name, pool, config)
-    return faults if config.engine.simulated else [*_model_faults(model), *faults]
+        faults += [*count_faults(name, pool), *argument_faults(name, pool, config)]
+    return faults
 
 
 def rule_faults(config: Config, model: ResolvedModel) -> list[str]:
@@ -95,6 +94,12 @@ def _run_faults(config: Config) -> Iterator[str]:
         yield f"engine.version: {config.engine.version} is not supported; use {' or '.join(SUPPORTED_VERSIONS)}"
     if not any(pool.role in (PoolRole.decode, PoolRole.any) for pool in config.pools.values()):
         yield "pools: nothing can decode; give a pool the role decode or any"
+    if config.routing.policy not in POLICIES:
+        yield f"routing.policy: unknown {config.routing.policy!r}; known: {', '.join(sorted(POLICIES))}"
+    if config.handoff.connector not in CONNECTORS:
+        yield f"handoff.connector: {config.handoff.connector} is not available; use {', '.join(CONNECTORS)}"
+    if config.engine.device is Device.cpu and config.handoff.buffer_device is Device.cuda:
+        yield "handoff.buffer_device: cuda, but the engine runs on the CPU; use null"
     if config.handoff.redeem_s >= config.handoff.lease_s:
         yield (
             f"handoff.redeem_s: {config.handoff.redeem_s:g} is not inside the lease of {config.handoff.lease_s:g};"
@@ -102,6 +107,12 @@ def _run_faults(config: Config) -> Iterator[str]:
         )
     if (config.proxy.tls_cert is None) != (config.proxy.tls_key is None):
         yield "proxy.tls_cert: TLS needs both tls_cert and tls_key"
+
+
+def _cluster_count_faults(cluster: ClusterConfig) -> Iterator[str]:
+    for field, least in (("nodes", 1), ("cpus_per_node", 1), ("gpus_per_node", 0)):
+        if getattr(cluster, field) < least:
+            yield f"cluster.{field}: {getattr(cluster, field)} is not a count; use {least} or more"
 
 
 def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
@@ -133,30 +144,8 @@ def _pool_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
         yield f"{key}.data_parallel: {pool.data_parallel} is not available yet; use replicas"
     if pool.role is PoolRole.decode and pool.pipeline_parallel > 1:
         yield f"{key}.pipeline_parallel: KV cannot be handed to pipeline stages; use tensor_parallel"
-    args = engine_args(config, pool)
-    yield from (f"{key}.engine_args.{arg}: write {arg.replace('-', '_')}" for arg in args if "-" in arg)
     if config.engine.kind == "vllm":
-        yield from (f"{key}.{fault}" for fault in owned_flags(args))
-
-
-def _kv_size_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
-    key, args = f"pools.{name}", engine_args(config, pool)
-    for arg in ("dtype", "kv_cache_dtype"):
-        if args.get(arg, "auto") not in ("auto", *DTYPE_BYTES):
-            yield f"{key}.engine_args.{arg}: unknown {args[arg]!r}; known: auto, {', '.join(DTYPE_BYTES)}"
-    if "kv_cache_memory_bytes" in args:
-        return
-    if config.engine.device is Device.cpu:
-        yield f"{key}.engine_args.kv_cache_memory_bytes: on a CPU the size of the KV cache must be given"
-    elif config.cluster is not None and config.cluster.gpu_memory_gib is None:
-        yield "cluster.gpu_memory_gib: has no value; needed to know what fits"
-
-
-def _simulator_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
-    try:
-        msgspec.convert(engine_args(config, pool), SimArgs)
-    except msgspec.ValidationError as error:
-        yield f"pools.{name}.engine_args: {error}; known: {', '.join(SimArgs.__struct_fields__)}"
+        yield from (f"{key}.{fault}" for fault in owned_flags(engine_args(config, pool)))
 
 
 def _split_faults(name: str, pool: PoolConfig, shape: Shape) -> Iterator[str]:

@@ -185,7 +185,7 @@ def nested_class(hint: Any) -> type | None:
 
 
 def did_you_mean(key: str) -> str:
-    """The closest key beside the wrong one; where nothing stands beside it, the closest anywhere; else all beside it."""
+    """The closest key beside the wrong one, or all beside it; where nothing stands there, the closest anywhere."""
     known = list(known_keys())
     pool = re.match(r"pools\.([^.]+)", key)
     pattern = re.sub(r"^pools\.[^.]+", "pools.<name>", key)

@@ -1,6 +1,6 @@
 """Each pool worked out: its layout, engine arguments, memory, caps and share of a node.
 
-Pure, and total on a configuration that `checks.config_faults` has passed.
+Pure, and total on a configuration that `checks.form_faults` has passed.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.arguments import engine_args, given
 from launcher.capacity import GIB, Demand, Memory, Shape, memory_in_budget, memory_with_kv
 from launcher.layout import PoolLayout, pool_layout
 from launcher.matrix import Pair, PoolTraits, pairs
@@ -49,12 +50,6 @@ def plan_pools(config: Config, model: ResolvedModel) -> tuple[tuple[PoolPlan, ..
     linked = {name for pair in found if not pair.faults for name in (pair.prefill, pair.decode)}
     plans = tuple(_pool(name, pool, config, model.shape, name in linked) for name, pool in config.pools.items())
     return plans, found
-
-
-def engine_args(config: Config, pool: PoolConfig) -> dict[str, Any]:
-    """The engine's, then the model's, then the pool's. null takes an argument out: the engine's own default."""
-    merged = config.engine.engine_args | config.model.engine_args.get(config.engine.kind, {}) | pool.engine_args
-    return {key: value for key, value in merged.items() if value is not None}
 
 
 def _budget(config: Config, args: dict[str, Any], layout: PoolLayout) -> int | None:
@@ -107,13 +102,13 @@ def _memory(
     if config.engine.simulated:
         return None
     assert shape is not None
-    dtype = _given(args, "dtype") or shape.dtype
-    shape = msgspec.structs.replace(shape, dtype=dtype)
+    dtype = given(args, "dtype") or shape.compute_dtype
     demand = Demand(
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         block_size=config.engine.block_size,
-        kv_dtype=_given(args, "kv_cache_dtype") or dtype,
+        dtype=dtype,
+        kv_dtype=given(args, "kv_cache_dtype") or dtype,
         max_num_batched_tokens=args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS),
         max_num_seqs=args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS),
     )
@@ -148,7 +143,7 @@ def _workers_per_node(config: Config, cluster: ClusterConfig) -> int:
 
 def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) -> PoolTraits:
     args = engine_args(config, pool)
-    dtype = _given(args, "dtype") or (shape.dtype if shape else "auto")
+    dtype = given(args, "dtype") or (shape.compute_dtype if shape else "auto")
     return PoolTraits(
         name=name,
         role=Role(pool.role.value),
@@ -156,10 +151,5 @@ def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) ->
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         num_kv_heads=shape.num_kv_heads if shape else None,
-        equal_args=(dtype, _given(args, "attention_backend") or "auto", _given(args, "kv_cache_dtype") or dtype),
+        equal_args=(dtype, given(args, "attention_backend") or "auto", given(args, "kv_cache_dtype") or dtype),
     )
-
-
-def _given(args: dict[str, Any], key: str) -> str | None:
-    value = args.get(key)
-    return None if value in (None, "auto") else str(value)

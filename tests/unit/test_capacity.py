@@ -54,6 +54,7 @@ def demand(tensor_parallel: int = 1, pipeline_parallel: int = 1, **changes: Any)
         tensor_parallel=tensor_parallel,
         pipeline_parallel=pipeline_parallel,
         block_size=16,
+        dtype="bfloat16",
         kv_dtype="bfloat16",
         max_num_batched_tokens=8192,
         max_num_seqs=256,
@@ -82,6 +83,15 @@ def test_kv_bytes_per_token_and_gpu(tensor_parallel: int, pipeline_parallel: int
 def test_a_smaller_cache_dtype_halves_the_kv() -> None:
     shape = shape_from_config(LLAMA_8B)
     assert kv_bytes_per_token(shape, demand(kv_dtype="fp8")) == kv_bytes_per_token(shape, demand()) // 2
+
+
+def test_quantised_weights_keep_their_size_and_others_take_the_engine_s() -> None:
+    shape = shape_from_config(LLAMA_8B)
+    quantised = msgspec.structs.replace(shape, dtype="fp8")
+    assert (shape.compute_dtype, quantised.compute_dtype) == ("bfloat16", "bfloat16")
+    assert weights_bytes(quantised, demand()) == weights_bytes(shape, demand()) // 2
+    assert weights_bytes(quantised, demand(dtype="float16")) == weights_bytes(quantised, demand())
+    assert weights_bytes(shape, demand(dtype="float32")) == 2 * weights_bytes(shape, demand())
 
 
 def test_a_budget_too_small_shows_as_negative_kv() -> None:

@@ -1,0 +1,63 @@
+"""The engine arguments of a pool: how they are put together, and what is wrong with those that a plan reads.
+
+Pure. vLLM's own flags pass through; only what memory and hand-over follow from is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+
+from launcher.capacity import COMPUTE_DTYPES, DTYPE_BYTES
+from launcher.schema import Config, Device, PoolConfig
+from workers.engines.sim_args import SimArgs
+
+COUNTS = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
+
+
+def engine_args(config: Config, pool: PoolConfig) -> dict[str, Any]:
+    """The engine's, then the model's, then the pool's. null takes an argument out: the engine's own default."""
+    merged = config.engine.engine_args | config.model.engine_args.get(config.engine.kind, {}) | pool.engine_args
+    return {key: value for key, value in merged.items() if value is not None}
+
+
+def given(args: Mapping[str, Any], key: str) -> str | None:
+    """The value of an argument for which `auto` is the same as nothing."""
+    value = args.get(key)
+    return None if value in (None, "auto") else str(value)
+
+
+def argument_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
+    key, args = f"pools.{name}.engine_args", engine_args(config, pool)
+    yield from (f"{key}.{arg}: write {arg.replace('-', '_')}" for arg in args if "-" in arg)
+    if config.engine.simulated:
+        yield from _simulator_faults(key, args)
+        return
+    yield from _value_faults(key, args)
+    if "kv_cache_memory_bytes" in args:
+        return
+    if config.engine.device is Device.cpu:
+        yield f"{key}.kv_cache_memory_bytes: on a CPU the size of the KV cache must be given"
+    elif config.cluster is not None and config.cluster.gpu_memory_gib is None:
+        yield "cluster.gpu_memory_gib: has no value; needed to know what fits"
+
+
+def _value_faults(key: str, args: Mapping[str, Any]) -> Iterator[str]:
+    for arg in COUNTS:
+        if arg in args and not (isinstance(args[arg], int) and args[arg] > 0):
+            yield f"{key}.{arg}: {args[arg]!r} is not a count; use 1 or more"
+    part = args.get("gpu_memory_utilization", 1)
+    if not (isinstance(part, int | float) and 0 < part <= 1):
+        yield f"{key}.gpu_memory_utilization: {part!r} is not a fraction; use more than 0, at most 1"
+    for arg, known in (("dtype", COMPUTE_DTYPES), ("kv_cache_dtype", tuple(DTYPE_BYTES))):
+        if args.get(arg, "auto") not in ("auto", *known):
+            yield f"{key}.{arg}: unknown {args[arg]!r}; known: auto, {', '.join(known)}"
+
+
+def _simulator_faults(key: str, args: Mapping[str, Any]) -> Iterator[str]:
+    try:
+        msgspec.convert(args, SimArgs)
+    except msgspec.ValidationError as error:
+        yield f"{key}: {error}; known: {', '.join(SimArgs.__struct_fields__)}"
