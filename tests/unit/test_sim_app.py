@@ -536,6 +536,27 @@ def test_a_client_that_leaves_during_the_transfer_frees_both_sides() -> None:
     run(test)
 
 
+def test_a_prefill_cancelled_at_any_moment_leaves_no_ticket_that_nobody_knows() -> None:
+    async def test() -> None:
+        no_time = {"timing": {"prefill_ms": [0, 0, 0], "decode_ms": [0, 0, 0]}}
+        async with engine(**no_time) as sim:
+            for num_turns, how in itertools.product(range(25), ("task", "call")):
+                call = new_call(Leg.PREFILL)
+                async with asyncio.TaskGroup() as tasks:
+                    task = tasks.create_task(Client(sim, "/v1/completions", complete()).run(call))
+                    for _ in range(num_turns):
+                        await asyncio.sleep(0)
+                    if how == "call":
+                        await sim.cancel(call)
+                        assert await metric(sim, "vllm:kv_cache_usage_perc") == 0
+                    task.cancel()
+                if how == "task" and call.ticket_params is not None:
+                    await sim.release(call.ticket_params)
+                assert await metric(sim, "vllm:kv_cache_usage_perc") == 0
+
+    run(test)
+
+
 # ---------------------------------------------------------------- instant mode, arguments
 
 

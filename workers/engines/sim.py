@@ -55,11 +55,9 @@ class SimEngine:
     async def cancel(self, call: Call) -> None:
         call.cancelled = True
         for id in map(int, call.engine_ids):
-            self._live.apply(ev.Abort(id))
+            self._end(id)
             if (source := self._unread.pop(id, None)) is not None:
                 await self._release(source)
-        if call.ticket_params is not None:
-            await self.release(call.ticket_params)
 
     async def release(self, params: bytes) -> None:
         await self._release(msgspec.json.decode(params, type=HandOver))
@@ -129,7 +127,7 @@ class SimEngine:
                     self._live.apply(ev.Abort(output.id))
                 yield piece
         finally:
-            self._leave(ids)
+            self._leave(ids, granted=call is not None and call.ticket_params is not None)
 
     async def _next(self, outputs: Outputs, open_ids: Container[int], call: Call | None) -> Output:
         """The next token of a sequence that goes on; on the way it fetches what is asked for."""
@@ -157,10 +155,15 @@ class SimEngine:
             self._live.apply(ev.Arrived(fetch.id, contents))
         self._unread.pop(fetch.id, None)
 
-    def _leave(self, ids: list[int]) -> None:
-        """However it ends, nothing of it stays: sequences that run, a ticket that was not read."""
-        for id in ids:
-            self._live.apply(ev.Abort(id))
+    def _end(self, id: int) -> None:
+        """A finish that crosses it leaves a ticket that nobody was told about: it has the request's id."""
+        self._live.apply(ev.Abort(id))
+        self._live.apply(ev.Release(id))
+
+    def _leave(self, ids: list[int], *, granted: bool) -> None:
+        """However it ends, nothing of it stays but a ticket handed out: no sequence, no ticket to be read."""
+        for id in ids if not granted else ():
+            self._end(id)
         if (source := self._unread.pop(ids[0], None)) is not None:
             self._tasks.create_task(self._release(source))
 
