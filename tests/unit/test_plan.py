@@ -210,10 +210,10 @@ def test_a_refusal_names_its_key_and_what_to_do(overrides: list[str], fault: str
     assert any(found.startswith(fault) for found in refusals(H100, *overrides)), refusals(H100, *overrides)
 
 
-@pytest.mark.parametrize("flag", sorted(OWNED_FLAGS))
-def test_flags_that_sluice_sets_are_refused(flag: str) -> None:
-    faults = refusals(H100, f"pools.decode.engine_args.{flag}=1")
-    assert [fault.partition(":")[0] for fault in faults] == [f"pools.decode.engine_args.{flag}"]
+def test_flags_that_sluice_sets_are_refused() -> None:
+    keys = [f"pools.decode.engine_args.{flag}" for flag in OWNED_FLAGS]
+    faults = refusals(H100, *(f"{key}=1" for key in keys))
+    assert [fault.partition(":")[0] for fault in faults] == keys
 
 
 def test_all_refusals_at_once() -> None:
