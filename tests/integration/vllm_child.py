@@ -72,7 +72,7 @@ class Child:
         await asyncio.wait({task}, timeout=cancel_after_s)
         if cancel_after_s is not None:
             await self._engine.cancel(call)
-            task.cancel()
+            # The abort lets the app end by itself; a cancelled app would leave its handler's tasks behind.
             await asyncio.wait({task})
         elif task.exception() is not None and call.failure is None:
             raise RuntimeError("the app failed") from task.exception()

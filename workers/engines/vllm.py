@@ -55,6 +55,8 @@ class VllmEngine:
         from vllm.v1.engine.exceptions import EngineDeadError
 
         call.cancelled = True  # whatever its app still asks for is refused from here on
+        if not call.engine_ids:
+            return
         try:
             await self._client.abort(call.engine_ids, internal=True)
             await self._end_leases(call.engine_ids)

@@ -184,7 +184,9 @@ def _owned_environment(placement: Placement) -> dict[str, str]:
         # Its default is localhost, which is another node for everyone else.
         "VLLM_NIXL_SIDE_CHANNEL_HOST": placement.address,
         "VLLM_NIXL_SIDE_CHANNEL_PORT": str(placement.handoff_port),
+        # Sockets and rendezvous files, which vLLM leaves behind.
         "VLLM_RPC_BASE_PATH": placement.local_dir,
+        "TMPDIR": placement.local_dir,
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_SERVER_DEV_MODE": "0",
         "VLLM_NO_USAGE_STATS": "1",

@@ -7,6 +7,7 @@ itself has not used its ticket.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
@@ -37,7 +38,7 @@ def reporting_assign(assign: Callable[[EngineCoreRequest], None]) -> Callable[[E
 def admit(request: EngineCoreRequest, call: Call) -> None:
     """Make the request what its leg asks for, and nothing that its client asks for below OpenAI's API."""
     if call.cancelled:
-        raise CallRefused("the call was cancelled", retryable=False)
+        raise asyncio.CancelledError  # vLLM's app runs its handlers in tasks that outlive the one that called it
     request.priority = call.priority
     request.data_parallel_rank = None
     request.session_id = None
@@ -73,7 +74,7 @@ def leg_params(params: SamplingParams, leg: str, ticket: Ticket | None) -> Sampl
             n=params.n,
             max_tokens=1,
             ignore_eos=True,
-            detokenize=False,
+            logprobs=params.logprobs,  # the app, whose answer nobody reads, fails without them
             watermarking=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             extra_args={"kv_transfer_params": {"do_remote_decode": True, "do_remote_prefill": False}},

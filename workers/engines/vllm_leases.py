@@ -1,5 +1,7 @@
 """The part of the adapter that runs inside vLLM's worker processes: the leases of handed-over KV blocks.
 
+vLLM imports it there, before it makes its connector, and nothing else may.
+
 Owns nothing: vLLM's connector does. A prefill engine keeps a finished request's blocks until a decode
 engine has read them or their lease ends. There is no way from outside to end a lease early on the engine
 that holds it: an abort of a finished request does nothing, and an engine that sends itself a decode
@@ -10,6 +12,7 @@ with any lease that ends. vLLM mixes this class into its worker and calls it bet
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -51,3 +54,18 @@ def _connector_worker() -> Any:
     from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
     return get_kv_transfer_group().connector_worker if has_kv_transfer_group() else None
+
+
+def _share_the_cpu() -> None:
+    """Without a GPU, every NIXL agent's progress thread would keep one core busy, also when the engine is idle.
+
+    vLLM polls NIXL in each of its steps as well, and steps as long as a lease is open or a transfer runs.
+    """
+    from vllm.distributed import nixl_utils
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and nixl_utils.nixl_agent_config is not None:
+        nixl_utils.nixl_agent_config = functools.partial(nixl_utils.nixl_agent_config, enable_prog_thread=False)
+
+
+_share_the_cpu()
