@@ -274,6 +274,7 @@ class Proxy:
             stream = self._streams.get(message.rid)
             if stream is not None:
                 stream.flight.progress_at = self._loop.time()
+                self.metrics.num_chunks += 1
                 stream.write(message.data)
         elif kind in _FLIGHT_EVENTS:
             self._apply(_FLIGHT_EVENTS[kind](message))

@@ -26,8 +26,6 @@ class Metrics:
         self.requests: Counter[tuple[str, int]] = Counter()  # (path, status)
         self.routes: Counter[str] = Counter()  # split | whole
         self.num_chunks = 0
-        self.num_chunk_bytes = 0
-        self.num_cut_off = 0
         self.ttft_counts = [0] * (len(TTFT_BUCKETS_S) + 1)
         self.ttft_sum_s = 0.0
         self._registry = CollectorRegistry(auto_describe=False)
@@ -52,7 +50,6 @@ class Metrics:
         yield requests
         yield routes
         yield CounterMetricFamily("sluice_chunks", "Pieces of answers passed to clients.", value=self.num_chunks)
-        yield CounterMetricFamily("sluice_chunk_bytes", "Bytes of answers.", value=self.num_chunk_bytes)
         yield self._ttft()
         for name, text, samples in self._gauges():
             labels = sorted({label for sample, _ in samples for label in sample})

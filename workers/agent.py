@@ -115,20 +115,19 @@ class Agent:
         )
         theirs.close()
         channel = await Channel.over(ours)
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._copy_output(process))
-                supervision = tasks.create_task(self._supervise(process, channel))
-                await supervision
-        finally:
-            await end_tree(process)
-            channel.close()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._copy_output(process))
+            try:
+                await self._supervise(channel)
+            finally:
+                await end_tree(process)
+                channel.close()
 
     def _command(self, placement: Path) -> list[str]:
         module = ["-m", "workers.engine_process", str(self._spec_path), str(placement)]
         return [*self._spec.engine.prefix, self._spec.interpreter, *module]
 
-    async def _supervise(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    async def _supervise(self, channel: Channel) -> None:
         """Ready, then until stopped, drained or dead. Raises WorkerFault where the engine ends by itself."""
         inbox: asyncio.Queue[Ready | Broken | Idle | Finish | None] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
