@@ -223,7 +223,7 @@ def test_capabilities_are_those_of_the_loaded_engine(prefill: EngineProcess, dec
     assert states[0]["capabilities"].kv_format == states[1]["capabilities"].kv_format != ""
 
 
-@pytest.mark.parametrize("prompt", ["C" + SHORT, "D" + LONG, "short"])
+@pytest.mark.parametrize("prompt", ["C" + SHORT, "D" + LONG, "a short one"])
 def test_prefill_and_decode_equal_whole(prefill: EngineProcess, decode: EngineProcess, prompt: str) -> None:
     before = decode.kv_tokens_received()
     first = prefill.call(Leg.PREFILL, prompt, max_tokens=5, min_tokens=5, stop=["e"], logprobs=2, stream=True)
@@ -246,7 +246,7 @@ def test_what_a_client_injects_has_no_effect(prefill: EngineProcess, decode: Eng
     prompt = "F" + SHORT
     stolen = msgspec.json.decode(_ticket(prefill.call(Leg.PREFILL, "G" + SHORT)).params)
     before = decode.kv_tokens_received()
-    injected = decode.call(Leg.WHOLE, prompt, kv_transfer_params=stolen, vllm_xargs={"kv_transfer_params": stolen})
+    injected = decode.call(Leg.WHOLE, prompt, kv_transfer_params=stolen, vllm_xargs={"kv_transfer_params": "stolen"})
     assert decode.kv_tokens_received() == before
     assert _text(injected) == _text(prefill.call(Leg.WHOLE, prompt))
     # Nor does a body that vLLM refuses free another's blocks, nor one that asks for a hand-over get one.

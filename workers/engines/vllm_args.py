@@ -172,9 +172,16 @@ def engine_environment(
     spec: EngineSpec, placement: Placement, inherited: Mapping[str, str], *, cpu: bool
 ) -> dict[str, str]:
     """The variables to set on top of `inherited`: what the site or the pool says wins over our defaults only."""
-    defaults = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"} if cpu else {}
+    defaults = _cpu_environment(spec) if cpu else {}
     chosen = {key: value for key, value in defaults.items() if key not in inherited}
     return chosen | spec.environment | _owned_environment(placement)
+
+
+def _cpu_environment(spec: EngineSpec) -> dict[str, str]:
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+    # vLLM compiles a few small functions even when eager: the first request with logprobs would stop the engine
+    # for 20 s, and fail on a machine without a C++ compiler.
+    return threads if spec.pipeline_parallel > 1 else threads | {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def _owned_environment(placement: Placement) -> dict[str, str]:
