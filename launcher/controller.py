@@ -71,8 +71,6 @@ from workers.zmq_loop import read_keys
 log = logging.getLogger("sluice.controller")
 
 TICK_S = 1.0
-LOCAL_POLL_S = 1.0
-ATTACHED = "--attached"
 
 
 class Controller:
@@ -163,12 +161,7 @@ class Controller:
                 log.error("%s", fault)
             else:
                 self._apply(QueueRead(tuple(rows), asked_at))
-            await asyncio.sleep(self._poll_interval_s())
-
-    def _poll_interval_s(self) -> float:
-        if self._plan.executor == "local":
-            return LOCAL_POLL_S
-        return self._plan.poll_interval_s * random.uniform(1.0, 1.2)
+            await asyncio.sleep(self._plan.poll_interval_s * random.uniform(1.0, 1.2))
 
     def _open_link(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
         session = secrets.token_hex(4)
@@ -268,14 +261,15 @@ def restore(run: RunDir, plan: Plan) -> Reconciler:
     )
 
 
-async def main(run: RunDir, plan: Plan, owner: Owner, attached: bool) -> None:
+async def main(run: RunDir, plan: Plan, owner: Owner) -> None:
     jobs: JobSystem = LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
     controller = Controller(run, plan, owner, restore(run, plan), jobs)
     loop = asyncio.get_running_loop()
-    end = controller.stop if attached or plan.executor == "local" else controller.leave
+    # In a job of its own it may be preempted or requeued: that must not take the run's workers along.
+    end = controller.stop if plan.controller is None else controller.leave
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end, signal.Signals(number).name)
-    if attached:
+    if plan.executor == "local":
         _end_with_parent(loop, controller)
     await controller.run()
 
@@ -291,14 +285,13 @@ def _end_with_parent(loop: asyncio.AbstractEventLoop, controller: Controller) ->
     loop.add_reader(sys.stdin.fileno(), readable)
 
 
-def start(arguments: list[str]) -> int:
-    run = RunDir(Path(arguments[0]))
+def start(run: RunDir) -> int:
     job = os.environ.get("SLURM_JOB_ID", "")
     slurm.clean_environment()
     listener = start_logging("controller")
     try:
         owner = claim(run, job)
-        uvloop.run(main(run, run.read_plan(), owner, ATTACHED in arguments))
+        uvloop.run(main(run, run.read_plan(), owner))
         return 0
     except OwnedByOther as fault:
         log.error("%s", fault)
@@ -308,4 +301,4 @@ def start(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(start(sys.argv[1:]))
+    raise SystemExit(start(RunDir(Path(sys.argv[1]))))

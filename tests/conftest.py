@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.onebox import onebox, onebox_daemons  # noqa: F401  (fixtures)
+
 GOLDEN = Path(__file__).parent / "golden"
 
 

@@ -21,9 +21,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 NODES = ("n1", "n2", "n3")
 GPUS_PER_NODE = 4
-COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue")
+COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch", "squeue", "setpriv")
 START_TIMEOUT_S = 60.0
 
 # Facts that took time to find: GPU files must be character devices, or CUDA_VISIBLE_DEVICES stays empty;
@@ -89,6 +91,7 @@ class OneBox:
         self.folder = folder.resolve()
         self.conf = self.folder / "slurm.conf"
         self._daemons: list[subprocess.Popen[bytes]] = []
+        self._helpers: set[int] = set()  # that the daemons start for themselves
 
     @property
     def environment(self) -> dict[str, str]:
@@ -105,6 +108,7 @@ class OneBox:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the one-box Slurm did not come up; see {self.folder}/log")
             time.sleep(0.2)
+        self._helpers = set(self.processes())
 
     def stop(self) -> None:
         """Cancel its jobs, end its daemons and whatever they left, all by process id."""
@@ -121,7 +125,7 @@ class OneBox:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        for pid in self.processes():  # slurmstepd outlives slurmd
+        for pid in [*self.processes(), *self._helpers]:  # slurmstepd outlives slurmd
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -137,7 +141,7 @@ class OneBox:
     def processes(self) -> list[int]:
         """Everything that runs under this Slurm: processes that its jobs left are among them."""
         sign = f"SLURM_CONF={self.conf}".encode()
-        daemons = {daemon.pid for daemon in self._daemons} | {os.getpid()}
+        daemons = {daemon.pid for daemon in self._daemons} | self._helpers | {os.getpid()}
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit() or int(entry.name) in daemons:
@@ -146,6 +150,14 @@ class OneBox:
                 if sign in (entry / "environ").read_bytes().split(b"\0"):
                     found.append(int(entry.name))
         return found
+
+    def await_quiet(self) -> None:
+        """Returns once nothing runs under it any more but its daemons."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while left := self.processes():
+            if time.monotonic() > deadline:
+                raise AssertionError("processes outlived their jobs: " + "; ".join(map(_command_line, left)))
+            time.sleep(0.2)
 
     def _write_files(self) -> None:
         for name in ("state", "log", "dev", *(f"spool.{node}" for node in NODES)):
@@ -174,11 +186,24 @@ class OneBox:
             time.sleep(0.05)
 
     def _daemon(self, *command: str) -> None:
-        """In its own session: a Ctrl-C for the tests must not take it away before its jobs."""
+        """In its own session: a Ctrl-C for the tests must not take it away before its jobs. Tests that are killed
+        take it along all the same."""
         environment = {**os.environ, **self.environment, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         with (self.folder / "log" / f"{command[0]}.out").open("ab") as log:
-            daemon = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+            daemon = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "TERM", *command],
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+            )
         self._daemons.append(daemon)
+
+
+def _command_line(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return f"{pid} " + Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    return str(pid)
 
 
 def _free_ports(count: int) -> int:
@@ -199,6 +224,25 @@ def running_onebox(folder: Path) -> Iterator[OneBox]:
         yield box
     finally:
         box.stop()
+
+
+@pytest.fixture(scope="session")
+def onebox_daemons(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneBox]:
+    reason = why_not()
+    if reason is not None:
+        pytest.skip(reason)
+    with running_onebox(tmp_path_factory.mktemp("onebox")) as box:
+        yield box
+
+
+@pytest.fixture
+def onebox(onebox_daemons: OneBox, monkeypatch: pytest.MonkeyPatch) -> Iterator[OneBox]:
+    """The session's Slurm, chosen by the environment; a test must leave no job and no process in it."""
+    for name, value in onebox_daemons.environment.items():
+        monkeypatch.setenv(name, value)
+    yield onebox_daemons
+    assert onebox_daemons.jobs() == []
+    onebox_daemons.await_quiet()
 
 
 def main() -> None:
