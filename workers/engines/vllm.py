@@ -98,7 +98,7 @@ async def start(spec: EngineSpec, placement: Placement) -> AsyncIterator[VllmEng
 
 
 def run_headless(spec: EngineSpec, placement: Placement) -> None:
-    """A further node of a multi-node engine: blocks until rank 0 is gone or this process is killed."""
+    """A further node of a multi-node engine: blocks until it is killed, as it does not notice that rank 0 is gone."""
     with _agent_signals_blocked():
         args = _parse(spec, placement)
         from vllm.entrypoints.cli.serve import run_headless as run

@@ -4,10 +4,9 @@ vLLM imports it there, before it makes its connector, and nothing else may.
 
 Owns nothing: vLLM's connector does. A prefill engine keeps a finished request's blocks until a decode
 engine has read them or their lease ends. There is no way from outside to end a lease early on the engine
-that holds it: an abort of a finished request does nothing, and an engine that sends itself a decode
-engine's notification registers itself as its own peer, and forgets its own addresses once that peer goes
-stale. So the lease's deadline is moved to now, and vLLM reclaims the blocks in its next step, as it does
-with any lease that ends. vLLM mixes this class into its worker and calls it between two steps.
+that holds it: an abort of a finished request does nothing, and the notification by which a decode engine
+rejects a ticket cannot be sent to oneself, as an engine refuses to be its own peer. So the lease's deadline
+is moved to now, and vLLM reclaims the blocks in its next step, as it does with any lease that ends.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 
 class LeaseExtension:
-    """Names are prefixed: vLLM refuses one that its own worker class uses."""
+    """vLLM mixes it into its worker and calls it between two steps. Names are prefixed: vLLM refuses one that its own worker class uses."""
 
     def sluice_end_leases(self, request_ids: Sequence[str]) -> list[str]:
         """End the leases of these requests; those that this worker still knows are returned: ask again.
