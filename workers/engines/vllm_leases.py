@@ -18,7 +18,10 @@ from typing import Any
 
 
 class LeaseExtension:
-    """vLLM mixes it into its worker and calls it between two steps. Names are prefixed: vLLM refuses one that its own worker class uses."""
+    """vLLM mixes it into its worker and calls it between two steps.
+
+    Names are prefixed: vLLM refuses one that its own worker class uses.
+    """
 
     def sluice_end_leases(self, request_ids: Sequence[str]) -> list[str]:
         """End the leases of these requests; those that this worker still knows are returned: ask again.
