@@ -373,8 +373,8 @@ _FLIGHT_EVENTS: dict[type, Callable[[Any], flights.Event]] = {
     Prefilled: lambda m: flights.PrefillDone(m.rid, m.ticket),
     Start: lambda m: flights.AnswerStarted(m.rid, m.status, m.headers),
     End: lambda m: flights.AnswerEnded(m.rid),
-    Failed: lambda m: flights.LegFailed(m.rid, m.reason, m.retryable, m.ticket_used, m.status),
-    Cancelled: lambda m: flights.LegCancelled(m.rid, m.ticket_used),
+    Failed: lambda m: flights.LegFailed(m.rid, m.reason, m.retryable, m.status),
+    Cancelled: lambda m: flights.LegCancelled(m.rid),
 }
 
 

@@ -122,14 +122,12 @@ class LegFailed:
     rid: int
     reason: str
     retryable: bool
-    ticket_used: bool
     status: int
 
 
 @dataclass(frozen=True, slots=True)
 class LegCancelled:
     rid: int
-    ticket_used: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,8 +241,8 @@ class Flights:
                 self._answer_ended(rid, now)
             case LegFailed():
                 self._leg_failed(event, now)
-            case LegCancelled(rid, ticket_used):
-                self._leg_cancelled(rid, ticket_used)
+            case LegCancelled(rid):
+                self._leg_cancelled(rid)
             case ClientGone(flight):
                 self._client_gone(flight, now)
             case WorkerGone(key, reason):
@@ -377,7 +375,7 @@ class Flights:
         leg = self._take_leg(failed.rid)
         if leg is None:
             return
-        self._ticket_after(leg, failed.ticket_used)
+        self._ticket_unread(leg)
         if leg.cancelled:
             return
         flight = leg.flight
@@ -390,10 +388,10 @@ class Flights:
         else:
             self._fail(flight, error, now)
 
-    def _leg_cancelled(self, rid: int, ticket_used: bool) -> None:
+    def _leg_cancelled(self, rid: int) -> None:
         leg = self._take_leg(rid)
         if leg is not None:
-            self._ticket_after(leg, ticket_used)
+            self._ticket_unread(leg)
 
     # ------------------------------------------------------------ ends
 
@@ -445,7 +443,7 @@ class Flights:
         for ticket_id in [i for i, t in self.tickets.items() if t.holder == key]:
             self._ticket_lost(ticket_id, reason, now)
         for rid in [r for r, leg in self.legs.items() if leg.worker.key == key]:
-            self._leg_failed(LegFailed(rid, reason, True, False, 500), now)
+            self._leg_failed(LegFailed(rid, reason, True, 500), now)
 
     def _ticket_lost(self, ticket_id: str, reason: str, now: float) -> None:
         """Its holder is dead: a decode leg that still waits for it would only find out seconds later."""
@@ -477,10 +475,11 @@ class Flights:
         if found is not None and found.holder in self._fleet.workers:
             self._out.append(Send(found.holder, TicketClosed(found.ticket.id)))
 
-    def _ticket_after(self, leg: LegRecord, used: bool) -> None:
-        if used:
-            self._ticket_read(leg)
-        elif leg.ticket is not None and leg.ticket in self.tickets:
+    def _ticket_unread(self, leg: LegRecord) -> None:
+        """The leg ended before its first output. Even a ticket that the engine had taken over may still be pinned:
+        releasing one that is free already does no harm.
+        """
+        if leg.ticket is not None and leg.ticket in self.tickets:
             self._release(self.tickets[leg.ticket].ticket)
 
     def _release(self, ticket: Ticket | None) -> None:

@@ -50,7 +50,7 @@ log = logging.getLogger("sluice.agent")
 
 HEAD_POLL_S = 0.5
 HEAD_TIMEOUT_S = 300.0
-END_TIMEOUT_S = 10.0
+END_TIMEOUT_S = 12.0  # above the engine process's own limit for closing
 TAIL_LINES = 20
 GOODBYE_S = 0.2
 
@@ -120,8 +120,7 @@ class Agent:
             try:
                 await self._supervise(channel)
             finally:
-                await end_tree(process)
-                channel.close()
+                await end_tree(process, channel)
 
     def _command(self, placement: Path) -> list[str]:
         module = ["-m", "workers.engine_process", str(self._spec_path), str(placement)]
@@ -311,14 +310,19 @@ async def lines_of(stream: asyncio.StreamReader, limit: int = 1 << 16) -> Any:
         yield rest.decode(errors="replace")
 
 
-async def end_tree(process: asyncio.subprocess.Process) -> None:
-    """The engine process leads a group of its own; closing its channel makes it kill that group itself."""
+async def end_tree(process: asyncio.subprocess.Process, channel: Channel) -> None:
+    """The end of the channel tells the engine process to end; it leads a group of its own, of which nothing stays."""
+    channel.close()
+    try:
+        async with asyncio.timeout(END_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        log.warning("the engine process did not end within %.0f s: killing it", END_TIMEOUT_S)
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    async with asyncio.timeout(END_TIMEOUT_S):
-        await process.wait()
+    await process.wait()
 
 
 def check_engine_version(spec: WorkerSpec) -> None:

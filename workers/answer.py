@@ -33,12 +33,18 @@ class Answer:
         self._start: Event | None = None
         self._held: list[bytes] = []
         self._complete = False
+        self._left = asyncio.Event()
         self.opened = False
 
+    def leave(self) -> None:
+        """Nobody waits for the answer any more: the app is told as it would be of a client."""
+        self._left.set()
+
     async def receive(self) -> Event:
-        """The whole request at once; after that the app waits until it is cancelled."""
+        """The whole request at once; after that, that nobody waits for it."""
         if self._body is None:
-            await asyncio.Event().wait()
+            await self._left.wait()
+            return {"type": "http.disconnect"}
         body, self._body = self._body, None
         return {"type": "http.request", "body": body, "more_body": False}
 

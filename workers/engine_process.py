@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,6 +34,7 @@ log = logging.getLogger("sluice.engine")
 
 IDLE_POLL_S = 0.1
 ENGINE_POLL_S = 0.5
+CLOSE_S = 10.0
 # Every process of a step gets Slurm's warnings; only those that ignore them live on.
 SLURM_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGHUP)
 
@@ -41,14 +43,18 @@ class EngineDied(Exception):
     """The engine's own processes are beyond recovery."""
 
 
+class Finished(Exception):
+    """As asked: the agent wants it, or is dead."""
+
+
 async def serve(spec: WorkerSpec, placement: Placement, channel: Channel) -> None:
-    """Until the agent is gone or the engine is."""
+    """Raises Finished, EngineDied or RefusedForGood, in a group; the engine is closed by then."""
     keys = read_keys(spec.run_dir, "worker")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     async with AsyncExitStack() as stack:
         stack.callback(context.destroy, linger=0)
         started = time.monotonic()
-        # A dead agent must end a load that may take minutes.
+        # A load takes minutes and cannot be broken off: if the agent dies meanwhile, so does all of this at once.
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(end_with_agent(channel))
             start = engine_start(spec.engine.kind)
@@ -72,24 +78,25 @@ async def end_with_agent(channel: Channel) -> None:
 
 
 async def obey(channel: Channel, host: Host) -> None:
-    """The agent's word. `Finish` is answered with Idle; the end of the channel ends everything."""
+    """The agent's word, and its end. `Finish` is answered with Idle."""
     async for message in channel.messages():
         if type(message) is Finish:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(say_when_idle(channel, host, message.timeout_s))
+            await drained(host, message.timeout_s)
+            host.rendezvous.close("drained")
+            channel.say(Idle())
+            end_group_later()
+            raise Finished
     host.rendezvous.close("the agent has died")
+    end_group_later()
     await asyncio.sleep(IDLE_POLL_S)  # let the goodbye leave: it is how proxies learn at once
-    end_group()
+    raise Finished
 
 
-async def say_when_idle(channel: Channel, host: Host, timeout_s: float) -> None:
+async def drained(host: Host, timeout_s: float) -> None:
     for _ in range(int(timeout_s / IDLE_POLL_S)):
         if host.idle:
-            break
+            return
         await asyncio.sleep(IDLE_POLL_S)
-    host.rendezvous.close("drained")
-    await asyncio.sleep(IDLE_POLL_S)
-    channel.say(Idle())
 
 
 def end_group() -> None:
@@ -97,16 +104,32 @@ def end_group() -> None:
     os.killpg(0, signal.SIGKILL)
 
 
+def end_group_later() -> None:
+    """Closing an engine tidies up its shared memory; one that hangs in it is killed all the same."""
+    timer = threading.Timer(CLOSE_S, end_group)
+    timer.daemon = True
+    timer.start()
+
+
 async def main(spec: WorkerSpec, placement: Placement) -> None:
     channel = await Channel.over(socket.socket(fileno=os.dup(0)))
     try:
         await serve(spec, placement, channel)
+    except* Finished:
+        log.info("ended")
     except* (EngineDied, RefusedForGood) as group:
         reason = story(group)
         log.error("%s", reason)
         channel.say(Broken(reason))
         await asyncio.sleep(IDLE_POLL_S)
         raise SystemExit(1) from None
+
+
+def end_with_standard_input() -> None:
+    """A further node's rank blocks its thread and does not notice by itself that the others have gone."""
+    while os.read(0, 4096):
+        pass
+    end_group()
 
 
 def run() -> None:
@@ -118,6 +141,7 @@ def run() -> None:
     if placement.node_rank > 0:
         from workers.engines.vllm import run_headless
 
+        threading.Thread(target=end_with_standard_input, daemon=True).start()
         run_headless(spec.engine, placement)
     else:
         uvloop.run(main(spec, placement))

@@ -49,6 +49,8 @@ from workers.zmq_loop import CurveKeys
 
 log = logging.getLogger("sluice.host")
 
+APP_END_S = 1.0  # for the app to end by itself once its engine has dropped the call
+
 
 @dataclass(slots=True, eq=False)
 class Running:
@@ -57,7 +59,7 @@ class Running:
     submit: Submit
     link: Link
     call: Call
-    started_at: float
+    answer: Answer
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
     reported: bool = False
@@ -158,25 +160,23 @@ class Host:
             self._tickets.close(message.ticket_id)
 
     def _submit(self, proxy: str, link: Link, submit: Submit) -> None:
-        now = time.monotonic()
         call = Call(
             request_id=submit.request_id,
             leg=submit.leg,
             ticket=submit.ticket,
-            received_at=now,
+            received_at=time.monotonic(),
             redeem_s=self._redeem_s,
             clock=time.monotonic,
             changed=lambda: self._changed(proxy, running),
             priority=submit.priority,
         )
-        running = Running(submit, link, call, now)
+        running = Running(submit, link, call, Answer(submit, call, link.send, lambda: _room(link)))
         self._running[link, submit.rid] = running
         running.task = self._tasks.create_task(self._run(running))
 
     async def _run(self, running: Running) -> None:
         """One call of the app. The answer, a Failed, a Prefilled or a Cancelled ends it: exactly one."""
-        submit, link, call = running.submit, running.link, running.call
-        answer = Answer(submit, call, link.send, lambda: _room(link))
+        submit, link, call, answer = running.submit, running.link, running.call, running.answer
         CURRENT.set(call)
         try:
             async with asyncio.timeout(submit.deadline_s):
@@ -185,29 +185,31 @@ class Host:
             if not running.cancelled:
                 raise
         except TimeoutError:
+            answer.leave()
             await self._engine.cancel(call)
             call.fail(CallRefused("deadline passed on the worker", retryable=False, status=504))
         except Exception as fault:  # the top of a request: whatever the app raised is told to the proxy
             log.exception("request %s failed in the engine's app", submit.request_id)
+            answer.leave()
             await self._engine.cancel(call)
             call.fail(CallRefused(f"{type(fault).__name__} in the engine", retryable=False))
         finally:
             if not running.cancelled:
                 self._running.pop((link, submit.rid), None)
         if not running.cancelled:
-            self._conclude(running, answer)
+            self._conclude(running)
 
-    def _conclude(self, running: Running, answer: Answer) -> None:
+    def _conclude(self, running: Running) -> None:
         call, rid = running.call, running.submit.rid
         if running.reported:
             return
         if call.failure is not None:
             failure = call.failure
-            message: Message = Failed(rid, failure.reason, failure.retryable, call.ticket_used, failure.status)
-        elif answer.opened:
+            message: Message = Failed(rid, failure.reason, failure.retryable, failure.status)
+        elif running.answer.opened:
             message = End(rid, call.num_prompt_tokens, call.num_cached_tokens, call.num_output_tokens)
         else:
-            message = Failed(rid, "the engine's app ended without an answer", True, call.ticket_used)
+            message = Failed(rid, "the engine's app ended without an answer", True)
         self._say(running, message)
 
     def _changed(self, proxy: str, running: Running) -> None:
@@ -245,17 +247,24 @@ class Host:
 
     async def _cancel_on_engine(self, running: Running) -> None:
         """Acknowledged only when nothing of it is left; an answer that crossed the cancel says so itself."""
+        running.answer.leave()
         try:
             await self._engine.cancel(running.call)
-        finally:
-            if running.task is not None:
-                running.task.cancel()
-            self._running.pop((running.link, running.submit.rid), None)
+        except TimeoutError:
+            log.error("request %s: its KV blocks stay pinned until their lease ends", running.submit.request_id)
+        assert running.task is not None
+        await asyncio.wait({running.task}, timeout=APP_END_S)
+        running.task.cancel()
+        self._running.pop((running.link, running.submit.rid), None)
         if not running.reported:
-            self._say(running, Cancelled(running.submit.rid, running.call.ticket_used))
+            self._say(running, Cancelled(running.submit.rid))
 
     async def _release(self, ticket: Ticket) -> None:
-        await self._engine.release(ticket.params)
+        try:
+            await self._engine.release(ticket.params)
+        except TimeoutError:
+            log.error("ticket %s: its KV blocks stay pinned until their lease ends", ticket.id)
+            return
         self._tickets.close(ticket.id)
 
     # ------------------------------------------------------------ load

@@ -144,12 +144,11 @@ class End(Message, frozen=True, tag="end"):
 
 
 class Failed(Message, frozen=True, tag="failed"):
-    """The leg ended without (the rest of) an answer. `ticket_used`: the engine has taken the ticket over."""
+    """The leg ended without (the rest of) an answer."""
 
     rid: int
     reason: str
     retryable: bool
-    ticket_used: bool = False
     status: int = 500
 
 
@@ -166,7 +165,6 @@ class Cancelled(Message, frozen=True, tag="cancelled"):
     """The acknowledgement of `Cancel`: nothing of this request runs on the engine any more."""
 
     rid: int
-    ticket_used: bool = False
 
 
 class Goodbye(Message, frozen=True, tag="goodbye"):

@@ -83,7 +83,7 @@ def test_a_failed_decode_is_tried_again_elsewhere_and_its_ticket_released() -> N
     request = flight(1)
     rid, _ = split(world, request)
     first = world.flights.legs[rid].worker.key
-    effects = world.apply(fl.LegFailed(rid, "ticket is old", True, False, 500))
+    effects = world.apply(fl.LegFailed(rid, "ticket is old", True, 500))
     assert sent(effects, Release)
     (again,) = sent(effects, Submit)
     assert again.leg == Leg.PREFILL
@@ -97,7 +97,7 @@ def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None
     legs = []
     while submits := sent(effects, Submit):
         legs.append(submits[0].leg)
-        effects = world.apply(fl.LegFailed(submits[0].rid, "no", True, False, 500))
+        effects = world.apply(fl.LegFailed(submits[0].rid, "no", True, 500))
     assert legs == [Leg.PREFILL, Leg.WHOLE, Leg.WHOLE]
     assert only(effects, fl.Reject).error.status == 502  # type: ignore[union-attr]
 
@@ -116,7 +116,7 @@ def test_a_dead_holder_means_prefilling_again_at_once() -> None:
     assert [m.rid for m in sent(effects, Cancel)] == [rid]
     (again,) = sent(effects, Submit)
     assert again.leg == Leg.PREFILL
-    world.apply(fl.LegCancelled(rid, True))
+    world.apply(fl.LegCancelled(rid))
     assert world.fleet.workers["decode-0", 0].num_decodes == 1
 
 
@@ -192,13 +192,13 @@ class Histories(RuleBasedStateMachine):
         leg = self.world.flights.legs[rid]
         started = leg.flight.state is State.STREAMING
         if leg.cancelled:
-            self.run(fl.LegCancelled(rid, leg.ticket is not None))
+            self.run(fl.LegCancelled(rid))
         elif then == "start" and not started:
             self.run(fl.AnswerStarted(rid, 200, ()))
         elif then == "end" and started:
             self.run(fl.AnswerEnded(rid))
         elif then in ("fail", "refuse"):
-            self.run(fl.LegFailed(rid, "no", then == "fail", False, 500))
+            self.run(fl.LegFailed(rid, "no", then == "fail", 500))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())

@@ -1,0 +1,109 @@
+"""One set of real engines for the whole session: a prefill and a decode worker behind a proxy, and a plain vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.live import SOURCE, Live, end_tree, live, sim_engine, wait_for
+from workers.spec import EngineSpec
+
+VLLM_FLAGS: dict[str, Any] = {
+    "dtype": "float32",
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 268435456,
+    "max_num_seqs": 16,
+    "max_num_batched_tokens": 4096,
+    "enable_auto_tool_choice": True,
+    "tool_call_parser": "hermes",
+    # A random model would fill an object with blanks for ever.
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+}
+VLLM_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
+PLAIN_SERVER = """
+import sys, uvloop
+from vllm.entrypoints.launchers.api_server.entry import run_server
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+if __name__ == "__main__":
+    uvloop.run(run_server(make_arg_parser(FlexibleArgumentParser()).parse_args()))
+"""
+
+
+def vllm_engine(model: Path, **changes: Any) -> EngineSpec:
+    fields: dict[str, Any] = {
+        "kind": "vllm",
+        "model_path": str(model),
+        "block_size": 32,
+        "args": VLLM_FLAGS,
+        "environment": VLLM_ENVIRONMENT,
+    }
+    return sim_engine(**{**fields, **changes})
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    subprocess.run([sys.executable, "-m", "workers.engines.tiny_model", str(path)], check=True, cwd=SOURCE)
+    return path
+
+
+@dataclass
+class Real:
+    """`plain` is the base URL of vLLM's own server, which knows nothing of us."""
+
+    run: Live
+    plain: str
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def real(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    log = tmp_path_factory.mktemp("plain") / "server.log"
+    server, url = start_plain(model, log)
+    try:
+        engines = {"prefill-0": vllm_engine(model), "decode-0": vllm_engine(model)}
+        with live(tmp_path_factory.mktemp("real") / "run", engines) as run:
+            wait_for(lambda: answers(url), f"vLLM's own server, see {log}", 240.0)
+            yield Real(run, url, model)
+    finally:
+        end_tree(server)
+
+
+def start_plain(model: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = log.with_name("plain_vllm.py")
+    script.write_text(PLAIN_SERVER)
+    flags = ["--model", str(model), "--served-model-name", "tiny", "--max-model-len", "4096", "--block-size", "32"]
+    flags += ["--host", "127.0.0.1", "--port", str(port)]
+    for name, value in VLLM_FLAGS.items():
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        flags += [f"--{name.replace('_', '-')}", *([] if value is True else [text])]
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, str(script), *flags],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **VLLM_ENVIRONMENT},
+            start_new_session=True,
+        )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,214 @@
+"""Real vLLM engines, left by clients, stopped or killed: work and blocks come free, answers stay right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.e2e.conftest import Real, vllm_engine
+from tests.e2e.test_vllm_answers import prompt, tokens
+from tests.integration.test_path import open_stream, quiet
+from tests.live import API_KEY, Live, wait_for
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+PINNED = "vllm:kv_cache_usage_perc"
+BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(real: Real) -> Iterator[None]:
+    """After any test: no request, no ticket, and by vLLM's own figures no block in use."""
+    yield
+    wait_for(lambda: quiet(real.run), "requests and tickets to end")
+    refresh(real.run)
+    for worker in ("prefill-0", "decode-0"):
+        for figure in (PINNED, *BUSY):
+            wait_for(lambda w=worker, f=figure: real.run.metric(f, w) == 0, f"{figure} of {worker} to be zero")
+
+
+def refresh(run: Live) -> None:
+    """An idle engine's gauges are those of its last step: make both take one."""
+    with run.client() as client:
+        client.post("/v1/completions", json={"model": "tiny", "prompt": prompt(99, 60), "max_tokens": 2})
+
+
+def busy(run: Live, worker: str) -> float:
+    return sum(run.metric(figure, worker) for figure in BUSY)
+
+
+def test_a_client_that_leaves_in_decode_frees_the_engine(real: Real) -> None:
+    connection = open_stream(real.run, {"prompt": prompt(1, 100), "max_tokens": 3000, "ignore_eos": True})
+    assert b" 200 " in connection.recv(4096)
+    assert busy(real.run, "decode-0") == 1
+    connection.close()
+    wait_for(lambda: quiet(real.run), "the request to be cancelled", 5.0)
+
+
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.1, 0.3])
+def test_a_client_that_leaves_in_prefill_frees_the_engine_and_the_ticket(real: Real, delay_s: float) -> None:
+    for seed in range(3):
+        connection = open_stream(real.run, {"prompt": prompt(100 + seed, 1800), "max_tokens": 4})
+        time.sleep(delay_s)
+        connection.close()
+    wait_for(lambda: quiet(real.run), "the requests to be cancelled", 5.0)
+
+
+def test_abandoned_prefills_never_stall_a_prefill_worker(real: Real) -> None:
+    """Together they would pin more blocks than the engine has, if any of them stayed."""
+    for seed in range(40):
+        connection = open_stream(real.run, {"prompt": prompt(200 + seed, 1500), "max_tokens": 4})
+        time.sleep(0.05)
+        connection.close()
+    with openai.OpenAI(base_url=f"{real.run.url}/v1", api_key=API_KEY, timeout=60) as client:
+        assert tokens(client, prompt(300, 300))
+
+
+@pytest.fixture(scope="module")
+def victims(real: Real) -> Iterator[Live]:
+    """One more worker of each role, to be killed."""
+    run = real.run
+    for index, name in enumerate(("prefill-1", "decode-1")):
+        run.start_worker(name, vllm_engine(real.model), index=10 + index)
+    wait_for(lambda: {"prefill-1", "decode-1"} <= proven(run), "the further workers to be proven", 240.0)
+    yield run
+    for name in ("prefill-1", "decode-1"):
+        if name in run.processes:
+            run.kill(name)
+
+
+def proven(run: Live) -> set[str]:
+    pairs = run.fleet()["pairs"]
+    names = {pair[side] for pair in pairs for side in ("prefill", "decode")}
+    return {name for name in names if all(p["proven"] for p in pairs if name in (p["prefill"], p["decode"]))}
+
+
+def engine_core(run: Live, worker: str) -> psutil.Process:
+    (core,) = [
+        child
+        for child in psutil.Process(run.engine_pid(worker)).children(recursive=True)
+        if "EngineCore" in " ".join(child.cmdline())
+    ]
+    return core
+
+
+def test_a_prefill_engine_killed_between_its_answer_and_the_read(victims: Live, real: Real) -> None:
+    """The decode engines stand still, so the tickets stay unread; then one of their holders dies."""
+    texts = [prompt(400 + i, 200) for i in range(6)]
+    with openai.OpenAI(base_url=f"{real.plain}/v1", api_key="none", timeout=120) as plain:
+        expected = [tokens(plain, text) for text in texts]
+    cores = [engine_core(victims, name) for name in ("decode-0", "decode-1")]
+    for core in cores:
+        core.suspend()
+    try:
+        with ThreadPoolExecutor(len(texts)) as pool:
+            answers = [pool.submit(ask, victims, text) for text in texts]
+            wait_for(lambda: victims.fleet()["open_tickets"] == len(texts), "all tickets to be open")
+            os.kill(victims.engine_pid("prefill-1"), signal.SIGKILL)
+            wait_for(lambda: "prefill-1" not in workers(victims), "its loss to be noticed", 5.0)
+            for core in cores:
+                core.resume()
+            got = [answer.result() for answer in answers]
+    finally:
+        for core in cores:
+            core.resume()
+    for answer, right in zip(got, expected, strict=True):
+        assert answer.status_code in (200, 500, 502, 503, 504)
+        assert answer.status_code != 200 or answer.json()["choices"][0]["token_ids"] == right
+    assert [a.status_code for a in got].count(200) >= 3
+    victims.processes.pop("prefill-1").wait()
+
+
+def ask(run: Live, text: str) -> httpx.Response:
+    body = {"model": "tiny", "prompt": text, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
+    with run.client() as client:
+        return client.post("/v1/completions", json=body)
+
+
+def workers(run: Live) -> set[str]:
+    return {worker["worker"] for worker in run.fleet()["workers"]}
+
+
+def test_a_decode_engine_killed_while_it_streams(victims: Live, real: Real) -> None:
+    """Its streams get a clear error soon; the next requests go elsewhere."""
+    streams = [Streaming(victims, prompt(500 + i, 120)) for i in range(4)]
+    for stream in streams:
+        assert stream.begun.wait(60)
+    assert {stream.decode for stream in streams} == {"decode-0", "decode-1"}
+    os.kill(victims.engine_pid("decode-1"), signal.SIGKILL)
+    killed_at = time.monotonic()
+    for stream in streams:
+        if stream.decode == "decode-1":
+            stream.thread.join(20)
+            assert isinstance(stream.fault, openai.APIError)
+            assert "decode-1" in str(stream.fault)
+            assert stream.ended_at is not None
+            print(f"told {stream.ended_at - killed_at:.2f} s after the kill")
+    assert ask(victims, prompt(510, 100)).headers["x-sluice-decode"] == "decode-0"
+    for stream in streams:
+        stream.leave()
+    victims.processes.pop("decode-1").wait()
+
+
+class Streaming:
+    """A chat that would go on for long, read in a thread."""
+
+    def __init__(self, run: Live, text: str) -> None:
+        self.begun = threading.Event()
+        self.decode = ""
+        self.fault: Exception | None = None
+        self.ended_at: float | None = None
+        self._client = openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120, max_retries=0)
+        self._left = False
+        self.thread = threading.Thread(target=self._read, args=(text,))
+        self.thread.start()
+
+    def _read(self, text: str) -> None:
+        options: Any = {"max_tokens": 3000, "stream": True, "extra_body": {"ignore_eos": True}}
+        try:
+            raw = self._client.completions.with_raw_response.create(model="tiny", prompt=text, **options)
+            self.decode = raw.headers["x-sluice-decode"]
+            with raw.parse() as chunks:
+                for _ in chunks:
+                    self.begun.set()
+                    if self._left:
+                        return
+        except openai.APIError as fault:
+            self.fault = fault
+        finally:
+            self.ended_at = time.monotonic()
+            self.begun.set()
+
+    def leave(self) -> None:
+        self._left = True
+        self.thread.join(30)
+        self._client.close()
+
+
+def test_the_proxy_killed_and_started_again(real: Real) -> None:
+    """Workers register again by themselves, and serving goes on, at the same address."""
+    url = real.run.url
+    real.run.kill("proxy")
+    real.run.start_proxy({"prefill-0": "prefill", "decode-0": "decode"})
+    real.run.wait_ready()
+    assert real.run.url == url
+    assert ask(real.run, prompt(600, 100)).status_code == 200
+
+
+def test_nothing_of_a_users_prompt_is_in_the_logs(real: Real) -> None:
+    marker = "a-secret-that-must-not-be-logged "
+    assert ask(real.run, marker * 20).status_code == 200
+    for path in Path(real.run.path, "logs").iterdir():
+        assert marker.strip() not in path.read_text(errors="replace")
+        assert API_KEY not in path.read_text(errors="replace")
