@@ -104,7 +104,7 @@ def _stop(run: RunDir, made: Plan, controlled: Controlled, progress: Progress) -
     try:
         with progress.shown():
             stop_run(run, made, progress, None)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated):
         if made.executor != "local":
             print(f"\nnot waiting any longer\n{how_to_return(run, made.run)}", file=sys.stderr)
             return

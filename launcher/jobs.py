@@ -15,6 +15,8 @@ from launcher.job import PlannedWorker
 
 CONTROLLER = "controller"
 
+EXITED = "EXITED"  # a local process: submitit's supervisor does not tell how
+
 # Slurm's names, used for local processes too. Whatever is not listed here is still alive or may come back.
 ENDED_STATES = frozenset(
     {
@@ -22,6 +24,7 @@ ENDED_STATES = frozenset(
         "CANCELLED",
         "COMPLETED",
         "DEADLINE",
+        EXITED,
         "FAILED",
         "NODE_FAIL",
         "OUT_OF_MEMORY",

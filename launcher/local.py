@@ -16,7 +16,7 @@ from submitit import LocalExecutor
 from submitit.local.local import LocalJob
 
 from launcher.job import JobRequest, Plan, PlannedWorker
-from launcher.jobs import Row, job_name
+from launcher.jobs import EXITED, Row, job_name
 from launcher.rundir import RunDir
 from launcher.submit import run_worker
 
@@ -30,7 +30,7 @@ MODULES = {
     "workers",
     "workers.engine_process",
 }
-STATES = {"RUNNING": "RUNNING", "FINISHED": "COMPLETED", "INTERRUPTED": "FAILED"}
+STATES = {"RUNNING": "RUNNING", "FINISHED": EXITED, "INTERRUPTED": "FAILED"}
 
 
 class LocalJobs:

@@ -11,6 +11,7 @@ import msgspec
 
 from launcher.effects import Failure
 from launcher.job import Plan
+from launcher.jobs import EXITED
 from launcher.reconcile import Job, Reconciler
 from workers import lifecycle
 from workers.protocol import FleetView, JobView, WorkerView
@@ -128,7 +129,7 @@ def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetVie
     if not ended:
         return status
     last = max(ended, key=lambda record: record.generation)
-    as_asked = lifecycle.STOPPED if last.state in ("COMPLETED", "CANCELLED") else lifecycle.FAILED
+    as_asked = lifecycle.STOPPED if last.state in ("COMPLETED", "CANCELLED", EXITED) else lifecycle.FAILED
     return msgspec.structs.replace(
         status,
         generation=last.generation,

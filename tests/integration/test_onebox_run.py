@@ -1,0 +1,134 @@
+"""`python -m launcher +cluster=onebox` with simulated engines: whole runs on a real Slurm."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from launcher import slurm
+from launcher.jobs import Row, controller_name, job_name
+from launcher.rundir import RunDir
+from tests.launching import Launch, environment, launch, nothing_left
+from tests.live import SOURCE, wait_for
+from tests.onebox import OneBox
+
+pytestmark = pytest.mark.slurm
+
+ARGUMENTS = ("+cluster=onebox", "engine=sim", "run=demo", "+pools.decode.replicas=1", "controller.poll_interval_s=1")
+
+
+@pytest.fixture
+def run(tmp_path: Path, onebox: OneBox) -> Iterator[RunDir]:
+    run = RunDir(tmp_path / "runs" / "demo")
+    try:
+        with nothing_left(run):
+            yield run
+    finally:
+        slurm.cancel([row.job for row in slurm.run_rows("demo", run.path) if not row.ended])
+        wait_for(lambda: onebox.jobs() == [], "Slurm to be empty", 60)
+
+
+def live_rows(run: RunDir) -> dict[str, Row]:
+    return {row.name: row for row in slurm.run_rows("demo", run.path) if not row.ended}
+
+
+def status(folder: Path) -> dict[str, Any]:
+    shown: dict[str, Any] = json.loads(launch(folder, "action=status", "run=demo", "output=json").stdout)
+    return shown
+
+
+def ask(run: RunDir) -> int:
+    """A completion through the endpoint, as a client would."""
+    endpoint = json.loads(run.endpoint.read_text())
+    key = Path(endpoint["api_key_file"]).read_text()
+    body = {"model": "tiny", "prompt": "word " * 200, "max_tokens": 4}
+    headers = {"authorization": f"Bearer {key}"}
+    return httpx.post(f"{endpoint['url']}/completions", json=body, headers=headers, timeout=60).status_code
+
+
+def test_a_run_on_slurm_from_up_to_stop(tmp_path: Path, run: RunDir) -> None:
+    up = launch(tmp_path, *ARGUMENTS)
+    assert up.returncode == 0, up.stdout + up.stderr
+    assert "queued" in up.stdout and "\nready\n" in up.stdout and "action=stop run=demo" in up.stdout
+    prefill, decode = job_name("demo", "prefill-0", 0), job_name("demo", "decode-0", 0)
+    assert set(live_rows(run)) == {controller_name("demo"), prefill, decode}
+    assert ask(run) == 200
+
+    shown = status(tmp_path)
+    assert shown["source"] == "live" and shown["ready"]
+    assert all(worker["job"] and worker["node"] and worker["end_time"] for worker in shown["workers"])
+    assert launch(tmp_path, *ARGUMENTS).returncode == 2, "it is live"
+
+    # A worker whose job is lost comes back as a new generation.
+    slurm.cancel([live_rows(run)[decode].job])
+    successor = job_name("demo", "decode-0", 1)
+    wait_for(lambda: successor in live_rows(run), "a new generation of decode-0", 60)
+    wait_for(lambda: status(tmp_path)["ready"], "the run to be ready again", 60)
+    assert ask(run) == 200
+
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    assert live_rows(run) == {}
+    assert status(tmp_path)["phase"] == "stopped"
+
+
+def test_a_lost_controller_leaves_the_workers_and_stop_works_without_it(tmp_path: Path, run: RunDir) -> None:
+    assert launch(tmp_path, *ARGUMENTS).returncode == 0
+    controller = live_rows(run)[controller_name("demo")]
+    subprocess.run(["scancel", "--signal=KILL", controller.job], check=True)
+    wait_for(lambda: controller_name("demo") not in live_rows(run), "the controller's job to end", 60)
+    assert len(live_rows(run)) == 2, "the workers live on"
+    shown = launch(tmp_path, "action=status", "run=demo").stdout
+    assert "status.json" in shown and "s old" in shown
+    refused = launch(tmp_path, *ARGUMENTS)
+    assert refused.returncode == 2 and "Slurm holds its jobs" in refused.stderr
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}
+
+
+def test_a_failed_launch_cancels_everything_and_names_the_job(tmp_path: Path, run: RunDir) -> None:
+    failed = launch(tmp_path, *ARGUMENTS, "engine.environment.PYTHONHOME=/nonexistent")
+    assert failed.returncode == 1
+    assert "-0.g0 (job " in failed.stderr and "FAILED (NonZeroExitCode" in failed.stderr
+    assert "No module named 'encodings'" in failed.stderr, "the end of the job's log"
+    assert live_rows(run) == {}
+
+
+def test_ctrl_c_while_queued_detaches_and_says_how_to_return(tmp_path: Path, run: RunDir, onebox: OneBox) -> None:
+    others = onebox.ask("sbatch", "--parsable", "--nodes=3", "--exclusive", "--output=/dev/null", "--wrap=sleep 1000")
+    with Launch(tmp_path, *ARGUMENTS) as launched:
+        wait_for(lambda: "queued (Resources)" in launched.output, "Slurm's reason", 60)
+        launched.interrupt()
+        assert launched.wait() == 130, "it never served"
+        assert "detached" in launched.output and "action=status run=demo" in launched.output
+    assert live_rows(run)[controller_name("demo")].state == "PENDING"
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}, stopped.stderr
+    slurm.cancel([others])
+
+
+def test_the_launcher_in_a_job_of_its_own(tmp_path: Path, run: RunDir, onebox: OneBox) -> None:
+    """slurm/controller.sbatch: nothing runs on the login node; ending the job ends the run."""
+    script = SOURCE / "slurm" / "controller.sbatch"
+    submitted = subprocess.run(
+        ["sbatch", "--parsable", "--mem=100M", "--time=60", str(script), *ARGUMENTS],
+        cwd=tmp_path,
+        env={**environment(), "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    job = submitted.stdout.strip()
+    output = tmp_path / f"sluice-{job}.out"
+    wait_for(lambda: output.exists() and "\nready\n" in output.read_text(), "the run to be ready", 90)
+    assert ask(run) == 200
+    assert controller_name("demo") not in live_rows(run)
+    slurm.cancel([job])
+    wait_for(lambda: onebox.jobs() == [], "Slurm to hold no job of it", 60)
