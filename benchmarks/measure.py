@@ -1,0 +1,122 @@
+"""One load on some processes, and what it took of them.
+
+Owns the parts of the experiment and the reading of CPU clocks around them. Everyone gets the same load:
+the floor, the proxies, and the engine's app called directly.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import msgspec
+import uvloop
+
+from benchmarks import processes
+from benchmarks.arguments import Count, Duration
+from benchmarks.direct import MODEL, DirectCost
+from benchmarks.load import Ask, Endpoint, Outcome, ask, drive, prompt
+from benchmarks.processes import cpu_s
+
+STREAM_ROUNDS = 2  # streams that each user reads, one after the other
+PROMPT_ROUNDS = 12
+PROMPT_TOKENS = 4
+SHORT_PROMPT_CHARS = 200
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    streams: Count = 128
+    tokens: Count = 100
+    step_ms: Duration = 20.0
+    prompt_chars: Count = 16_000
+    repeats: Count = 3
+    seed: int = 0
+    requests: Count = 20_000  # of the memory part
+    output: str = "bench-results"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One load, the same for everyone."""
+
+    name: str
+    unit: str
+    rounds: int
+    tokens: int
+    prompt_chars: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What a part took of some processes. `of` names a unit's share in microseconds."""
+
+    outcome: Outcome
+    cpu_s: dict[str, float]
+
+    def per_unit_us(self, process: str, part: Part) -> float:
+        units = self.outcome.num_tokens if part.unit == "token" else self.outcome.num_requests
+        return self.cpu_s[process] / units * 1e6
+
+
+def parts(options: Options) -> tuple[Part, Part]:
+    return (
+        Part("streams", "token", STREAM_ROUNDS, options.tokens, SHORT_PROMPT_CHARS),
+        Part("prompts", "request", PROMPT_ROUNDS, PROMPT_TOKENS, options.prompt_chars),
+    )
+
+
+def asks_of(part: Part, options: Options, endpoint: Endpoint, seed: int) -> list[Ask]:
+    """Half of each prompt is shared by all, as system prompts are."""
+    rng = random.Random(seed)
+    shared = prompt(part.prompt_chars // 2, rng)
+    return [
+        ask(endpoint, shared + prompt(part.prompt_chars - len(shared), rng), part.tokens)
+        for _ in range(options.streams * part.rounds)
+    ]
+
+
+def measure(part: Part, options: Options, endpoint: Endpoint, pids: Mapping[str, Sequence[int]], seed: int) -> Sample:
+    def cpu() -> dict[str, float]:
+        return {name: sum(map(cpu_s, of)) for name, of in pids.items()}
+
+    asks = asks_of(part, options, endpoint, seed)
+    before = cpu()
+    outcome = uvloop.run(drive(endpoint, asks, options.streams, options.step_ms / 1000, random.Random(seed)))
+    after = cpu()
+    return Sample(outcome, {name: after[name] - before[name] for name in pids})
+
+
+def direct_us(part: Part, options: Options, num_hosts: int, seed: int, *, split: bool) -> float:
+    """CPU per unit of the app alone, with the streams that one host has."""
+    streams = -(-options.streams // num_hosts)
+    arguments = {
+        "streams": streams,
+        "tokens": part.tokens,
+        "step_ms": options.step_ms,
+        "prompt_chars": part.prompt_chars,
+        "requests": streams * part.rounds,
+        "seed": seed,
+        "split": str(split).lower(),
+    }
+    words = [f"{key}={value}" for key, value in arguments.items()]
+    process = processes.start("benchmarks.direct", *words, output=subprocess.PIPE)
+    try:
+        output, _ = process.communicate()
+    finally:
+        processes.end([process])
+    cost = msgspec.json.decode(output, type=DirectCost)
+    return cost.cpu_s / (cost.num_tokens if part.unit == "token" else cost.num_requests) * 1e6
+
+
+@contextmanager
+def floor_server(options: Options) -> Iterator[tuple[Endpoint, int]]:
+    process = processes.start("benchmarks.floor", f"step_ms={options.step_ms}", output=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        with process.stdout as output:
+            yield Endpoint(host="127.0.0.1", port=int(output.readline()), model=MODEL), process.pid
+    finally:
+        processes.end([process])

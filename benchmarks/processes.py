@@ -1,0 +1,180 @@
+"""A run's real processes on this machine, without controller or Slurm: a proxy and workers on simulated engines.
+
+Owns the run folder, the processes and their end: whatever ends the benchmark ends them. They live in
+sessions of their own, so that a Ctrl-C reaches the benchmark alone.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import httpx
+import msgspec
+
+from benchmarks.load import Endpoint
+from launcher.keys import api_key_file, write_keys
+from launcher.rundir import SOURCE, RunDir
+from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
+from workers.rendezvous import ProxyFile
+from workers.spec import EngineSpec, Role, WorkerSpec, write_json
+
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 20.0
+POLL_S = 0.05
+UNBOUNDED = 1 << 40
+CODE = "benchmark"
+
+
+class ProcessFault(Exception):
+    """A process did not come up; the message carries the end of its log."""
+
+
+def cpu_s(pid: int) -> float:
+    """All threads of a process, those that have ended too, to the nanosecond."""
+    return time.clock_gettime((~pid << 3) | 2)  # the kernel's name for a process's CPU clock (clock_getcpuclockid)
+
+
+def rss_mib(pid: int) -> float:
+    num_pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return num_pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def start(module: str, *arguments: str, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output == subprocess.PIPE else subprocess.STDOUT,
+        cwd=SOURCE,
+        start_new_session=True,
+    )
+
+
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """All at once; an agent that is killed takes its engine along."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    for process in processes:
+        try:
+            process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class Fleet:
+    """A proxy and its workers, all serving. `hosts` are the processes of the engines."""
+
+    def __init__(self, path: Path, workers: dict[str, str], engine: EngineSpec) -> None:
+        self._run = RunDir(path)
+        self._run.create()
+        write_keys(self._run.keys)
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._workers = workers
+        self._engine = engine
+        self.endpoint: Endpoint
+        self.proxy_pid = 0
+        self.hosts: list[int] = []
+
+    def start(self) -> None:
+        """Raises ProcessFault."""
+        spec = self._run.proxy_spec("p0")
+        write_json(spec, self._proxy_spec())
+        self._start("proxy", "proxy", spec)
+        file = self._run.proxies / "p0.json"
+        self._wait(file.exists)  # workers that look before it is there look again only seconds later
+        for index, worker in enumerate(self._workers):
+            spec = self._run.worker_spec(worker, 0)
+            write_json(spec, self._worker_spec(worker, index))
+            self._start(worker, "workers", spec)
+        self.proxy_pid = self._processes["proxy"].pid
+        url = httpx.URL(msgspec.json.decode(file.read_bytes(), type=ProxyFile).http)
+        key = api_key_file(self._run.keys).read_text()
+        assert url.port is not None
+        self.endpoint = Endpoint(host=url.host, port=url.port, model=self._engine.served_names[0], key=key)
+        self._wait(lambda: bool(httpx.get(url.join("/ready")).json()["complete"]))
+        self.hosts = [_only_child(self._processes[worker].pid) for worker in self._workers]
+
+    def stop(self) -> None:
+        end(list(self._processes.values()))
+
+    def _start(self, name: str, module: str, spec: Path) -> None:
+        with (self._run.logs / f"{name}.log").open("wb") as log:
+            self._processes[name] = start(module, str(spec), output=log)
+
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not condition():
+            for name, process in self._processes.items():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    log = (self._run.logs / f"{name}.log").read_text(errors="replace")
+                    raise ProcessFault(f"{name} did not come up:\n{log[-3000:]}")
+            time.sleep(POLL_S)
+
+    def _proxy_spec(self) -> ProxySpec:
+        pools = set(self._workers.values())
+        caps = {
+            pool: PoolCaps(max_prefill_tokens=UNBOUNDED, max_decodes=0 if pool == Role.PREFILL else UNBOUNDED)
+            for pool in pools
+        }
+        return ProxySpec(
+            run=self._run.path.name,
+            run_dir=str(self._run.path),
+            proxy="p0",
+            code=CODE,
+            models=self._engine.served_names,
+            interface="lo",
+            http_port=0,
+            tls_cert=None,
+            tls_key=None,
+            pools=caps,
+            pairs=((Role.PREFILL, Role.DECODE),) if Role.PREFILL in pools else (),
+            workers=self._workers,
+            redeem_s=30.0,
+            limits=Limits(),
+            deadlines=Deadlines(),
+            routing=RoutingSpec(whole_below_tokens=0),
+        )
+
+    def _worker_spec(self, worker: str, index: int) -> WorkerSpec:
+        return WorkerSpec(
+            run=self._run.path.name,
+            run_dir=str(self._run.path),
+            worker=worker,
+            pool=self._workers[worker],
+            role=Role(self._workers[worker]),
+            generation=0,
+            index=index,
+            num_nodes=1,
+            gpus_per_node=0,
+            engine=self._engine,
+            interface="lo",
+            code=CODE,
+            interpreter=sys.executable,
+            load_timeout_s=START_TIMEOUT_S,
+            drain_timeout_s=1.0,
+        )
+
+
+def _only_child(pid: int) -> int:
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+@contextmanager
+def fleet(path: Path, workers: dict[str, str], engine: EngineSpec) -> Iterator[Fleet]:
+    """`workers`: their names and pools; a pool is named after its role."""
+    running = Fleet(path, workers, engine)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
