@@ -13,7 +13,7 @@ import msgspec
 
 from launcher import local, slurm
 from launcher.job import Plan
-from launcher.jobs import Row
+from launcher.jobs import JobError
 from launcher.ownership import living_owner
 from launcher.progress import Progress
 from launcher.rundir import STOP, RunDir, read_optional
@@ -56,12 +56,23 @@ def _await_controller(run: RunDir, progress: Progress, deadline: float) -> None:
 
 
 def _end_jobs(run: RunDir, plan: Plan, progress: Progress, deadline: float) -> None:
+    """A Slurm that does not answer for a moment is asked again; one that is not there is an error."""
     time.sleep(COMPLETING_S)
-    while rows := [row for row in slurm.run_rows(plan.run, run.path) if not row.ended]:
-        for row in rows:
-            progress.note(row.name, f"{row.state.lower()}  job {row.job}")
-        slurm.cancel([row.job for row in rows])
-        _check(deadline, _named(rows))
+    what = "the jobs of the run: Slurm did not answer"
+    while True:
+        try:
+            rows = [row for row in slurm.run_rows(plan.run, run.path) if not row.ended]
+            if not rows:
+                return
+            what = ", ".join(f"{row.name} (job {row.job}, {row.state})" for row in rows)
+            for row in rows:
+                progress.note(row.name, f"{row.state.lower()}  job {row.job}")
+            slurm.cancel([row.job for row in rows])
+        except JobError as fault:
+            if not fault.transient:
+                raise
+            progress.note("slurm", str(fault))
+        _check(deadline, what)
         time.sleep(plan.poll_interval_s)
 
 
@@ -92,7 +103,3 @@ def _terminate(pid: int) -> None:
 def _check(deadline: float, what: str) -> None:
     if time.monotonic() > deadline:
         raise StillThere(f"not gone in time: {what}")
-
-
-def _named(rows: list[Row]) -> str:
-    return ", ".join(f"{row.name} (job {row.job}, {row.state})" for row in rows)

@@ -10,7 +10,7 @@ import time
 from launcher import slurm
 from launcher.effects import Failure
 from launcher.job import Plan
-from launcher.jobs import CONTROLLER, controller_name
+from launcher.jobs import CONTROLLER, JobError, controller_name
 from launcher.progress import Progress
 from launcher.rundir import Endpoint, RunDir, read_optional
 from launcher.start import Controlled
@@ -30,7 +30,7 @@ class LaunchFailed(Exception):
 def await_ready(
     run: RunDir, plan: Plan, controlled: Controlled, progress: Progress, timeout_s: float | None
 ) -> Endpoint:
-    """Raises LaunchFailed, or JobError where Slurm cannot be asked."""
+    """Raises LaunchFailed."""
     deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     next_question = 0.0
     while True:
@@ -65,13 +65,19 @@ def _check_process(plan: Plan, controlled: Controlled) -> None:
 
 
 def _check_job(run: RunDir, plan: Plan, job: str, progress: Progress) -> None:
-    row = next((row for row in slurm.run_rows(plan.run, run.path) if row.job == job), None)
+    try:
+        rows = slurm.run_rows(plan.run, run.path)
+    except JobError as fault:
+        progress.note("slurm", str(fault))  # the run may well come up all the same
+        return
+    row = next((row for row in rows if row.job == job), None)
     if row is None:
         raise LaunchFailed(_controller_failure(plan, job, "Slurm no longer knows the job"))
     if row.ended:
         reason = f"the job ended as {row.state}" + (f" ({row.reason})" if row.reason else "")
         raise LaunchFailed(_controller_failure(plan, job, reason))
-    told = f"queued ({row.reason})" if row.state == "PENDING" else f"{row.state.lower()} on {row.nodes}"
+    reason = f" ({row.reason})" if row.reason else ""
+    told = f"queued{reason}" if row.state == "PENDING" else f"{row.state.lower()} on {row.nodes}"
     progress.note(CONTROLLER, f"{told}  job {job}")
 
 

@@ -15,6 +15,7 @@ import pytest
 from launcher import slurm
 from launcher.jobs import Row, controller_name, job_name
 from launcher.rundir import RunDir
+from launcher.submit import submit_controller
 from tests.launching import Launch, environment, launch, nothing_left
 from tests.live import SOURCE, wait_for
 from tests.onebox import OneBox
@@ -91,6 +92,23 @@ def test_a_lost_controller_leaves_the_workers_and_stop_works_without_it(tmp_path
     assert refused.returncode == 2 and "Slurm holds its jobs" in refused.stderr
     stopped = launch(tmp_path, "action=stop", "run=demo")
     assert stopped.returncode == 0 and live_rows(run) == {}
+
+
+def test_a_new_controller_takes_over_what_runs(tmp_path: Path, run: RunDir) -> None:
+    assert launch(tmp_path, *ARGUMENTS).returncode == 0
+    before = live_rows(run)
+    controller = before.pop(controller_name("demo"))
+    subprocess.run(["scancel", "--signal=KILL", controller.job], check=True)
+    wait_for(lambda: controller_name("demo") not in live_rows(run), "the controller's job to end", 60)
+    run.endpoint.rename(run.path / "old_endpoint.json")
+    submit_controller(run, run.read_plan())
+    wait_for(lambda: run.status.exists() and status(tmp_path)["source"] == "live", "the new proxy", 60)
+    wait_for(lambda: status(tmp_path)["ready"] and run.endpoint.exists(), "the workers to register again", 60)
+    assert ask(run) == 200
+    after = live_rows(run)
+    assert after.pop(controller_name("demo")).job != controller.job
+    assert {name: row.job for name, row in after.items()} == {name: row.job for name, row in before.items()}
+    assert launch(tmp_path, "action=stop", "run=demo").returncode == 0
 
 
 def test_a_failed_launch_cancels_everything_and_names_the_job(tmp_path: Path, run: RunDir) -> None:

@@ -1,0 +1,184 @@
+"""status, present and live_status: what a run looks like, whoever tells it."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launcher.effects import DesiredRead, Failure, FleetSeen, QueueRead, Submitted
+from launcher.jobs import Row, job_name
+from launcher.live_status import overlay
+from launcher.present import duration, failure_text, newest_log, ready_text, status_text, tail
+from launcher.progress import Progress
+from launcher.reconcile import Reconciler
+from launcher.rundir import SERVE, STOP, Desired, Endpoint, RunDir
+from launcher.status import RunStatus, WorkerStatus, job_views, run_status
+from tests.unit.planning import planned
+from workers.protocol import FleetView, WorkerView
+
+PLAN = planned("+cluster=onebox", "engine=sim", "run=demo")
+WORKERS = tuple(spec.spec.worker for spec in PLAN.workers)
+
+
+def launched() -> Reconciler:
+    """Every worker submitted as job 100, 101, ..."""
+    core = Reconciler.restore("demo", [], {}, served=False, drain_timeout_s=1.0)
+    core.apply(DesiredRead(Desired(target=SERVE, workers=WORKERS, since=0.0)), 1.0)
+    core.apply(QueueRead((), 1.0), 1.0)
+    for index, worker in enumerate(WORKERS):
+        core.apply(Submitted(worker, 0, str(100 + index)), 1.0)
+    return core
+
+
+def row(index: int, state: str, **more: Any) -> Row:
+    return Row(job=str(100 + index), name=job_name("demo", WORKERS[index], 0), state=state, **more)
+
+
+def seen(core: Reconciler, worker: str) -> WorkerStatus:
+    [status] = [one for one in run_status(PLAN, core, "c", "", 9.0).workers if one.worker == worker]
+    return status
+
+
+def view(worker: str, phase: str, **more: Any) -> WorkerView:
+    fields = {"end_time": None, "running": 0, "waiting": 0, "detail": "", "node": "n2", **more}
+    return WorkerView(worker=worker, pool="x", role="any", generation=0, phase=phase, job="1", **fields)
+
+
+def test_a_worker_goes_from_waiting_to_ready() -> None:
+    fresh = Reconciler.restore("demo", [], {}, served=False, drain_timeout_s=1.0)
+    assert seen(fresh, "prefill-0").phase == "waiting"
+    core = launched()
+    assert (seen(core, "prefill-0").phase, seen(core, "prefill-0").job) == ("queued", "100")
+    rows = (row(0, "PENDING", reason="Resources", start_time=1e9), row(1, "RUNNING", nodes="n1", end_time=2e9))
+    core.apply(QueueRead(rows, 2.0), 2.0)
+    pending, running = seen(core, "prefill-0"), seen(core, "decode-0")
+    assert (pending.phase, pending.reason, pending.end_time) == ("queued", "Resources", None)
+    assert pending.estimated_start.startswith("2001-09-")
+    assert (running.phase, running.node, running.end_time) == ("starting", "n1", 2e9)
+    core.apply(FleetSeen(FleetView((view("decode-0", "loading", detail="weights"),), False)), 3.0)
+    assert (seen(core, "decode-0").phase, seen(core, "decode-0").detail) == ("loading", "weights")
+
+
+def test_a_worker_of_another_generation_is_somebody_else() -> None:
+    core = launched()
+    core.apply(QueueRead((row(0, "RUNNING"),), 2.0), 2.0)
+    old = WorkerView("prefill-0", "x", "any", 7, "ready", "", "n1", "1", None, 0, 0)
+    core.apply(FleetSeen(FleetView((old,), False)), 3.0)
+    assert seen(core, "prefill-0").phase == "starting"
+
+
+def test_the_runs_phase_tells_the_story() -> None:
+    core = launched()
+    assert run_status(PLAN, core, "c", "", 1.0).phase == "launching"
+    core.apply(FleetSeen(FleetView((), True)), 2.0)
+    assert run_status(PLAN, core, "c", "", 1.0).phase == "serving"
+    core.apply(DesiredRead(Desired(target=STOP, workers=WORKERS, since=0.0)), 3.0)
+    assert run_status(PLAN, core, "c", "", 1.0).phase == "stopping"
+    assert {one.phase for one in run_status(PLAN, core, "c", "", 1.0).workers} == {"ending"}
+    core.apply(QueueRead((), 60.0), 60.0)
+    done = run_status(PLAN, core, "c", "", 1.0)
+    assert done.phase == "stopped" and done.ended
+
+
+def test_proxies_are_told_the_jobs_and_not_what_they_know_better() -> None:
+    core = launched()
+    core.apply(FleetSeen(FleetView((view("prefill-0", "ready"),), False)), 3.0)
+    views = job_views(PLAN, core)
+    assert [one.worker for one in views] == list(WORKERS)
+    assert (views[0].job, views[0].state) == ("100", "")
+
+
+def test_the_proxys_view_is_laid_over_the_controllers() -> None:
+    told = RunStatus(
+        run="demo",
+        phase="serving",
+        written_at=1.0,
+        controller="c",
+        workers=(
+            WorkerStatus(worker="p", pool="p", role="prefill", generation=0, phase="ready", job="1", end_time=5.0),
+            WorkerStatus(worker="d", pool="d", role="decode", generation=0, phase="ready", job="2"),
+        ),
+    )
+    job = {"reason": "", "estimated_start": "", "end_time": None, "node": ""}
+    fleet = {
+        "ready": True,
+        "refusals": ["p: protocol 9"],
+        "jobs": [
+            {**job, "worker": "p", "generation": 0, "job": "1", "state": "RUNNING", "end_time": 5.0},
+            {**job, "worker": "d", "generation": 1, "job": "3", "state": "PENDING", "reason": "Priority"},
+        ],
+        "workers": [
+            {"worker": "p", "generation": 0, "phase": "draining", "detail": "", "node": "n3", "time_left_s": 60}
+            | {"running": 2, "waiting": 1}
+        ],
+    }
+    live = overlay(told, fleet, 1000.0)
+    prefill, decode = live.workers
+    assert (prefill.phase, prefill.node, prefill.end_time, prefill.running) == ("draining", "n3", 1060.0, 2)
+    assert (decode.phase, decode.generation, decode.job, decode.reason) == ("queued", 1, "3", "Priority")
+    assert live.ready and live.refusals == ("p: protocol 9",)
+    text = status_text(live, "live")
+    assert "draining" in text and "Priority" in text and "refused: p: protocol 9" in text
+
+
+def test_the_lines_to_paste_survive_awkward_paths() -> None:
+    endpoint = Endpoint(url="http://10.0.0.1:8000/v1", api_key_file="/a b/keys/api_key", models=("tiny", "other"))
+    lines = ready_text(endpoint).splitlines()
+    assert lines[0] == "ready"
+    [curl] = [line for line in lines if line.startswith("curl")]
+    assert "$(cat '/a b/keys/api_key')" in curl
+    [python] = [line for line in lines if "import OpenAI" in line]
+    program = shlex.split(python)[2]
+    compile(program, "pasted", "exec")
+
+
+def test_a_failure_shows_the_end_of_the_log_of_its_job(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "demo")
+    run.create()
+    folder = run.log_dir("d-0")
+    folder.mkdir()
+    (folder / "7_0_log.out").write_text("\n".join(f"line {number}" for number in range(100)))
+    (folder / "6_0_log.out").write_text("an older life")
+    failure = Failure(worker="d-0", job="7", name="demo.d-0.g1", reason="the job ended as FAILED")
+    text = failure_text(run, failure)
+    assert text.startswith("demo.d-0.g1 (job 7) failed: the job ended as FAILED\n")
+    assert "| line 80\n" in text and "| line 99" in text and "line 79\n" not in text and "older" not in text
+    assert newest_log(run.log_dir("nobody")) is None
+    assert tail(folder / "7_0_log.out", 1) == ["line 99"]
+    assert failure_text(run, Failure(worker="x", job="", name="demo.x.g0", reason="refused")) == (
+        "demo.x.g0 failed: refused"
+    )
+
+
+def test_time_left_is_short() -> None:
+    assert [duration(seconds) for seconds in (-5, 59, 3600 + 120, 90000)] == ["0h00m", "0h00m", "1h02m", "1d01h"]
+
+
+def test_progress_without_a_terminal_is_a_line_per_change() -> None:
+    screen = io.StringIO()
+    progress = Progress(Console(file=screen, width=60, soft_wrap=True))
+    core = launched()
+    core.apply(QueueRead((row(0, "PENDING", reason="Resources"), row(1, "RUNNING")), 2.0), 2.0)
+    with progress.shown():
+        for _ in range(3):
+            progress.show(run_status(PLAN, core, "c", "", 1.0))
+        core.apply(FleetSeen(FleetView((view("decode-0", "loading", detail="[1/2]"),), False)), 3.0)
+        progress.show(run_status(PLAN, core, "c", "", 1.0))
+    lines = [line.split(maxsplit=1)[1] for line in screen.getvalue().splitlines()]
+    assert [line.split()[0] for line in lines] == ["prefill-0", "decode-0", "decode-1", "decode-0"]
+    assert "queued  job 100  Resources" in lines[0] and "loading" in lines[3] and "[1/2]" in lines[3]
+
+
+def test_progress_on_a_terminal_is_a_table() -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    progress = Progress(console)
+    core = launched()
+    core.apply(FleetSeen(FleetView((view("decode-0", "loading", detail="[red]"),), False)), 3.0)
+    with progress.shown():
+        progress.show(run_status(PLAN, core, "c", "", 1.0))
+    assert "decode-0" in screen.getvalue() and "[red]" in screen.getvalue()
