@@ -1,4 +1,5 @@
-# Everything is safe to repeat. PYTHON picks the interpreter (3.11 or newer).
+# Everything is safe to repeat. PYTHON picks the interpreter (3.11 or newer); ARGS go to the launcher or pytest:
+# make serve ARGS='run=other engine=sim', make test ARGS=tests/unit/test_docs.py
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,15 +19,16 @@ $(STAMP): pyproject.toml slurm/install_cpu.sh
 	touch $@
 
 serve: install
-	$(BIN)/python -m launcher +cluster=local
+	$(BIN)/python -m launcher +cluster=local $(ARGS)
 
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
 test: install
 	bash tests/install_slurm.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ARGS)
 
 unit: install
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -1,0 +1,127 @@
+"""What the documentation shows, and how each command in it is tested.
+
+A command that is shown and not listed here fails `tests/unit/test_docs.py`; so does one that is listed and no longer
+shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.live import SOURCE
+
+README = SOURCE / "README.md"
+PAGES = (README, *sorted((SOURCE / "docs").glob("*.md")))
+CHECKOUT = ("launcher", "workers", "proxy", "benchmarks", "conf", "slurm", "pyproject.toml", "README.md")
+
+
+class How(Enum):
+    """How a shown command is tested, and where."""
+
+    HERE = "run in a copy of the checkout: unit/test_docs.py"
+    PLANNED = "its plan is made there; such runs come up in e2e/ and on the one-box Slurm"
+    SUBMITTED = "its script is checked and its arguments planned there; it runs on the one-box Slurm"
+    LIVE = "run against a run of simulated engines: integration/test_docs_commands.py"
+    INSTALLED = "run in a fresh environment: integration/test_install.py"
+    DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
+    MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
+    ELSEWHERE = "needs a machine that is not here"
+
+
+HOW = {
+    # README.md
+    "make serve": How.LIVE,
+    "make test": How.MAKE,
+    "python3 -m venv .venv": How.INSTALLED,
+    ". .venv/bin/activate": How.INSTALLED,
+    "pip install -e '.[cpu,dev]' ||"
+    " pip install -e '.[cpu,dev]' --extra-index-url https://download.pytorch.org/whl/cpu": How.INSTALLED,
+    "pip install --no-deps nixl==1.5.1 nixl-cu12==1.5.1": How.INSTALLED,
+    "pip uninstall --yes torchvision torchaudio torchcodec": How.INSTALLED,
+    "pip install -e '.[cuda]'": How.DECLARED,
+    "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan": How.HERE,
+    "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo": How.PLANNED,
+    "python -m launcher action=status run=demo": How.LIVE,
+    "python -m launcher action=status run=demo output=json": How.LIVE,
+    "python -m launcher action=logs run=demo worker=decode-0": How.LIVE,
+    "python -m launcher action=logs run=demo worker=decode-0 follow=true": How.LIVE,
+    "python -m launcher action=stop run=demo": How.LIVE,
+    "sbatch slurm/controller.sbatch +cluster=h100x2 model=llama-3.3-70b run=demo": How.SUBMITTED,
+    "cp conf/cluster/h100x2.yaml conf/cluster/mysite.yaml": How.HERE,
+    "python -m launcher +cluster=mysite model=llama-3.1-8b action=plan": How.HERE,
+    # docs/security.md
+    "python -m launcher +cluster=h100x2 run=demo"
+    " proxy.tls_cert=/path/cert.pem proxy.tls_key=/path/key.pem action=plan": How.HERE,
+    "ssh -N -L 8000:HOST:PORT login.example.org": How.ELSEWHERE,
+}
+
+
+class Block(NamedTuple):
+    """One code fence."""
+
+    page: Path
+    heading: str
+    language: str
+    text: str
+
+    @property
+    def commands(self) -> list[str]:
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [re.sub(r" +", " ", line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    heading, language = "", None
+    lines: list[str] = []
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            if language is not None:
+                yield Block(page, heading, language, "\n".join(lines))
+            language, lines = (line[3:].strip(), []) if language is None else (None, [])
+        elif language is not None:
+            lines.append(line)
+        elif line.startswith("#"):
+            heading = line.lstrip("# ")
+    assert language is None, f"{page.name}: a code fence is not closed"
+
+
+def shown() -> list[str]:
+    """All commands of all pages, in order."""
+    return [command for page in PAGES for block in blocks(page) if block.language == "sh" for command in block.commands]
+
+
+def shown_as(how: How) -> list[str]:
+    """Those that are tested so; a command that is not listed is `unit/test_docs.py`'s to report."""
+    return [command for command in shown() if HOW.get(command) is how]
+
+
+def copy_checkout(target: Path) -> Path:
+    """What a user has after cloning, as far as the commands need it; the tests may write into it."""
+    target.mkdir()
+    for name in CHECKOUT:
+        source = SOURCE / name
+        if source.is_dir():
+            shutil.copytree(source, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(source, target / name)
+    return target
+
+
+def activated() -> dict[str, str]:
+    """The environment of a shell in which this interpreter's environment is active."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return {**clean, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "COLUMNS": "200"}
+
+
+def shell(command: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", command], cwd=folder, env={**activated(), **environment}, capture_output=True, text=True
+    )

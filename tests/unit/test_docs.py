@@ -1,0 +1,142 @@
+"""The documentation is true: commands run, links lead somewhere, named files and keys exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.config import known_keys
+from tests.docs import HOW, PAGES, README, How, blocks, copy_checkout, shell, shown, shown_as
+from tests.live import SOURCE
+
+SCRIPTS = sorted(path for folder in ("slurm", "tests", ".ci") for path in (SOURCE / folder).iterdir() if path.is_file())
+SHELL_SCRIPTS = [
+    path for path in SCRIPTS if path.read_bytes()[:64].startswith((b"#!/bin/bash", b"#!/usr/bin/env bash"))
+]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    path = copy_checkout(tmp_path_factory.mktemp("docs") / "sluice")
+    yield path
+    shutil.rmtree(path)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_every_command_that_is_shown_is_tested_and_the_other_way_round() -> None:
+    assert set(shown()) == set(HOW), "tests/docs.py says how each command is tested"
+
+
+def test_code_is_marked_as_what_it_is() -> None:
+    """So that no command escapes by standing in an unmarked block."""
+    languages = {(block.page.name, block.language) for page in PAGES for block in blocks(page)}
+    assert not [pair for pair in languages if pair[1] not in ("sh", "text", "python", "yaml", "json")]
+
+
+def test_plans_are_made_as_shown(checkout: Path) -> None:
+    """In order: a page may copy a file and use it in the next line."""
+    for command in shown():
+        if HOW.get(command) not in (How.HERE, How.PLANNED, How.SUBMITTED):
+            continue
+        command = command.replace("sbatch slurm/controller.sbatch", "python -m launcher")
+        if command.startswith("python -m launcher") and "action=" not in command:
+            command += " action=plan"
+        answer = shell(command, checkout)
+        assert answer.returncode == 0, f"{command}\n{answer.stderr}"
+        if "launcher" in command:
+            assert "#SBATCH --job-name=" in answer.stdout, command
+    assert not (checkout / "runs").exists()
+
+
+@pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)
+def test_shell_scripts_are_sound(script: Path) -> None:
+    subprocess.run(["bash", "-n", script], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed (package shellcheck)")
+    answer = subprocess.run(["shellcheck", script], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_scripts_that_are_shown_are_among_them() -> None:
+    for command in shown_as(How.SUBMITTED):
+        assert SOURCE / command.split()[1] in SHELL_SCRIPTS
+
+
+def test_pip_is_shown_as_the_install_script_uses_it() -> None:
+    script = (SOURCE / "slurm" / "install_cpu.sh").read_text().replace('"${here}[cpu,dev]"', "'.[cpu,dev]'")
+    used = [part.strip() for part in re.split(r"\n|\|\|", script) if re.match(r" *pip (un)?install ", part)]
+    shown_there = [part.strip() for command in shown_as(How.INSTALLED) for part in command.split("||")]
+    assert used == [part for part in shown_there if part.startswith("pip")]
+
+
+def test_the_packages_for_gpus_are_pinned() -> None:
+    extras = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for command in shown_as(How.DECLARED):
+        [extra] = re.findall(r"\[(\w+)\]", command)
+        assert all("==" in requirement for requirement in extras[extra])
+
+
+@pytest.mark.parametrize("target", ["help", "install", "serve", "check", "test", "unit"])
+def test_make_knows_its_targets(target: str) -> None:
+    recipe = shell(f"make --dry-run --always-make {target}", SOURCE)
+    assert recipe.returncode == 0, recipe.stderr
+    assert {"test": "-m pytest", "check": "mypy", "serve": "-m launcher +cluster=local"}.get(
+        target, ""
+    ) in recipe.stdout
+
+
+# ---------------------------------------------------------------- what is named exists
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        assert "://" not in path, f"{target}: other sites go away; say it here"
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), target
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def quoted(page: Path) -> set[str]:
+    """What stands in backticks in the running text."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return set(re.findall(r"`([^`]+)`", prose))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_are_named_exist(page: Path) -> None:
+    """By their path, or by their bare name where the text has said the folder."""
+    keys = set(known_keys())
+    names = {path.name for folder in ("launcher", "workers", "proxy", "docs") for path in (SOURCE / folder).rglob("*")}
+    for word in quoted(page):
+        if re.fullmatch(r"[\w./-]+\.(py|md|sh|sbatch)", word) or re.match(r"(conf|slurm|tests|docs)/[\w./]*$", word):
+            assert (SOURCE / word).exists() or word in names or word in keys, word
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_configuration_keys_that_are_named_exist(page: Path) -> None:
+    known = set(known_keys())
+    groups = {key for key in known if "." not in key}
+    for word in quoted(page):
+        group, _, rest = word.partition(".")
+        if group in groups and re.fullmatch(r"[a-z_.]+", rest) and rest not in ("py", "json"):
+            assert word in known, word
+
+
+def test_the_folders_are_told_of() -> None:
+    tracked = {"launcher", "workers", "proxy", "benchmarks", "conf", "slurm", "tests", "docs"}
+    assert {word.rstrip("/") for word in quoted(README) if re.fullmatch(r"\w+/", word)} == tracked
