@@ -15,7 +15,7 @@ import msgspec
 import uvloop
 
 from benchmarks.arguments import Count, Duration, read_arguments
-from benchmarks.load import PATH, Ask, Endpoint, ask, prompt
+from benchmarks.load import PATH, Ask, Endpoint, Rhythm, ask, prompt
 from workers.answer import scope_of
 from workers.calls import CURRENT, Call
 from workers.engines import AsgiApp, Event
@@ -35,6 +35,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     step_ms: Duration
     prompt_chars: Count
     requests: Count
+    start_s: float
+    pause_s: float
     seed: int
     split: bool  # each request is a prefill leg, then a decode leg
 
@@ -100,11 +102,12 @@ async def main(options: Options) -> DirectCost:
     text = prompt(options.prompt_chars, rng)
     body = _body(ask(nobody, text, options.tokens))
     users = [range(user, options.requests, options.streams) for user in range(options.streams)]
+    rhythm = Rhythm(start_s=options.start_s, pause_s=options.pause_s)
     steps = asyncio.create_task(engine.run_steps())
     before = time.process_time()
     async with asyncio.TaskGroup() as tasks:
         for own in users:
-            pauses_s = [rng.uniform(0, options.step_ms / 1000) for _ in own]
+            pauses_s = rhythm.pauses_s(len(own), rng)
             tasks.create_task(_user(engine.app, [body] * len(own), pauses_s, split=options.split))
     cpu_s = time.process_time() - before
     steps.cancel()

@@ -50,6 +50,19 @@ class Outcome:
     gaps_s: list[float] = field(default_factory=list)
 
 
+class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
+    """When a user asks. Users in step with each other or with the engine would hide what a hop adds to TTFT:
+    they start spread over `start_s`, and pause up to `pause_s` between two requests, both drawn.
+    """
+
+    start_s: float
+    pause_s: float
+
+    def pauses_s(self, num_requests: int, rng: random.Random) -> list[float]:
+        """Before each of one user's requests."""
+        return [rng.uniform(0, self.start_s), *(rng.uniform(0, self.pause_s) for _ in range(1, num_requests))]
+
+
 def prompt(num_chars: int, rng: random.Random) -> str:
     return "".join(rng.choices(WORDS, k=-(-num_chars // len(WORDS[0]))))[:num_chars]
 
@@ -150,15 +163,13 @@ async def drive(
     endpoint: Endpoint,
     asks: Sequence[Ask],
     num_users: int,
-    pause_s: float,
+    rhythm: Rhythm,
     rng: random.Random,
     answered: Callable[[], None] = lambda: None,
 ) -> Outcome:
-    """Pauses are drawn up to `pause_s`: users in step with the engine would hide what a hop adds to TTFT."""
     outcome = Outcome()
     async with asyncio.TaskGroup() as tasks:
         for user in range(num_users):
             own = asks[user::num_users]
-            pauses_s = [rng.uniform(0, pause_s) for _ in own]
-            tasks.create_task(_user(endpoint, own, pauses_s, outcome, answered))
+            tasks.create_task(_user(endpoint, own, rhythm.pauses_s(len(own), rng), outcome, answered))
     return outcome

@@ -18,7 +18,7 @@ import uvloop
 from benchmarks import processes
 from benchmarks.arguments import Count, Duration
 from benchmarks.direct import MODEL, DirectCost
-from benchmarks.load import Ask, Endpoint, Outcome, ask, drive, prompt
+from benchmarks.load import Ask, Endpoint, Outcome, Rhythm, ask, drive, prompt
 from benchmarks.processes import cpu_s
 
 STREAM_ROUNDS = 2  # streams that each user reads, one after the other
@@ -47,6 +47,7 @@ class Part:
     rounds: int
     tokens: int
     prompt_chars: int
+    rhythm: Rhythm
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,12 @@ class Sample:
 
 
 def parts(options: Options) -> tuple[Part, Part]:
+    step_s = options.step_ms / 1000
+    steady = Rhythm(start_s=options.tokens * step_s, pause_s=step_s)  # streams begin and end all the time
+    dense = Rhythm(start_s=step_s, pause_s=step_s)  # as many requests as the machine can carry
     return (
-        Part("streams", "token", STREAM_ROUNDS, options.tokens, SHORT_PROMPT_CHARS),
-        Part("prompts", "request", PROMPT_ROUNDS, PROMPT_TOKENS, options.prompt_chars),
+        Part("streams", "token", STREAM_ROUNDS, options.tokens, SHORT_PROMPT_CHARS, steady),
+        Part("prompts", "request", PROMPT_ROUNDS, PROMPT_TOKENS, options.prompt_chars, dense),
     )
 
 
@@ -84,7 +88,7 @@ def measure(part: Part, options: Options, endpoint: Endpoint, pids: Mapping[str,
 
     asks = asks_of(part, options, endpoint, seed)
     before = cpu()
-    outcome = uvloop.run(drive(endpoint, asks, options.streams, options.step_ms / 1000, random.Random(seed)))
+    outcome = uvloop.run(drive(endpoint, asks, options.streams, part.rhythm, random.Random(seed)))
     after = cpu()
     return Sample(outcome, {name: after[name] - before[name] for name in pids})
 
@@ -98,6 +102,8 @@ def direct_us(part: Part, options: Options, num_hosts: int, seed: int, *, split:
         "step_ms": options.step_ms,
         "prompt_chars": part.prompt_chars,
         "requests": streams * part.rounds,
+        "start_s": part.rhythm.start_s,
+        "pause_s": part.rhythm.pause_s,
         "seed": seed,
         "split": str(split).lower(),
     }

@@ -21,7 +21,7 @@ import uvloop
 from benchmarks import report
 from benchmarks.arguments import read_arguments
 from benchmarks.direct import engine_spec
-from benchmarks.load import Endpoint, Outcome, ask, drive, prompt
+from benchmarks.load import Endpoint, Outcome, Rhythm, ask, drive, prompt
 from benchmarks.measure import SHORT_PROMPT_CHARS, Options, Part, Sample, direct_us, floor_server, measure, parts
 from benchmarks.picture import draw
 from benchmarks.processes import Fleet, fleet, rss_mib
@@ -107,7 +107,16 @@ def memory(options: Options, running: Fleet) -> list[tuple[int, float]]:
     kinds = [ask(running.endpoint, text, 1, streams=streams) for streams in (True, False)]
     # Users take every `streams`-th of the list: a stretch of each kind in turn, so that each user asks both.
     asks = [kinds[number // options.streams % 2] for number in range(options.requests)]
-    uvloop.run(drive(running.endpoint, asks, options.streams, 0.0, random.Random(options.seed), answered))
+    uvloop.run(
+        drive(
+            running.endpoint,
+            asks,
+            options.streams,
+            Rhythm(start_s=0.0, pause_s=0.0),
+            random.Random(options.seed),
+            answered,
+        )
+    )
     return curve
 
 
