@@ -45,6 +45,7 @@ def checked_stop(text: str) -> None:
     assert "nothing of run demo is left" in text
 
 
+READY_S = 240.0
 LAUNCHER = "python -m launcher "
 ENDS: dict[str, Callable[[str], None]] = {
     f"{LAUNCHER}action=status run=demo": checked_status,
@@ -93,15 +94,15 @@ def follow(command: str, folder: Path) -> None:
             process.wait()
 
 
-def test_make_serve_prints_lines_that_work_and_ctrl_c_leaves_nothing(tmp_path: Path, run: RunDir) -> None:
-    """With simulated engines here; with vLLM it is the same recipe and another value of one key."""
-    arguments = f"ARGS=engine=sim run=demo runs_dir={run.path.parent}"
+@pytest.mark.parametrize("engine", ["sim", pytest.param("vllm_cpu", marks=pytest.mark.vllm)])
+def test_make_serve_prints_lines_that_work_and_ctrl_c_leaves_nothing(tmp_path: Path, run: RunDir, engine: str) -> None:
+    arguments = f"ARGS=engine={engine} run=demo runs_dir={run.path.parent}"
     make = [*SERVES.split(), "--old-file=install", f"BIN={Path(sys.executable).parent}", arguments]
     output = tmp_path / "output.txt"
     with output.open("wb") as file:
         process = subprocess.Popen(make, cwd=SOURCE, stdout=file, stderr=file, start_new_session=True)
     try:
-        wait_for(lambda: "Ctrl-C stops it" in output.read_text() or process.poll() is not None, "ready", 90)
+        wait_for(lambda: "Ctrl-C stops it" in output.read_text() or process.poll() is not None, "ready", READY_S)
         lines = output.read_text().splitlines()
         assert "ready" in lines, lines
         [curl] = [line for line in lines if line.startswith("curl ")]
