@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from proxy.spec import PoolCaps, ProxySpec
-from workers.lifecycle import READY
+from workers.lifecycle import NEXT, READY
 from workers.protocol import OLDEST_PROTOCOL, PROTOCOL, Capabilities, Load, Part, Register
 
 # (worker, generation): two generations of a worker may live at once.
@@ -207,6 +207,8 @@ class Fleet:
         if peer != worker.agent:
             return []
         worker.phase, worker.detail = phase, detail
+        if not NEXT[phase]:  # its engine is gone already; its links end a moment later
+            return [WorkerLost(worker.key, detail.split("\n")[0]), Changed()]
         return [Changed()]
 
     def _lose(self, peer: Peer, reason: str) -> list[Effect]:

@@ -32,6 +32,7 @@ class Zap:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], allowed: Mapping[bytes, str]) -> None:
         self._context = context
         self._allowed = {zmq.utils.z85.decode(key): role for key, role in allowed.items()}
+        self.num_refused = 0
         self._refusals: dict[str, int] = {}
         self._sockets: list[zmq.Socket[bytes]] = []
 
@@ -39,10 +40,6 @@ class Zap:
     def refusals(self) -> tuple[str, ...]:
         """Who was refused, why and how often; the latest stranger last."""
         return tuple(f"{story} ({count} times)" for story, count in self._refusals.items())
-
-    @property
-    def num_refused(self) -> int:
-        return sum(self._refusals.values())
 
     def start(self) -> None:
         handler = self._context.socket(zmq.REP)
@@ -58,7 +55,7 @@ class Zap:
         socket.zap_domain = _DOMAIN
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no handler, no entry
         # A peer that does not even speak CURVE never reaches the handler: only the monitor sees it.
-        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL)
+        monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
         self._watch(monitor, self._note_failure)
 
     def stop(self) -> None:
@@ -97,6 +94,7 @@ class Zap:
 
     def _refuse(self, story: str) -> None:
         """A stranger knocks again and again: logged once, counted always."""
+        self.num_refused += 1
         count = self._refusals.pop(story, 0)
         self._refusals[story] = count + 1
         if count == 0:

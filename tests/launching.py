@@ -61,10 +61,10 @@ class Launch:
             self.process.wait()
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *arguments: str, timeout_s: float = 2 * READY_S) -> subprocess.CompletedProcess[str]:
     """The launcher to its end."""
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=2 * READY_S
+        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout_s
     )
 
 

@@ -89,7 +89,8 @@ class Agent:
                 if speaking is not None:
                     speaking.cancel()
         except* (WorkerFault, NetworkFault, RefusedForGood) as group:
-            self._step(FAILED, story(group))
+            if not self._life.ended:
+                self._step(FAILED, story(group))
         finally:
             await asyncio.sleep(GOODBYE_S)  # the last phase should still leave
             self._rendezvous.close(self._life.detail)
@@ -118,7 +119,10 @@ class Agent:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._copy_output(process))
             try:
-                await self._supervise(channel)
+                await self._supervise(process, channel)
+            except WorkerFault as fault:
+                self._step(FAILED, str(fault))  # at once: cleaning up may take a while
+                raise
             finally:
                 await end_tree(process, channel)
 
@@ -126,16 +130,17 @@ class Agent:
         module = ["-m", "workers.engine_process", str(self._spec_path), str(placement)]
         return [*self._spec.engine.prefix, self._spec.interpreter, *module]
 
-    async def _supervise(self, channel: Channel) -> None:
+    async def _supervise(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
         """Ready, then until stopped, drained or dead. Raises WorkerFault where the engine ends by itself."""
         inbox: asyncio.Queue[Ready | Broken | Idle | Finish | None] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
             reading = tasks.create_task(_pour(channel, inbox))
+            dying = tasks.create_task(_tell_end(process, inbox))
             stopping = tasks.create_task(self._stop.wait())
             if await self._loaded(inbox, stopping):
                 await self._serving(inbox, stopping, channel)
-            reading.cancel()
-            stopping.cancel()
+            for task in (reading, dying, stopping):
+                task.cancel()
         self._step(STOPPED, self._stop_reason)
 
     async def _loaded(self, inbox: Inbox, stopping: asyncio.Task[bool]) -> bool:
@@ -159,7 +164,11 @@ class Agent:
             raise self._ended(message)
         self._step(DRAINING, self._stop_reason)
         channel.say(Finish(self._drain_s))
-        message = await inbox.get()
+        try:
+            async with asyncio.timeout(self._drain_s + END_TIMEOUT_S):
+                message = await inbox.get()
+        except TimeoutError:
+            raise WorkerFault(f"the engine process did not drain within {self._drain_s:.0f} s") from None
         if not isinstance(message, Idle):
             raise self._ended(message)
 
@@ -167,11 +176,9 @@ class Agent:
         if isinstance(message, Broken):
             return WorkerFault(message.reason)
         last = "\n".join(self._tail)
-        return WorkerFault(f"the engine process ended by itself in phase {self._life.phase}; its last lines:\n{last}")
+        return WorkerFault(f"the engine process ended by itself while {self._life.phase}; its last lines:\n{last}")
 
     def _step(self, phase: str, detail: str = "") -> None:
-        if self._life.ended:
-            return
         self._life.step(phase, detail)
         log.info("%s%s", phase, f": {detail}" if detail else "")
         for link in self._rendezvous.links.values():
@@ -283,6 +290,11 @@ Inbox = asyncio.Queue[Ready | Broken | Idle | Finish | None]
 async def _pour(channel: Channel, inbox: Inbox) -> None:
     async for message in channel.messages():
         inbox.put_nowait(message)
+    inbox.put_nowait(None)
+
+
+async def _tell_end(process: asyncio.subprocess.Process, inbox: Inbox) -> None:
+    await process.wait()
     inbox.put_nowait(None)
 
 

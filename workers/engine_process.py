@@ -112,7 +112,7 @@ def end_group_later() -> None:
 
 
 async def main(spec: WorkerSpec, placement: Placement) -> None:
-    channel = await Channel.over(socket.socket(fileno=os.dup(0)))
+    channel = await Channel.over(socket.socket(fileno=take_standard_input()))
     try:
         await serve(spec, placement, channel)
     except* Finished:
@@ -125,9 +125,17 @@ async def main(spec: WorkerSpec, placement: Placement) -> None:
         raise SystemExit(1) from None
 
 
-def end_with_standard_input() -> None:
+def take_standard_input() -> int:
+    """The channel's descriptor, out of reach of the engine's own children: held by one, it would never end."""
+    channel = os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return channel
+
+
+def end_with(channel: int) -> None:
     """A further node's rank blocks its thread and does not notice by itself that the others have gone."""
-    while os.read(0, 4096):
+    while os.read(channel, 4096):
         pass
     end_group()
 
@@ -141,7 +149,7 @@ def run() -> None:
     if placement.node_rank > 0:
         from workers.engines.vllm import run_headless
 
-        threading.Thread(target=end_with_standard_input, daemon=True).start()
+        threading.Thread(target=end_with, args=(take_standard_input(),), daemon=True).start()
         run_headless(spec.engine, placement)
     else:
         uvloop.run(main(spec, placement))

@@ -127,7 +127,7 @@ def test_a_prefill_engine_killed_between_its_answer_and_the_read(victims: Live, 
         assert answer.status_code in (200, 500, 502, 503, 504)
         assert answer.status_code != 200 or answer.json()["choices"][0]["token_ids"] == right
     assert [a.status_code for a in got].count(200) >= 3
-    victims.processes.pop("prefill-1").wait()
+    assert victims.processes.pop("prefill-1").wait(30) == 1
 
 
 def ask(run: Live, text: str) -> httpx.Response:
@@ -158,7 +158,7 @@ def test_a_decode_engine_killed_while_it_streams(victims: Live, real: Real) -> N
     assert ask(victims, prompt(510, 100)).headers["x-sluice-decode"] == "decode-0"
     for stream in streams:
         stream.leave()
-    victims.processes.pop("decode-1").wait()
+    assert victims.processes.pop("decode-1").wait(30) == 1
 
 
 class Streaming:

@@ -2,7 +2,7 @@
 
 from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, Proven, Refuse, Registering, WorkerLost
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
-from workers.lifecycle import DRAINING
+from workers.lifecycle import DRAINING, FAILED
 from workers.protocol import Part
 
 
@@ -20,6 +20,14 @@ def test_draining_takes_it_out() -> None:
     fleet.apply(PhaseTold(peer("decode-0", Part.AGENT), DRAINING, "SIGTERM"), 1.0)
     assert not fleet.workers[key].up
     assert not fleet.serving
+
+
+def test_a_failed_engine_is_lost_before_its_links_end() -> None:
+    fleet = Fleet(proxy_spec())
+    key = bring_up(fleet, "decode-0")
+    effects = fleet.apply(PhaseTold(peer("decode-0", Part.AGENT), FAILED, "it died\nits log"), 1.0)
+    assert WorkerLost(key, "it died") in effects
+    assert fleet.workers[key].detail == "it died\nits log"
 
 
 def test_nothing_serves_before_its_proof() -> None:
