@@ -1,7 +1,7 @@
 """The proxy itself: HTTP requests in, legs out to workers, answers back. A thin shell around pure cores.
 
 Owns the wiring: which event goes to which core, and what becomes of its effects. The streaming path is
-`on_message` for a Chunk: one look-up, one write. Knows no Slurm.
+`on_chunk`: one look-up, one write. Knows no Slurm.
 """
 
 from __future__ import annotations
@@ -268,23 +268,28 @@ class Proxy:
         self.links.send(peer, Registered(self.spec.proxy, hello.protocol))
         self.links.send(peer, fleet_view(self.fleet))
 
+    def on_chunk(self, chunk: Chunk) -> None:
+        stream = self._streams.get(chunk.rid)
+        if stream is not None:
+            stream.flight.progress_at = self._loop.time()
+            self.metrics.num_chunks += 1
+            stream.write(chunk.data)
+
     def on_message(self, peer: Peer, message: Any) -> None:
         kind = type(message)
-        if kind is Chunk:
-            stream = self._streams.get(message.rid)
-            if stream is not None:
-                stream.flight.progress_at = self._loop.time()
-                self.metrics.num_chunks += 1
-                stream.write(message.data)
+        if peer in self._controllers:
+            self._obey(message)
         elif kind in _FLIGHT_EVENTS:
             self._apply(_FLIGHT_EVENTS[kind](message))
         elif kind is Load:
-            self._apply_fleet(fleet.LoadTold(peer, message))
-            self._apply_all(self._prober.counted(self.fleet.by_peer[peer].key, message))
+            key = self.fleet.by_peer[peer].key
+            self._apply_fleet(fleet.LoadTold(key, message))
+            self._apply_all(self._prober.counted(key, message))
         elif kind is Phase:
             self._apply_fleet(fleet.PhaseTold(peer, message.phase, message.detail))
-        elif peer in self._controllers:
-            self._obey(message)
+        else:
+            self.links.refuse(peer, f"a worker may not send {kind.__name__}", final=True)
+            self.on_lost(peer, "it sent what only a controller may")
 
     def on_lost(self, peer: Peer, reason: str) -> None:
         log.info("link of %s lost: %s", peer.decode(errors="replace"), reason)

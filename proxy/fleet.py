@@ -69,7 +69,7 @@ class PhaseTold:
 
 @dataclass(frozen=True, slots=True)
 class LoadTold:
-    peer: Peer
+    key: Key
     load: Load
 
 
@@ -135,6 +135,7 @@ class Fleet:
         self.workers: dict[Key, Worker] = {}
         self.by_peer: dict[Peer, Worker] = {}
         self.proven: set[Pair] = set()
+        self._proven_decodes: frozenset[Key] = frozenset()  # asked for with every request
         self.unproven: dict[Pair, str] = {}  # why the last proof failed
         self.refusals: list[str] = []
 
@@ -144,13 +145,13 @@ class Fleet:
                 return self._register(peer, register)
             case PhaseTold(peer, phase, detail):
                 return self._set_phase(peer, phase, detail)
-            case LoadTold(peer, load):
-                self.by_peer[peer].load = load
+            case LoadTold(key, load):
+                self.workers[key].load = load
                 return []
             case PeerLost(peer, reason):
                 return self._lose(peer, reason)
             case Proven(pair):
-                self.proven.add(pair)
+                self._set_proven(self.proven | {pair})
                 self.unproven.pop(pair, None)
                 return [Changed()]
             case ProofFailed(pair, reason):
@@ -205,9 +206,9 @@ class Fleet:
     def _set_phase(self, peer: Peer, phase: str, detail: str) -> list[Effect]:
         worker = self.by_peer[peer]
         if peer != worker.agent:
-            return []
+            return []  # a host has no say in this
         worker.phase, worker.detail = phase, detail
-        if not NEXT[phase]:  # its engine is gone already; its links end a moment later
+        if not NEXT.get(phase, {phase}):  # its engine is gone already; its links end a moment later
             return [WorkerLost(worker.key, detail.split("\n")[0]), Changed()]
         return [Changed()]
 
@@ -222,9 +223,13 @@ class Fleet:
                 self.by_peer.pop(other, None)
                 effects.append(Refuse(other, f"the worker's other link is lost: {reason}", final=False))
         self.workers.pop(worker.key, None)
-        self.proven = {pair for pair in self.proven if worker.key not in pair}
+        self._set_proven({pair for pair in self.proven if worker.key not in pair})
         self.unproven = {pair: why for pair, why in self.unproven.items() if worker.key not in pair}
         return effects
+
+    def _set_proven(self, pairs: set[Pair]) -> None:
+        self.proven = pairs
+        self._proven_decodes = frozenset(decode for _, decode in pairs)
 
     # ------------------------------------------------------------ what is possible
 
@@ -247,7 +252,7 @@ class Fleet:
         return pairs
 
     def is_proven(self, key: Key) -> bool:
-        return any(pair[1] == key for pair in self.proven)
+        return key in self._proven_decodes
 
     @property
     def ready(self) -> bool:

@@ -28,8 +28,8 @@ class BodyFields(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(BodyFields)
 _SPLITTABLE = frozenset({"/v1/chat/completions", "/v1/completions"})
-# Other modalities are served whole; a false match only costs the split.
-_MEDIA = (b'"image_url"', b'"input_audio"', b'"audio_url"', b'"video_url"', b'"image_embeds"', b'"prompt_embeds"')
+# Other modalities are served whole: *_url, *_embeds, input_audio. A false match only costs the split.
+_MEDIA = (b'_url"', b'_embeds"', b'"input_audio"')
 
 
 class BadBody(ValueError):

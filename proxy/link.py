@@ -22,6 +22,7 @@ from workers.protocol import (
     HOST_SILENCE_S,
     WINDOW_BYTES,
     Beat,
+    Chunk,
     ControllerHello,
     DecodeError,
     Goodbye,
@@ -56,6 +57,7 @@ class Listener(Protocol):
     """What the link layer reports to. None of these may raise."""
 
     def on_hello(self, peer: bytes, who: str, hello: Register | ControllerHello) -> None: ...
+    def on_chunk(self, chunk: Chunk) -> None: ...
     def on_message(self, peer: bytes, message: Any) -> None: ...
     def on_lost(self, peer: bytes, reason: str) -> None: ...
 
@@ -68,6 +70,7 @@ class Links:
     ) -> None:
         """Binds to `port`, or to any free one where it is taken. Raises zmq.ZMQError."""
         self._listener = listener
+        self._on_chunk = listener.on_chunk
         self._peers: dict[bytes, PeerState] = {}
         self._loop = asyncio.get_running_loop()
         socket = new_socket(context, zmq.ROUTER, LINGER_MS)
@@ -127,7 +130,12 @@ class Links:
             self._lose(peer, str(lost), tell=True)
             return
         for message in batch.messages:
-            self._hand_on(peer, state, message)
+            if type(message) is Chunk:  # nearly all are: nothing is in the way of these
+                self._on_chunk(message)
+            else:
+                self._hand_on(peer, state, message)
+            if self._peers.get(peer) is not state:
+                return  # refused, or gone: the rest of its batch is void
         if state.outbox or state.session.owes_ack():
             self.send(peer, Beat())
 

@@ -16,14 +16,14 @@ from workers.protocol import Chunk, Leg, Message, Start, Submit
 
 
 class Answer:
-    """`send` messages leave through `emit`; `room` waits while the link is congested."""
+    """`send` messages leave through `emit`; `room` gives something to wait for while the link is congested."""
 
     def __init__(
         self,
         submit: Submit,
         call: Call,
         emit: Callable[[Message], None],
-        room: Callable[[], Awaitable[None]] | None,
+        room: Callable[[], Awaitable[object] | None] | None,
     ) -> None:
         self._rid = submit.rid
         self._body: bytes | None = submit.body
@@ -49,19 +49,22 @@ class Answer:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, event: Event) -> None:
-        if event["type"] == "http.response.start":
+        if self.opened:
+            self._forward(event.get("body", b""))
+        elif event["type"] == "http.response.start":
             self._start = event
             return
-        data, more = event.get("body", b""), event.get("more_body", False)
-        self._complete = not more
-        if self.opened:
-            self._forward(data)
-        elif data:
+        else:
+            self._hold(event)
+        if self._room is not None and (room := self._room()) is not None:
+            await room
+
+    def _hold(self, event: Event) -> None:
+        self._complete = not event.get("more_body", False)
+        if data := event.get("body", b""):
             self._held.append(data)
-        if not self.opened and self._may_open():
+        if self._may_open():
             self._open()
-        if self._room is not None:
-            await self._room()
 
     def _may_open(self) -> bool:
         if self._start is None or self._call.failure is not None:

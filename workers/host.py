@@ -170,7 +170,7 @@ class Host:
             changed=lambda: self._changed(proxy, running),
             priority=submit.priority,
         )
-        running = Running(submit, link, call, Answer(submit, call, link.send, lambda: _room(link)))
+        running = Running(submit, link, call, Answer(submit, call, link.send, link.room))
         self._running[link, submit.rid] = running
         running.task = self._tasks.create_task(self._run(running))
 
@@ -287,8 +287,3 @@ class Host:
             prefill_tokens=sum(c.open_prefill_tokens for c in calls),
             kv_tokens_received=self._engine.kv_tokens_received(),
         )
-
-
-async def _room(link: Link) -> None:
-    if link.congested:
-        await link.room()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import zmq
@@ -85,17 +85,14 @@ class Link:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
-    @property
-    def congested(self) -> bool:
-        return not self._room.is_set()
-
-    async def room(self) -> None:
-        """Wait until the peer has taken in enough, or the link is gone."""
-        await self._room.wait()
+    def room(self) -> Awaitable[object] | None:
+        """To be awaited until the peer has taken in enough, or the link is gone. None: there is room."""
+        return self._room.wait() if self._outbox_bytes > OUTBOX_BYTES else None
 
     def close(self, reason: str) -> None:
         """Say goodbye and end; `on_lost` is not called."""
         if not self.closed:
+            self._on_lost = lambda reason, final: None
             self.send(Goodbye(reason))
             self._flush()
             self._end()
@@ -110,7 +107,10 @@ class Link:
         self._outbox.clear()
         self._outbox_bytes = 0
         self._room.set()
-        self._socket.send([data])
+        try:
+            self._socket.send([data])
+        except zmq.Again:  # there is nowhere to queue: the proxy does not take this connection
+            self._lose("the proxy does not take this connection: is the key this run's?", final=False)
 
     def _receive(self, frames: list[zmq.Frame]) -> None:
         data = frames[-1].bytes

@@ -71,7 +71,7 @@ def bring_up(fleet: Fleet, worker: str, generation: int = 0, *, prove: bool = Tr
         for part in (Part.AGENT, Part.HOST)
     ]
     events.append(PhaseTold(peer(worker, Part.AGENT, generation), READY, ""))
-    events.append(LoadTold(peer(worker, Part.HOST, generation), Load(0, 0, 0, 0)))
+    events.append(LoadTold((worker, generation), Load(0, 0, 0, 0)))
     for event in events:
         fleet.apply(event, 0.0)
     if prove:
