@@ -12,7 +12,7 @@ import pytest
 
 from tests.docs import README, blocks, copy_checkout
 
-NEEDED_GIB = 6  # 3.5 GB stay; pip downloads and unpacks beside them
+NEEDED_GIB = 6  # 4 GB stay; pip downloads and unpacks beside them
 WORKS = [
     "python -c 'import vllm, nixl, proxy; print(vllm.__version__); print(proxy.__file__)'",
     "python -m launcher +cluster=local action=plan",
