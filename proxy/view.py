@@ -76,6 +76,7 @@ def fleet_view(fleet: Fleet) -> FleetView:
         proven_pairs=tuple(_names(pair) for pair in expected if pair in fleet.proven),
         missing_pairs=tuple(_names(pair) for pair in expected if pair not in fleet.proven),
         refusals=tuple(fleet.refusals),
+        faults=tuple(f"{_pair_name(pair)}: {fleet.unproven[pair]}" for pair in expected if pair in fleet.unproven),
     )
 
 
@@ -97,6 +98,11 @@ def _worker_view(worker: Worker) -> WorkerView:
 
 def _names(pair: Pair) -> tuple[str, str]:
     return ("" if pair[0] is None else pair[0][0], pair[1][0])
+
+
+def _pair_name(pair: Pair) -> str:
+    prefill, decode = _names(pair)
+    return f"{prefill or 'whole'} -> {decode}"
 
 
 def gauges(fleet: Fleet, flights: Flights, num_connections: int) -> list[Gauge]:

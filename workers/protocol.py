@@ -295,13 +295,14 @@ class WorkerView(msgspec.Struct, frozen=True, array_like=True):
 
 
 class FleetView(Message, frozen=True, tag="fleet"):
-    """The proxy's whole view, sent to the controller on change. `proofs`: proven and expected pairs."""
+    """The proxy's whole view, sent to the controller on change. Expected pairs are proven or missing."""
 
     workers: tuple[WorkerView, ...]
     ready: bool
     proven_pairs: tuple[tuple[str, str], ...] = ()
     missing_pairs: tuple[tuple[str, str], ...] = ()
     refusals: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()  # "prefill-0 -> decode-0: why its last proof failed"
 
 
 ToProxy = (

@@ -75,7 +75,14 @@ EXAMPLES: dict[str, Message] = {
     "controller_hello": protocol.ControllerHello(1, "demo", "b2"),
     "jobs": protocol.Jobs((JOB,)),
     "drain_worker": protocol.DrainWorker("decode-0", 1, "the run stops", 120.0),
-    "fleet": protocol.FleetView((WORKER,), False, (("prefill-0", "decode-0"),), (("", "decode-1"),), ("x: refused",)),
+    "fleet": protocol.FleetView(
+        (WORKER,),
+        False,
+        (("prefill-0", "decode-0"),),
+        (("", "decode-1"),),
+        ("x: refused",),
+        ("whole -> decode-1: slow",),
+    ),
 }
 
 
