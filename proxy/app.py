@@ -17,13 +17,15 @@ from typing import Any
 import msgspec
 import zmq
 
-from proxy import errors, fleet, flights, routes
+from proxy import errors, fleet, routes
+from proxy import flight_events as ev
 from proxy.auth import ApiKeys, authorize
 from proxy.clients import Client, HttpClient, ProofClient
 from proxy.errors import ApiError, BadRequest, Headers, NotFound, UnknownModel
 from proxy.exchange import Exchange
 from proxy.fleet import Fleet, Key, Pair, Peer, Worker
-from proxy.flights import Flight, Flights
+from proxy.flight import Flight
+from proxy.flights import Flights
 from proxy.legs import BadBody, read_body, stateful_because, whole_because
 from proxy.link import Links
 from proxy.metrics import Metrics
@@ -205,32 +207,32 @@ class Proxy:
             body=exchange.body,
         )
         flight = self._fly(envelope, client, demand, streams=streams)
-        exchange.on_gone = lambda: self._apply(flights.ClientGone(flight))
+        exchange.on_gone = lambda: self._apply(ev.ClientGone(flight))
 
     def _fly(self, envelope: Submit, client: Client, demand: Demand, *, streams: bool) -> Flight:
         flight = Flight(self._num_requests, envelope.request_id, envelope, demand, streams)
         self._clients[flight.id] = client
-        self._apply(flights.Arrived(flight))
+        self._apply(ev.Arrived(flight))
         return flight
 
-    def _apply(self, event: flights.Event) -> None:
+    def _apply(self, event: ev.Event) -> None:
         for effect in self.flights.apply(event, self._loop.time()):
             self._act(effect)
 
-    def _act(self, effect: flights.Effect) -> None:
+    def _act(self, effect: ev.Effect) -> None:
         match effect:
-            case flights.Send(worker, message):
+            case ev.Send(worker, message):
                 self._send(worker, message)
-            case flights.Begin(flight, rid, status, headers):
+            case ev.Begin(flight, rid, status, headers):
                 self._begin(flight, rid, status, headers)
-            case flights.Finish(flight):
+            case ev.Finish(flight):
                 self._take_client(flight).finish()
-            case flights.Reject(flight, error):
+            case ev.Reject(flight, error):
                 self._take_client(flight).reject(error)
-            case flights.Break(flight, error):
+            case ev.Break(flight, error):
                 log.warning("request %s broken off: %s", flight.request_id, error.message)
                 self._take_client(flight).break_off(error)
-            case flights.Drop(flight):
+            case ev.Drop(flight):
                 self._take_client(flight)
 
     def _send(self, key: Key, message: Message) -> None:
@@ -321,7 +323,7 @@ class Proxy:
                 case fleet.WorkerLost(key, reason):
                     log.warning("worker %s generation %d lost: %s", *key, reason)
                     self._prober.lost(key)
-                    self._apply(flights.WorkerGone(key, reason))
+                    self._apply(ev.WorkerGone(key, reason))
                 case fleet.Changed():
                     self._tell_change()
 
@@ -335,11 +337,11 @@ class Proxy:
         for peer in self._controllers:
             self.links.send(peer, fleet_view(self.fleet))
         self._prove()
-        self._apply(flights.RoomMade())
+        self._apply(ev.RoomMade())
 
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
-        self._apply(flights.Tick())
+        self._apply(ev.Tick())
         self._apply_all(self._prober.tick(self._loop.time()))
         self._prove()
 
@@ -374,12 +376,12 @@ class Proxy:
         return done
 
 
-_FLIGHT_EVENTS: dict[type, Callable[[Any], flights.Event]] = {
-    Prefilled: lambda m: flights.PrefillDone(m.rid, m.ticket),
-    Start: lambda m: flights.AnswerStarted(m.rid, m.status, m.headers),
-    End: lambda m: flights.AnswerEnded(m.rid),
-    Failed: lambda m: flights.LegFailed(m.rid, m.reason, m.retryable, m.status),
-    Cancelled: lambda m: flights.LegCancelled(m.rid),
+_FLIGHT_EVENTS: dict[type, Callable[[Any], ev.Event]] = {
+    Prefilled: lambda m: ev.PrefillDone(m.rid, m.ticket),
+    Start: lambda m: ev.AnswerStarted(m.rid, m.status, m.headers),
+    End: lambda m: ev.AnswerEnded(m.rid),
+    Failed: lambda m: ev.LegFailed(m.rid, m.reason, m.retryable),
+    Cancelled: lambda m: ev.LegCancelled(m.rid),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.fleet import Event, Fleet, Key, LoadTold, PhaseTold, Proven, Registering
-from proxy.flights import Flight
+from proxy.flight import Flight
 from proxy.router import Demand
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
 from workers.lifecycle import READY

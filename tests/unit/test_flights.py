@@ -6,9 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy import flights as fl
+from proxy import flight_events as fl
 from proxy.fleet import Fleet, Key, PeerLost
-from proxy.flights import Flight, Flights, State
+from proxy.flight import Flight, State
+from proxy.flights import Flights
+from proxy.open_tickets import holder_of
 from proxy.router import Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
 from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
@@ -58,7 +60,7 @@ def test_prefill_then_decode_then_end() -> None:
     world = World()
     request = flight(1)
     rid, _ = split(world, request)
-    assert world.flights.tickets
+    assert len(world.flights.tickets) == 1
     effects = world.apply(fl.AnswerStarted(rid, 200, ()))
     assert isinstance(only(effects, fl.Begin), fl.Begin)
     assert [m.ticket_id for m in sent(effects, TicketClosed)] == ["t"]
@@ -83,7 +85,7 @@ def test_a_failed_decode_is_tried_again_elsewhere_and_its_ticket_released() -> N
     request = flight(1)
     rid, _ = split(world, request)
     first = world.flights.legs[rid].worker.key
-    effects = world.apply(fl.LegFailed(rid, "ticket is old", True, 500))
+    effects = world.apply(fl.LegFailed(rid, "ticket is old", True))
     assert sent(effects, Release)
     (again,) = sent(effects, Submit)
     assert again.leg == Leg.PREFILL
@@ -97,7 +99,7 @@ def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None
     legs = []
     while submits := sent(effects, Submit):
         legs.append(submits[0].leg)
-        effects = world.apply(fl.LegFailed(submits[0].rid, "no", True, 500))
+        effects = world.apply(fl.LegFailed(submits[0].rid, "no", True))
     assert legs == [Leg.PREFILL, Leg.WHOLE, Leg.WHOLE]
     assert only(effects, fl.Reject).error.status == 502  # type: ignore[union-attr]
 
@@ -198,7 +200,7 @@ class Histories(RuleBasedStateMachine):
         elif then == "end" and started:
             self.run(fl.AnswerEnded(rid))
         elif then in ("fail", "refuse"):
-            self.run(fl.LegFailed(rid, "no", then == "fail", 500))
+            self.run(fl.LegFailed(rid, "no", then == "fail"))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -224,15 +226,16 @@ class Histories(RuleBasedStateMachine):
         for worker in self.world.fleet.workers.values():
             assert worker.prefill_tokens == sum(leg.prefill_tokens for leg in legs if leg.worker is worker)
             assert worker.num_decodes == sum(leg.place is worker for leg in legs)
-            pinned = sum(t.ticket.num_blocks for t in self.world.flights.tickets.values() if t.holder == worker.key)
+            held = [t for t in self.world.flights.tickets if holder_of(t) == worker.key]
+            pinned = sum(t.num_blocks for t in held)
             assert worker.pinned_blocks == pinned
 
     @invariant()
     def no_ticket_outlives_its_holder_or_its_leg(self) -> None:
         waiting = {leg.ticket for leg in self.world.flights.legs.values()}
-        for name, opened in self.world.flights.tickets.items():
-            assert opened.holder in self.world.fleet.workers
-            assert name in waiting
+        for opened in self.world.flights.tickets:
+            assert holder_of(opened) in self.world.fleet.workers
+            assert opened.id in waiting
 
     @invariant()
     def every_request_ends_exactly_once(self) -> None:

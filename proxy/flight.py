@@ -1,0 +1,72 @@
+"""One request in flight, and the legs of it that workers do: records and the table of a request's states.
+
+    queued -> prefill -> decode -> streaming -> ended
+       '--------------------^          a whole request skips prefill
+    queued | prefill | decode -> queued: tried again elsewhere, while nothing was sent to the client
+
+Owns what a step may be, not when it is taken: that is `flights`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from proxy.fleet import Worker
+from proxy.router import Demand, Route
+from workers.protocol import Submit
+
+
+class State(Enum):
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    STREAMING = "streaming"
+    ENDED = "ended"
+
+
+NEXT: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.PREFILL, State.DECODE, State.ENDED}),
+    State.PREFILL: frozenset({State.DECODE, State.QUEUED, State.STREAMING, State.ENDED}),
+    State.DECODE: frozenset({State.STREAMING, State.QUEUED, State.ENDED}),
+    State.STREAMING: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request. `progress_at` is touched by the shell when bytes arrive for its client."""
+
+    id: int
+    request_id: str
+    submit: Submit  # the envelope every leg starts from
+    demand: Demand
+    streams: bool
+    state: State = State.QUEUED
+    arrived_at: float = 0.0
+    progress_at: float = 0.0
+    attempts: int = 0
+    route: Route | None = None
+    leg: int | None = None  # rid on the wire
+    story: list[str] = field(default_factory=list)
+
+    def move(self, state: State, now: float) -> None:
+        self.story.append(f"{self.state.value}@{now:.3f}")
+        if state not in NEXT[self.state]:
+            raise RuntimeError(f"request {self.request_id}: no step to {state.value} after {' '.join(self.story)}")
+        self.state, self.progress_at = state, now
+
+
+@dataclass(slots=True)
+class LegRecord:
+    """One leg on the wire, kept until its worker has had the last word, also when nobody waits for it."""
+
+    flight: Flight
+    kind: str
+    worker: Worker
+    prefill_tokens: int  # counted on `worker` until the first answer
+    # Where a decode place is held. A prefill leg holds its decode worker's: once prefilled, it must not wait.
+    place: Worker | None
+    ticket: str | None = None
+    cancelled: bool = False
