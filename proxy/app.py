@@ -114,7 +114,8 @@ class Proxy:
         """Refuse before the body is read."""
         try:
             route = routes.find(method, path)
-            key = self._keys.identify(next((v for n, v in headers if n == b"authorization"), None))
+            sent = dict(headers)
+            key = self._keys.identify(sent.get(b"authorization"), sent.get(b"x-api-key"))
             authorize(route, key)
             routes.check_headers(headers)
         except ApiError as error:

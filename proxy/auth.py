@@ -39,14 +39,16 @@ class ApiKeys:
         self._version = self._stat()
         self._by_digest = self._load()
 
-    def identify(self, authorization: bytes | None) -> Key | None:
-        """The key in an Authorization header.
+    def identify(self, authorization: bytes | None, x_api_key: bytes | None = None) -> Key | None:
+        """The key in an Authorization header or, without one, in Anthropic's `x-api-key`.
 
         A look-up by digest leaks nothing useful through its timing: nobody can aim at a prefix of a hash.
         """
-        if authorization is None or authorization[:7].lower() != _BEARER:
-            return None
-        return self._by_digest.get(hashlib.sha256(authorization[7:].strip()).digest())
+        if authorization is None:
+            secret = x_api_key
+        else:
+            secret = authorization[7:] if authorization[:7].lower() == _BEARER else None
+        return None if secret is None else self._by_digest.get(hashlib.sha256(secret.strip()).digest())
 
     def reload_if_changed(self) -> bool:
         """Take over a new table whole. A broken file changes nothing and is reported once."""
@@ -80,6 +82,8 @@ def authorize(route: Route, key: Key | None) -> None:
     if route.access is Access.FREE:
         return
     if key is None:
-        raise Unauthorized("missing or unknown API key: send the header `Authorization: Bearer KEY`")
+        raise Unauthorized(
+            "missing or unknown API key: send the header `Authorization: Bearer KEY` or `x-api-key: KEY`"
+        )
     if key.kind == "reader" and route.access is not Access.READER:
         raise Forbidden(f"the key {key.name!r} is read-only: it opens /metrics and /fleet, not {route.path}")

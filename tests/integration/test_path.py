@@ -123,6 +123,13 @@ def test_no_key_or_a_wrong_one_is_401(run: Live, key: str) -> None:
     error_of(answer)
 
 
+@pytest.mark.parametrize(("key", "status"), [(API_KEY, 200), ("sk-wrong", 401)])
+def test_the_key_may_come_as_anthropics_clients_send_it(run: Live, key: str, status: int) -> None:
+    with httpx.Client(base_url=run.url, headers={"x-api-key": key}, timeout=60) as client:
+        answer = client.post("/v1/completions", json={"model": "tiny", "prompt": "x", "max_tokens": 1})
+    assert answer.status_code == status
+
+
 def test_a_reader_may_look_and_not_ask(run: Live) -> None:
     with run.client(READER_KEY) as client:
         assert client.get("/fleet").status_code == 200
