@@ -13,6 +13,7 @@ from launcher.config import load
 from launcher.jobs import JobError
 from launcher.models import ModelUnavailable
 from launcher.refusal import Refused
+from launcher.resume import AlreadyLive
 from launcher.schema import Action, Config
 from launcher.slurm import clean_environment
 from launcher.start import CannotStart
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         config = load(arguments)
         return ACTIONS[config.action](config)
-    except (Refused, ModelUnavailable, CannotStart, JobError, actions.NoSuchRun) as fault:
+    except (Refused, ModelUnavailable, CannotStart, AlreadyLive, JobError, actions.NoSuchRun) as fault:
         print(fault, file=sys.stderr)
         return 2
     except StillThere as fault:

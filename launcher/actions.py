@@ -17,15 +17,16 @@ from typing import NoReturn
 
 import msgspec
 
-from launcher import models
+from launcher import models, slurm
 from launcher.job import Plan
 from launcher.live_status import current_status
 from launcher.present import failure_text, how_to_return, newest_log, ready_text, status_text, tail
 from launcher.progress import Progress
 from launcher.render import render_plan
+from launcher.resume import lost_run
 from launcher.rundir import RunDir, read_optional
 from launcher.schema import Config, Output
-from launcher.start import Controlled, plan_run, refuse_if_live, run_dir, start_controller, write_run
+from launcher.start import Controlled, plan_run, run_dir, start_controller, write_run
 from launcher.status import RunStatus
 from launcher.stopping import kill_local, stop_run
 from launcher.submit import scripts
@@ -46,19 +47,25 @@ class Terminated(BaseException):
 def plan(config: Config) -> int:
     """Needs no Slurm and changes nothing."""
     run, made, _ = plan_run(config)
+    texts = scripts(run, made) if made.executor == "slurm" else {}
     if config.output is Output.json:
-        print(msgspec.json.format(msgspec.json.encode(made), indent=2).decode())
+        print(msgspec.json.format(msgspec.json.encode({"plan": made, "scripts": texts}), indent=2).decode())
     else:
-        print(render_plan(made, scripts(run, made) if made.executor == "slurm" else None), end="")
+        print(render_plan(made, texts), end="")
     return 0
 
 
 def up(config: Config) -> int:
     run, made, model = plan_run(config)
-    refuse_if_live(run, made)
-    if not config.engine.simulated:
-        models.prepare(model, sys.executable)
-    write_run(run, made, config)
+    lost = lost_run(run, made, config)
+    if lost is None:
+        if not config.engine.simulated:
+            models.prepare(model, sys.executable)
+        write_run(run, made, config)
+    else:
+        print(f"run {made.run} has lost its controller and its workers live: only a controller is started", flush=True)
+        made = lost
+        run.status.unlink(missing_ok=True)  # the lost controller's: it may say ready
     controlled = start_controller(run, made)
     progress = Progress()
     with _sigterm_as_exception():
@@ -66,7 +73,10 @@ def up(config: Config) -> int:
             return _accompany(run, made, controlled, progress, config.timeout_s)
         except LaunchFailed as failed:
             print(failure_text(run, failed.failure), file=sys.stderr, flush=True)
-            _stop(run, made, controlled, progress)
+            if lost is None:
+                _stop(run, made, controlled, progress)
+            else:
+                _leave_workers(run, made, controlled)
             return 1
         except (KeyboardInterrupt, Terminated) as interrupt:
             return _interrupted(run, made, controlled, progress, interrupt)
@@ -98,6 +108,12 @@ def _interrupted(run: RunDir, made: Plan, controlled: Controlled, progress: Prog
     else:
         print(f"\ndetached: the run goes on\n{how_to_return(run, made.run)}", flush=True)
     return 0 if served else INTERRUPTED
+
+
+def _leave_workers(run: RunDir, made: Plan, controlled: Controlled) -> None:
+    """What this call did not start, it does not end."""
+    slurm.cancel([controlled.job] if controlled.job else [])
+    print(f"the workers were left alone\n{how_to_return(run, made.run)}", file=sys.stderr)
 
 
 def _stop(run: RunDir, made: Plan, controlled: Controlled, progress: Progress) -> None:

@@ -22,25 +22,24 @@ from workers.engines.vllm_args import SUPPORTED_VERSIONS, owned_flags
 from workers.spec import Role
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
-MAX_SIGNAL_LEAD_S = 65535  # Slurm's own limit
 CONNECTORS = ("NixlConnector",)
-# sbatch options that follow from other keys. Pinned nodes are left out: such a job waits for ever when one fails.
+# sbatch options that Sluice sets, and what to do instead. With pinned nodes a job waits for ever when one fails.
 OWNED_SBATCH = {
-    "signal": "cluster.signal_lead_s",
-    "time": "cluster.walltime_min",
-    "requeue": "cluster.requeue",
-    "no-requeue": "cluster.requeue",
-    "partition": "cluster.partition",
-    "account": "cluster.account",
-    "qos": "cluster.qos",
-    "gres": "cluster.gres",
-    "gpus-per-node": "cluster.gres",
-    "nodes": "pools.NAME.nodes",
-    "ntasks-per-node": "nothing: one task per node",
-    "nodelist": "nothing: Slurm chooses the nodes",
-    "job-name": "run",
-    "output": "runs_dir",
-    "error": "runs_dir",
+    "signal": "workers drain by the clock",
+    "time": "use cluster.walltime_min",
+    "requeue": "use cluster.requeue",
+    "no-requeue": "use cluster.requeue",
+    "partition": "use cluster.partition",
+    "account": "use cluster.account",
+    "qos": "use cluster.qos",
+    "gres": "use cluster.gres",
+    "gpus-per-node": "use cluster.gres",
+    "nodes": "use pools.NAME.nodes",
+    "ntasks-per-node": "one task per node",
+    "nodelist": "Slurm chooses the nodes",
+    "job-name": "use run",
+    "output": "use runs_dir",
+    "error": "use runs_dir",
 }
 
 
@@ -124,9 +123,7 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
         yield f"engine.device: cuda, but {cluster.name} has no GPUs; use engine=vllm_cpu"
     for option in cluster.sbatch:
         if option in OWNED_SBATCH:
-            yield f"cluster.sbatch.{option}: Sluice sets this itself, from {OWNED_SBATCH[option]}"
-    if not 0 < cluster.signal_lead_s < min(60 * cluster.walltime_min, MAX_SIGNAL_LEAD_S):
-        yield f"cluster.signal_lead_s: {cluster.signal_lead_s} is not inside the walltime; use fewer (at most 65534)"
+            yield f"cluster.sbatch.{option}: Sluice sets this itself; {OWNED_SBATCH[option]}"
 
 
 def _model_faults(model: ResolvedModel) -> Iterator[str]:

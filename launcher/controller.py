@@ -53,19 +53,10 @@ from launcher.status import job_views
 from launcher.submit import SlurmJobs
 from workers.link import Link
 from workers.logs import start_logging
-from workers.protocol import (
-    PROTOCOL,
-    PROXY_SILENCE_S,
-    ControllerHello,
-    DrainWorker,
-    FleetView,
-    Jobs,
-    Message,
-    decode_to_controller,
-    identity,
-)
+from workers.protocol import PROTOCOL, PROXY_SILENCE_S, ControllerHello, DrainWorker, FleetView, Jobs, Message
 from workers.rendezvous import ProxyFile, Rendezvous
 from workers.spec import write_json
+from workers.wire import decode_to_controller, identity
 from workers.zmq_loop import read_keys
 
 log = logging.getLogger("sluice.controller")

@@ -28,7 +28,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     setup: tuple[str, ...]  # shell lines in front of the job's command: module load, source ...
     interpreter: str
     slurm: dict[str, Any]  # further sbatch parameters by submitit's `slurm_*` names, prefix left out
-    additional: dict[str, Any]  # sbatch options without a submitit name: {"signal": "B:USR1@120"}
+    additional: dict[str, Any]  # sbatch options without a submitit name: {"signal": "B:USR1@60"}
 
 
 class GpuUse(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
-"""The freshest view of a run that this machine can get: the proxy's /fleet, else `status.json` with its age.
+"""The freshest view of a run that this machine can get: the proxy's /fleet, else `status.json` with its age; where
+nobody writes that any more, Slurm's own word on the jobs.
 
-Owns the one HTTP request of the launcher. The proxy's view is laid over the controller's.
+Owns the one HTTP request of the launcher. What is fresher is laid over the controller's view.
 """
 
 from __future__ import annotations
@@ -8,14 +9,18 @@ from __future__ import annotations
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from launcher import slurm
 from launcher.job import Plan
+from launcher.jobs import CONTROLLER, JobError, Row, controller_name, parse_job_name
 from launcher.keys import api_key_file
+from launcher.ownership import living_owner
 from launcher.rundir import RunDir, read_optional
-from launcher.status import QUEUED, WAITING, RunStatus, WorkerStatus
+from launcher.status import LAUNCHING, LOST, QUEUED, STALE_S, WAITING, RunStatus, WorkerStatus, with_row
 from workers import lifecycle
 from workers.rendezvous import read_proxies
 
@@ -26,14 +31,25 @@ def current_status(run: RunDir, plan: Plan) -> tuple[RunStatus, str]:
     """Returns the status and where it is from."""
     told = read_optional(run.status, RunStatus)
     if told is None:
-        told = RunStatus(run=plan.run, phase=WAITING, written_at=time.time(), controller="", workers=_planned(plan))
-        source = "no controller has written anything yet"
+        age, source = float("inf"), "no controller has written anything yet"
+        told = RunStatus(run=plan.run, phase=LAUNCHING, written_at=time.time(), controller="", workers=_planned(plan))
     else:
-        source = f"status.json, {max(0.0, time.time() - told.written_at):.0f} s old"
+        age = max(0.0, time.time() - told.written_at)
+        source = f"status.json, {age:.0f} s old"
     if told.ended:
         return told, source
     fleet = ask_fleet(run)
-    return (told, source) if fleet is None else (overlay(told, fleet, time.time()), "live")
+    if fleet is not None:
+        return overlay(told, fleet, time.time()), "live"
+    if living_owner(run) is not None and age < STALE_S:
+        return told, source
+    if plan.executor != "slurm":
+        return msgspec.structs.replace(told, phase=LOST, ready=False), source
+    try:
+        rows = slurm.run_rows(plan.run, run.path)
+    except JobError as fault:
+        return told, f"{source}; Slurm cannot be asked: {fault}"
+    return overlay_queue(told, rows, kept=living_owner(run) is not None), f"Slurm, asked just now; {source}"
 
 
 def ask_fleet(run: RunDir) -> dict[str, Any] | None:
@@ -51,6 +67,9 @@ def ask_fleet(run: RunDir) -> dict[str, Any] | None:
     return None
 
 
+# ---------------------------------------------------------------- the proxy's word
+
+
 def overlay(told: RunStatus, fleet: dict[str, Any], now: float) -> RunStatus:
     """Pure. Jobs first, then what their workers say of themselves."""
     jobs = {job["worker"]: job for job in fleet["jobs"] if job["job"]}
@@ -61,8 +80,17 @@ def overlay(told: RunStatus, fleet: dict[str, Any], now: float) -> RunStatus:
             worker = _with_job(worker, jobs[worker.worker])
         seen = alive.get((worker.worker, worker.generation))
         workers.append(worker if seen is None else _with_worker(worker, seen, now))
+    missing = [pair for pair in fleet["pairs"] if not pair["proven"]]
     return msgspec.structs.replace(
-        told, workers=tuple(workers), ready=fleet["ready"], refusals=tuple(fleet["refusals"]), written_at=now
+        told,
+        workers=tuple(workers),
+        ready=fleet["ready"],
+        missing_pairs=tuple((pair["prefill"] or "", pair["decode"]) for pair in missing),
+        faults=tuple(
+            f"{pair['prefill'] or 'whole'} -> {pair['decode']}: {pair['fault']}" for pair in missing if pair["fault"]
+        ),
+        refusals=tuple(fleet["refusals"]),
+        written_at=now,
     )
 
 
@@ -85,6 +113,43 @@ def _with_worker(worker: WorkerStatus, seen: dict[str, Any], now: float) -> Work
         running=seen["running"],
         waiting=seen["waiting"],
     )
+
+
+# ---------------------------------------------------------------- Slurm's word
+
+
+def overlay_queue(told: RunStatus, rows: Sequence[Row], *, kept: bool) -> RunStatus:
+    """Pure. What the jobs do; what goes on inside of them Slurm cannot know. `kept`: a controller lives."""
+    jobs: dict[str, tuple[int, Row]] = {}
+    controller = None
+    for row in rows:
+        named = parse_job_name(told.run, row.name)
+        if named is not None and not row.ended:
+            jobs[named[0]] = max(jobs.get(named[0], (-1, row)), (named[1], row), key=lambda job: job[0])
+        elif row.name == controller_name(told.run) and (controller is None or controller.ended):
+            controller = row
+    alive = kept or (controller is not None and not controller.ended)
+    return msgspec.structs.replace(
+        told,
+        phase=told.phase if alive else LOST,
+        ready=False,
+        missing_pairs=(),
+        faults=(),
+        workers=tuple(_with_queued(worker, jobs.get(worker.worker)) for worker in told.workers),
+        controller_job=None if controller is None else _controller(controller),
+    )
+
+
+def _with_queued(worker: WorkerStatus, job: tuple[int, Row] | None) -> WorkerStatus:
+    if job is None:
+        return msgspec.structs.replace(worker, phase=WAITING, state="", running=0, waiting=0)
+    fresh = WorkerStatus(worker=worker.worker, pool=worker.pool, role=worker.role, generation=job[0])
+    return with_row(fresh, job[1], lifecycle.STARTING)
+
+
+def _controller(row: Row) -> WorkerStatus:
+    blank = WorkerStatus(worker=CONTROLLER, pool="", role="")
+    return msgspec.structs.replace(with_row(blank, row, "ended" if row.ended else "started"), generation=0)
 
 
 def _planned(plan: Plan) -> tuple[WorkerStatus, ...]:

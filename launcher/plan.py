@@ -21,6 +21,9 @@ from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
 from workers.spec import EngineSpec, HandoffSpec, WorkerSpec
 
 PROXY = "proxy-0"
+# In the place of submitit's own, which reaches every process of the step and kills engines. This one reaches the
+# batch shell only, which ignores it: workers drain by the clock.
+WARNING_SIGNAL = "B:USR1@60"
 
 
 class PlanRefused(Refused):
@@ -153,9 +156,7 @@ def _site(cluster: ClusterConfig, partition: str | None) -> dict[str, Any]:
 
 
 def _additional(cluster: ClusterConfig, *, requeue: bool) -> dict[str, Any]:
-    """The signal goes to the batch shell only: sent to the step it would kill the engine's processes."""
-    signal = {"signal": f"B:USR1@{cluster.signal_lead_s}"}
-    return signal | {"requeue" if requeue else "no-requeue": True} | cluster.sbatch
+    return {"signal": WARNING_SIGNAL, "requeue" if requeue else "no-requeue": True} | cluster.sbatch
 
 
 def _proxy(config: Config, pools: tuple[PoolPlan, ...], pairs: tuple[Pair, ...], code: str, run_dir: str) -> ProxySpec:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launcher.effects import Failure
 from launcher.rundir import Endpoint, RunDir
-from launcher.status import QUEUED, RunStatus, WorkerStatus
+from launcher.status import LOST, QUEUED, RunStatus, WorkerStatus
 
 TAIL_LINES = 20
 TAIL_BYTES = 64 << 10
@@ -51,11 +51,14 @@ def status_text(status: RunStatus, source: str) -> str:
     lines = [f"run {status.run}: {status.phase}{', ready' if status.ready else ''} ({source})"]
     if status.url:
         lines.append(f"url {status.url}")
-    lines += table([HEADER, *(worker_cells(worker, now) for worker in status.workers)])
-    lines += [f"not proven: {prefill or 'whole'} -> {decode}" for prefill, decode in status.missing_pairs]
+    shown = [status.controller_job, *status.workers] if status.controller_job else status.workers
+    lines += table([HEADER, *(worker_cells(worker, now) for worker in shown)])
+    lines += [f"not proven: {pair}" for pair in status.unproven]
     lines += [f"refused: {refusal}" for refusal in status.refusals]
     if status.failure is not None:
         lines.append(f"failed: {status.failure.name}: {status.failure.reason}")
+    if status.phase == LOST:
+        lines.append("no controller keeps it: the command that started it brings one back, action=stop ends the rest")
     return "\n".join(lines)
 
 

@@ -45,8 +45,7 @@ class Progress:
 
     def show(self, status: RunStatus) -> None:
         if status.missing_pairs and status.workers and all(worker.phase == READY for worker in status.workers):
-            pairs = ", ".join(f"{prefill or 'whole'} -> {decode}" for prefill, decode in status.missing_pairs)
-            self.note("proving", pairs)
+            self.note("proving", "; ".join(status.unproven))
         if self._live is not None:
             self._live.update(_table(status), refresh=True)
             return

@@ -37,7 +37,7 @@ from workers.protocol import FleetView, WorkerView
 
 # A job submitted this recently may be missing from the queue's answer without being gone.
 SETTLE_S = 5.0
-FIRST_BACKOFF_S = 10.0
+FIRST_BACKOFF_S = 2.0
 LAST_BACKOFF_S = 300.0
 STEADY_S = 300.0  # ready for this long: its next end starts a new count of failures
 CANCEL_AGAIN_S = 30.0
@@ -63,7 +63,7 @@ class Worker:
 
     last_generation: int
     submitting: int | None = None
-    attempted_at: float = float("-inf")
+    refused_at: float = float("-inf")
     failures: int = 0
     not_before: float = float("-inf")
 
@@ -166,12 +166,11 @@ class Reconciler:
 
     def _submitted(self, worker: str, generation: int, job: str, now: float) -> None:
         self.workers[worker].submitting = None
-        self.workers[worker].attempted_at = now
         self._add(job, worker, generation, now)
 
     def _refused(self, worker: str, generation: int, reason: str, transient: bool, now: float) -> None:
         self.workers[worker].submitting = None
-        self.workers[worker].attempted_at = now
+        self.workers[worker].refused_at = now
         if self.served or transient:
             self._back_off(self.workers[worker], now)
         elif not self.stopping:
@@ -273,7 +272,7 @@ class Reconciler:
         if worker.submitting is not None or self._keep(name) is not None:
             return []
         # After a refusal the job may exist all the same: the queue has to say that it does not.
-        if self.asked_at <= worker.attempted_at + SETTLE_S or now < worker.not_before:
+        if self.asked_at <= worker.refused_at + SETTLE_S or now < worker.not_before:
             return []
         worker.last_generation += 1
         worker.submitting = worker.last_generation
@@ -298,7 +297,7 @@ class Reconciler:
 
     def _empty(self) -> bool:
         idle = all(
-            worker.submitting is None and self.asked_at > worker.attempted_at + SETTLE_S
+            worker.submitting is None and self.asked_at > worker.refused_at + SETTLE_S
             for worker in self.workers.values()
         )
         return idle and not self.live

@@ -11,7 +11,7 @@ from launcher.capacity import GIB
 from launcher.job import JobRequest, Plan, PlannedWorker
 
 
-def render_plan(plan: Plan, scripts: Mapping[str, str] | None = None) -> str:
+def render_plan(plan: Plan, scripts: Mapping[str, str]) -> str:
     engine = plan.workers[0].spec.engine
     parts = [
         f"run {plan.run} on {plan.cluster} ({plan.executor})\n"
@@ -21,7 +21,7 @@ def render_plan(plan: Plan, scripts: Mapping[str, str] | None = None) -> str:
         _jobs(plan),
         "\n".join(plan.notes),
     ]
-    parts += [f"# ---- {name}\n{script.rstrip()}" for name, script in (scripts or {}).items()]
+    parts += [f"# ---- {name}\n{script.rstrip()}" for name, script in scripts.items()]
     return "\n\n".join(parts) + "\n"
 
 

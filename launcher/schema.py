@@ -59,13 +59,11 @@ class ClusterConfig:
     qos: str | None = None
     nodes: int = MISSING
     gpus_per_node: int = MISSING
-    gpu_name: str | None = None
     gpu_memory_gib: float | None = None
     cpus_per_node: int = MISSING
     mem_gb: int | None = None  # per node, shared out by GPUs; null: the site's default per job
     gres: str | None = None  # null: --gpus-per-node=N; gpu or gpu:TYPE: --gres=gpu:TYPE:N
     walltime_min: int = 60
-    signal_lead_s: int = 600  # how long before the walltime a worker is told to drain
     requeue: bool = False
     interface: str | None = None  # null: the default route's
     setup: list[str] = field(default_factory=list)

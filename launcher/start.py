@@ -1,6 +1,6 @@
 """Starting a run: the plan, its folder, and the controller, as a job or as a process of this machine.
 
-Owns what is written into a run folder before the controller takes over. Refuses a run that lives.
+Owns what is written into a run folder before the controller takes over.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ from pathlib import Path
 import msgspec
 from omegaconf import OmegaConf
 
-from launcher import local, models, slurm
+from launcher import models
 from launcher.job import Plan
 from launcher.jobs import CONTROLLER
 from launcher.keys import write_keys
-from launcher.ownership import MODULE, living_owner
+from launcher.ownership import MODULE
 from launcher.plan import make_plan
-from launcher.present import how_to_return
 from launcher.rundir import SERVE, SOURCE, Desired, RunDir, code_hash, snapshot_code
 from launcher.schema import Config
 from launcher.submit import submit_controller
@@ -28,7 +27,7 @@ from workers.spec import write_json
 
 
 class CannotStart(Exception):
-    """The run is up, or its remains are, or its code changes under our hands."""
+    """The code changes under our hands."""
 
 
 class Controlled(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,21 +50,6 @@ def plan_run(config: Config) -> tuple[RunDir, Plan, models.ResolvedModel]:
     run = run_dir(config)
     plan = make_plan(config, model=model, code=code_hash(), interpreter=sys.executable, run_dir=str(run.path))
     return run, plan, model
-
-
-def refuse_if_live(run: RunDir, plan: Plan) -> None:
-    """Raises CannotStart, or JobError where Slurm cannot be asked."""
-    owner = living_owner(run)
-    if owner is not None:
-        held = f"its controller is process {owner.pid} on {owner.host}"
-    elif plan.executor == "slurm":
-        rows = [row for row in slurm.run_rows(plan.run, run.path) if not row.ended]
-        held = "Slurm holds its jobs " + ", ".join(f"{row.name} ({row.job})" for row in rows) if rows else ""
-    else:
-        pids = local.run_processes(run)
-        held = f"processes of it are left: {', '.join(map(str, pids))}" if pids else ""
-    if held:
-        raise CannotStart(f"run {plan.run} is live: {held}\n{how_to_return(run, plan.run)}\nor choose another run=NAME")
 
 
 def write_run(run: RunDir, plan: Plan, config: Config) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from launcher.effects import Failure
 from launcher.job import Plan
-from launcher.jobs import EXITED
+from launcher.jobs import EXITED, Row
 from launcher.reconcile import Job, Reconciler
 from workers import lifecycle
 from workers.protocol import FleetView, JobView, WorkerView
@@ -21,6 +21,7 @@ SERVING = "serving"
 STOPPING = "stopping"
 STOPPED = "stopped"
 FAILED = "failed"  # it never served
+LOST = "lost"  # nobody keeps it: its controller is gone
 
 # Before a worker has said anything itself; after that, its own phases (workers.lifecycle).
 WAITING = "waiting"  # no job yet, or not again yet
@@ -62,11 +63,20 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerStatus, ...] = ()
     failure: Failure | None = None
     missing_pairs: tuple[tuple[str, str], ...] = ()
+    faults: tuple[str, ...] = ()  # why their last proofs failed: "prefill-0 -> decode-0: ..."
     refusals: tuple[str, ...] = ()
+    controller_job: WorkerStatus | None = None  # where Slurm was asked about it
 
     @property
     def ended(self) -> bool:
         return self.phase in (STOPPED, FAILED)
+
+    @property
+    def unproven(self) -> list[str]:
+        """The missing pairs, each with what its last proof failed of."""
+        names = [f"{prefill or 'whole'} -> {decode}" for prefill, decode in self.missing_pairs]
+        reasons = {name: reason for name, _, reason in (fault.partition(": ") for fault in self.faults)}
+        return [f"{name}: last attempt: {reasons[name]}" if name in reasons else name for name in names]
 
 
 def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: float) -> RunStatus:
@@ -85,6 +95,7 @@ def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: flo
         ),
         failure=core.failure,
         missing_pairs=fleet.missing_pairs,
+        faults=fleet.faults,
         refusals=fleet.refusals,
     )
 
@@ -147,18 +158,7 @@ def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
         status, generation=record.generation, job=record.job, phase=ENDING if told_to_go else QUEUED
     )
     if row is not None:
-        pending = row.state == "PENDING"
-        started = ENDING if told_to_go else lifecycle.STARTING
-        expected = datetime.fromtimestamp(row.start_time).isoformat() if pending and row.start_time else ""
-        status = msgspec.structs.replace(
-            status,
-            state=row.state,
-            reason=row.reason,
-            estimated_start=expected,
-            end_time=None if pending else row.end_time,
-            node=row.nodes,
-            phase=QUEUED if pending else started,
-        )
+        status = with_row(status, row, ENDING if told_to_go else lifecycle.STARTING)
     seen = _find(fleet, status)
     if seen is None:
         return status
@@ -170,6 +170,22 @@ def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
         end_time=seen.end_time or status.end_time,
         running=seen.running,
         waiting=seen.waiting,
+    )
+
+
+def with_row(status: WorkerStatus, row: Row, started: str) -> WorkerStatus:
+    """What the queue says of a worker's job; `started` is the phase of one that waits no longer."""
+    pending = row.state == "PENDING"
+    expected = datetime.fromtimestamp(row.start_time).isoformat() if pending and row.start_time else ""
+    return msgspec.structs.replace(
+        status,
+        job=row.job,
+        state=row.state,
+        reason=row.reason,
+        estimated_start=expected,
+        end_time=None if pending else row.end_time,
+        node=row.nodes,
+        phase=QUEUED if pending else started,
     )
 
 

@@ -55,7 +55,8 @@ def _outcome(run: RunDir, plan: Plan, status: RunStatus) -> Endpoint | None:
         raise LaunchFailed(status.failure)
     if status.ended:
         raise LaunchFailed(_controller_failure(plan, "", "the run was stopped before it was ready"))
-    return read_optional(run.endpoint, Endpoint) if status.ready else None
+    endpoint = read_optional(run.endpoint, Endpoint) if status.ready else None
+    return endpoint if endpoint is not None and endpoint.url == status.url else None  # not an earlier proxy's
 
 
 def _check_process(plan: Plan, controlled: Controlled) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ import pytest
 from launcher import slurm
 from launcher.jobs import Row, controller_name, job_name
 from launcher.rundir import RunDir
-from launcher.submit import submit_controller
 from tests.launching import Launch, environment, launch, nothing_left
 from tests.live import SOURCE, wait_for
 from tests.onebox import OneBox
@@ -80,35 +80,34 @@ def test_a_run_on_slurm_from_up_to_stop(tmp_path: Path, run: RunDir) -> None:
     assert status(tmp_path)["phase"] == "stopped"
 
 
-def test_a_lost_controller_leaves_the_workers_and_stop_works_without_it(tmp_path: Path, run: RunDir) -> None:
-    assert launch(tmp_path, *ARGUMENTS).returncode == 0
+def kill_controller(run: RunDir) -> Row:
+    """As a node's failure would."""
     controller = live_rows(run)[controller_name("demo")]
     subprocess.run(["scancel", "--signal=KILL", controller.job], check=True)
     wait_for(lambda: controller_name("demo") not in live_rows(run), "the controller's job to end", 60)
-    assert len(live_rows(run)) == 2, "the workers live on"
-    shown = launch(tmp_path, "action=status", "run=demo").stdout
-    assert "status.json" in shown and "s old" in shown
-    refused = launch(tmp_path, *ARGUMENTS)
-    assert refused.returncode == 2 and "Slurm holds its jobs" in refused.stderr
-    stopped = launch(tmp_path, "action=stop", "run=demo")
-    assert stopped.returncode == 0 and live_rows(run) == {}
+    return controller
 
 
-def test_a_new_controller_takes_over_what_runs(tmp_path: Path, run: RunDir) -> None:
+def test_a_lost_controller_is_brought_back_by_the_same_command(tmp_path: Path, run: RunDir) -> None:
     assert launch(tmp_path, *ARGUMENTS).returncode == 0
-    before = live_rows(run)
-    controller = before.pop(controller_name("demo"))
-    subprocess.run(["scancel", "--signal=KILL", controller.job], check=True)
-    wait_for(lambda: controller_name("demo") not in live_rows(run), "the controller's job to end", 60)
-    run.endpoint.rename(run.path / "old_endpoint.json")
-    submit_controller(run, run.read_plan())
-    wait_for(lambda: run.status.exists() and status(tmp_path)["source"] == "live", "the new proxy", 60)
-    wait_for(lambda: status(tmp_path)["ready"] and run.endpoint.exists(), "the workers to register again", 60)
+    workers = {name: row.job for name, row in live_rows(run).items() if name != controller_name("demo")}
+    controller = kill_controller(run)
+    shown = launch(tmp_path, "action=status", "run=demo").stdout
+    assert "run demo: lost (Slurm, asked just now; status.json, " in shown and "brings one back" in shown
+    assert all(f"{job} RUNNING" in shown for job in workers.values())
+
+    other = launch(tmp_path, *ARGUMENTS, "engine.engine_args.max_num_seqs=7")
+    assert other.returncode == 2 and "engine.engine_args.max_num_seqs: is " in other.stderr, other.stderr
+    again = launch(tmp_path, *ARGUMENTS)
+    assert again.returncode == 0 and "has lost its controller" in again.stdout, again.stdout + again.stderr
     assert ask(run) == 200
-    after = live_rows(run)
-    assert after.pop(controller_name("demo")).job != controller.job
-    assert {name: row.job for name, row in after.items()} == {name: row.job for name, row in before.items()}
-    assert launch(tmp_path, "action=stop", "run=demo").returncode == 0
+    after = {name: row.job for name, row in live_rows(run).items()}
+    assert after.pop(controller_name("demo")) != controller.job
+    assert after == workers, "the workers were left alone"
+
+    kill_controller(run)
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}, "stop works without a controller"
 
 
 def test_a_failed_launch_cancels_everything_and_names_the_job(tmp_path: Path, run: RunDir) -> None:
@@ -127,6 +126,10 @@ def test_ctrl_c_while_queued_detaches_and_says_how_to_return(tmp_path: Path, run
         assert launched.wait() == 130, "it never served"
         assert "detached" in launched.output and "action=status run=demo" in launched.output
     assert live_rows(run)[controller_name("demo")].state == "PENDING"
+    shown = launch(tmp_path, "action=status", "run=demo").stdout
+    assert "(Slurm, asked just now; no controller has written anything yet)" in shown
+    assert re.search(r"^controller +queued +\d+ PENDING +Resources", shown, re.MULTILINE), shown
+    assert status(tmp_path)["controller_job"]["reason"] == "Resources"
     stopped = launch(tmp_path, "action=stop", "run=demo")
     assert stopped.returncode == 0 and live_rows(run) == {}, stopped.stderr
     slurm.cancel([others])

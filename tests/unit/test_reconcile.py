@@ -130,7 +130,7 @@ def test_a_served_run_replaces_a_failed_worker_and_backs_off() -> None:
     for failures in range(1, 9):
         generation = failures - 1
         assert acts(core.apply(QueueRead((row(str(job), "p", generation, "FAILED"),), now), now)) == []
-        delay = min(300.0, 10.0 * 2 ** (failures - 1))
+        delay = min(300.0, 2.0 * 2 ** (failures - 1))
         assert acts(core.apply(Tick(), now + delay - 0.1)) == []
         now += delay
         assert acts(core.apply(Tick(), now)) == [Submit("p", failures)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from launcher.effects import DesiredRead, Failure, FleetSeen, QueueRead, Submitted
 from launcher.jobs import Row, job_name
-from launcher.live_status import overlay
+from launcher.live_status import overlay, overlay_queue
 from launcher.present import duration, failure_text, newest_log, ready_text, status_text, tail
 from launcher.progress import Progress
 from launcher.reconcile import Reconciler
@@ -107,6 +108,11 @@ def test_the_proxys_view_is_laid_over_the_controllers() -> None:
     fleet = {
         "ready": True,
         "refusals": ["p: protocol 9"],
+        "pairs": [
+            {"prefill": "p", "decode": "d", "proven": False, "fault": "no KV came"},
+            {"prefill": None, "decode": "d", "proven": False, "fault": ""},
+            {"prefill": "p", "decode": "e", "proven": True, "fault": ""},
+        ],
         "jobs": [
             {**job, "worker": "p", "generation": 0, "job": "1", "state": "RUNNING", "end_time": 5.0},
             {**job, "worker": "d", "generation": 1, "job": "3", "state": "PENDING", "reason": "Priority"},
@@ -123,6 +129,34 @@ def test_the_proxys_view_is_laid_over_the_controllers() -> None:
     assert live.ready and live.refusals == ("p: protocol 9",)
     text = status_text(live, "live")
     assert "draining" in text and "Priority" in text and "refused: p: protocol 9" in text
+    assert "not proven: p -> d: last attempt: no KV came\nnot proven: whole -> d\n" in text
+
+
+def test_where_no_proxy_answers_the_queue_tells_what_waits_and_why() -> None:
+    told = run_status(PLAN, launched(), "c", "", 9.0)
+    controller = Row(job="99", name="demo.controller", state="PENDING", reason="QOSMaxJobs", start_time=1e9)
+    rows = [row(0, "PENDING", reason="Priority", start_time=1e9), row(1, "RUNNING", nodes="n1"), controller]
+    shown = overlay_queue(told, rows, kept=False)
+    assert shown.phase == "launching" and not shown.ready
+    assert [worker.phase for worker in shown.workers] == ["queued", "starting", "waiting"]
+    text = status_text(shown, "Slurm, asked just now; no controller has written anything yet")
+    assert re.search(r"^controller +queued +99 PENDING +QOSMaxJobs, expected to start 2001-09-", text, re.MULTILINE)
+    assert re.search(r"^prefill-0 +queued +prefill +100 PENDING +Priority, expected to start", text, re.MULTILINE)
+
+    lost = overlay_queue(told, [*rows[:2], Row(job="99", name="demo.controller", state="TIMEOUT")], kept=False)
+    assert lost.phase == "lost" and lost.controller_job is not None and lost.controller_job.phase == "ended"
+    assert "the command that started it brings one back" in status_text(lost, "")
+    assert overlay_queue(told, rows[:2], kept=True).phase == "launching", "a controller outside of Slurm"
+
+
+def test_progress_says_why_a_hand_over_is_not_proven_yet() -> None:
+    screen = io.StringIO()
+    core = launched()
+    ready = tuple(view(worker, "ready") for worker in WORKERS)
+    missing = (("prefill-0", "decode-0"), ("prefill-0", "decode-1"))
+    core.apply(FleetSeen(FleetView(ready, False, (), missing, (), ("prefill-0 -> decode-1: slow: 3 s",))), 3.0)
+    Progress(Console(file=screen, width=60, soft_wrap=True)).show(run_status(PLAN, core, "c", "", 1.0))
+    assert "proving       prefill-0 -> decode-0; prefill-0 -> decode-1: last attempt: slow: 3 s\n" in screen.getvalue()
 
 
 def test_the_lines_to_paste_survive_awkward_paths() -> None:

@@ -51,7 +51,7 @@ def test_a_script_says_what_slurm_needs() -> None:
     assert script.startswith("#!/bin/bash\n")
     for option in ("partition=gpu", "account=me", "gpus-per-node=8", "ntasks-per-node=1", "nodes=1", "no-requeue"):
         assert f"#SBATCH --{option}\n" in script
-    assert "--signal=B:USR1@600\n" in script and "USR2" not in script, "a signal to the step kills the engine"
+    assert "--signal=B:USR1@60\n" in script and "USR2" not in script, "a signal to the step kills the engine"
     assert "wckey" not in script and "nodelist" not in script
     assert script.index("module load x") < script.index("export PYTHONPATH=")
     assert "#SBATCH --chdir=/runs/llama-3-3-70b-h100x2/code/c0de\n" in script
