@@ -54,7 +54,8 @@ class Zap:
         socket.curve_secretkey = secret_key
         socket.zap_domain = _DOMAIN
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)  # no handler, no entry
-        # A peer that does not even speak CURVE never reaches the handler: only the monitor sees it.
+        # A peer that does not even speak CURVE never reaches the handler: only the monitor sees it, unless
+        # the peer hangs up first, which looks like a worker that died and is no refusal.
         monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL)
         self._watch(monitor, self._note_failure)
 
@@ -69,6 +70,7 @@ class Zap:
     def _watch(self, socket: zmq.Socket[bytes], take: Callable[[zmq.Socket[bytes], list[bytes]], None]) -> None:
         self._sockets.append(socket)
         asyncio.get_running_loop().add_reader(socket.FD, _drain, socket, take)
+        _drain(socket, take)  # arms the descriptor: it tells only of what comes after a read found nothing
 
     def _answer(self, handler: zmq.Socket[bytes], request: list[bytes]) -> None:
         """RFC 27: version, request id, domain, address, identity, mechanism, credentials ..."""
