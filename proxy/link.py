@@ -24,16 +24,14 @@ from workers.protocol import (
     Beat,
     Chunk,
     ControllerHello,
-    DecodeError,
     Goodbye,
     Message,
     Part,
     Refused,
     Register,
-    decode_to_proxy,
-    encode_batch,
 )
 from workers.session import LinkLost, Session
+from workers.wire import DecodeError, decode_to_proxy, encode_batch
 from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
 log = logging.getLogger("sluice.link")

@@ -30,20 +30,11 @@ from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STOPPED, Lifecyc
 from workers.link import Link
 from workers.logs import PASSED_ON
 from workers.network import NetworkFault, address_of, bindable_port
-from workers.protocol import (
-    PROTOCOL,
-    PROXY_SILENCE_S,
-    Drain,
-    Message,
-    Part,
-    Phase,
-    Register,
-    decode_to_worker,
-    identity,
-)
+from workers.protocol import PROTOCOL, PROXY_SILENCE_S, Drain, Message, Part, Phase, Register
 from workers.rendezvous import ProxyFile, RefusedForGood, Rendezvous
 from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec, write_json
+from workers.wire import decode_to_worker, identity
 from workers.zmq_loop import read_keys
 
 log = logging.getLogger("sluice.agent")

@@ -39,12 +39,11 @@ from workers.protocol import (
     Submit,
     Ticket,
     TicketClosed,
-    decode_to_worker,
-    identity,
 )
 from workers.rendezvous import ProxyFile, Rendezvous
 from workers.spec import WorkerSpec
 from workers.tickets import TicketBook
+from workers.wire import decode_to_worker, identity
 from workers.zmq_loop import CurveKeys
 
 log = logging.getLogger("sluice.host")

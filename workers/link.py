@@ -14,19 +14,9 @@ from typing import Any
 
 import zmq
 
-from workers.protocol import (
-    BEAT_INTERVAL_S,
-    WINDOW_BYTES,
-    Batch,
-    Beat,
-    Chunk,
-    DecodeError,
-    Goodbye,
-    Message,
-    Refused,
-    encode_batch,
-)
+from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, Goodbye, Message, Refused
 from workers.session import LinkLost, Session
+from workers.wire import Batch, DecodeError, encode_batch
 from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
 # Chunks that wait for credit; above this the senders wait, so memory stays bounded.

@@ -1,17 +1,13 @@
-"""The wire contract between workers, proxies and the controller.
+"""The contract between workers, proxies and the controller: every message that travels on a link.
 
-Owns every message that travels on a link, grouped by who receives it, and their encoding. Holds no
-socket, no clock and no state (see `session` for sequence numbers and credit).
+Owns the messages, grouped by who receives them, and who may be sent what. Pure data: `wire` turns it into
+bytes, `session` owns sequence numbers and credit.
 
-One ZeroMQ message is one `Batch`: all messages that were ready in one loop turn. Messages are tagged
-arrays: new fields go at the end with a default, so peers that speak protocol N and N-1 read each other;
-an unknown tag is an error that is told to the sender.
+Messages are tagged arrays: new fields go at the end with a default, so peers that speak protocol N and N-1
+read each other; an unknown tag is an error that is told to the sender.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Generic, TypeVar
 
 import msgspec
 
@@ -219,13 +215,13 @@ class Cancel(Message, frozen=True, tag="cancel"):
 
 
 class Release(Message, frozen=True, tag="release"):
-    """Free the blocks of a ticket that nobody will read. Sent to a worker that can reach the holder."""
+    """To the holder: end the lease of a ticket that nobody will read, its blocks are free."""
 
     ticket: Ticket
 
 
 class TicketClosed(Message, frozen=True, tag="ticket_closed"):
-    """To the holder: this ticket was read or released, its blocks no longer count as pinned."""
+    """To the holder: this ticket was read, its blocks no longer count as pinned."""
 
     ticket_id: str
 
@@ -323,45 +319,3 @@ ToProxy = (
 )
 ToWorker = Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | Drain | Goodbye
 ToController = Registered | Refused | Beat | FleetView | Goodbye
-
-T = TypeVar("T")
-
-
-class Batch(msgspec.Struct, Generic[T], frozen=True, array_like=True):
-    """`seq` numbers the batches of one direction of one session; `ack` is the bytes received so far."""
-
-    seq: int
-    ack: int
-    messages: list[T]
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_to_proxy: msgspec.msgpack.Decoder[Batch[ToProxy]] = msgspec.msgpack.Decoder(Batch[ToProxy])
-_to_worker: msgspec.msgpack.Decoder[Batch[ToWorker]] = msgspec.msgpack.Decoder(Batch[ToWorker])
-_to_controller: msgspec.msgpack.Decoder[Batch[ToController]] = msgspec.msgpack.Decoder(Batch[ToController])
-
-DecodeError = msgspec.DecodeError
-
-
-def encode_batch(seq: int, ack: int, messages: Sequence[Message]) -> bytes:
-    return _encode((seq, ack, messages))
-
-
-def decode_to_proxy(data: bytes | memoryview) -> Batch[ToProxy]:
-    """Raises DecodeError naming the path of what is wrong."""
-    return _to_proxy.decode(data)
-
-
-def decode_to_worker(data: bytes) -> Batch[ToWorker]:
-    """Raises DecodeError naming the path of what is wrong."""
-    return _to_worker.decode(data)
-
-
-def decode_to_controller(data: bytes) -> Batch[ToController]:
-    """Raises DecodeError naming the path of what is wrong."""
-    return _to_controller.decode(data)
-
-
-def identity(worker: str, generation: int, session: str) -> bytes:
-    """The socket identity of one session; never used twice."""
-    return f"{worker}/{generation}/{session}".encode()

@@ -13,13 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import GOLDEN
-from workers import protocol
-from workers.protocol import Batch, DecodeError, Message, encode_batch
+from workers import protocol, wire
+from workers.protocol import Message
+from workers.wire import Batch, DecodeError, encode_batch
 
 DECODERS: dict[UnionType, Callable[[Any], Batch[Any]]] = {
-    protocol.ToProxy: protocol.decode_to_proxy,
-    protocol.ToWorker: protocol.decode_to_worker,
-    protocol.ToController: protocol.decode_to_controller,
+    protocol.ToProxy: wire.decode_to_proxy,
+    protocol.ToWorker: wire.decode_to_worker,
+    protocol.ToController: wire.decode_to_controller,
 }
 TICKET = protocol.Ticket("a1-7f", "prefill-0", 2, b'{"remote_host":"10.0.0.1"}', 3, 41, 0.25)
 CAPABILITIES = protocol.Capabilities(("tiny",), 4096, 16, 2048, 256, 1, True, True, "0a1b/16")
@@ -151,7 +152,7 @@ def test_a_message_that_lacks_a_field_is_refused_and_the_error_says_where(messag
 
 def test_a_field_of_the_wrong_type_is_refused_and_the_error_says_where() -> None:
     with pytest.raises(DecodeError, match=r"Expected `bytes`, got `int` - at `\$\[2\]\[0\]\[2\]`"):
-        protocol.decode_to_proxy(packed(["c", 7, 8]))
+        wire.decode_to_proxy(packed(["c", 7, 8]))
 
 
 @pytest.mark.parametrize("decode", DECODERS.values())
@@ -173,7 +174,7 @@ def test_nobody_takes_a_message_that_is_for_somebody_else(union: UnionType, mess
 @pytest.mark.parametrize("data", [b"", b"\x00", b"\xff" * 40, msgspec.msgpack.encode({"seq": 0})])
 def test_rubbish_is_an_error_of_ours(data: bytes) -> None:
     with pytest.raises(DecodeError):
-        protocol.decode_to_proxy(data)
+        wire.decode_to_proxy(data)
 
 
 SCALARS: dict[Any, st.SearchStrategy[Any]] = {
