@@ -34,9 +34,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Count
     step_ms: Duration
     prompt_chars: Count
-    requests: Count
+    rounds: Count
     start_s: float
     pause_s: float
+    staggered: bool
     seed: int
     split: bool  # each request is a prefill leg, then a decode leg
 
@@ -100,18 +101,17 @@ async def main(options: Options) -> DirectCost:
     rng = random.Random(options.seed)
     nobody = Endpoint(host="", port=0, model=MODEL)
     text = prompt(options.prompt_chars, rng)
-    body = _body(ask(nobody, text, options.tokens))
-    users = [range(user, options.requests, options.streams) for user in range(options.streams)]
-    rhythm = Rhythm(start_s=options.start_s, pause_s=options.pause_s)
+    rhythm = Rhythm(start_s=options.start_s, pause_s=options.pause_s, staggered=options.staggered)
+    lengths = [rhythm.lengths(options.rounds, options.tokens, rng) for _ in range(options.streams)]
     steps = asyncio.create_task(engine.run_steps())
     before = time.process_time()
     async with asyncio.TaskGroup() as tasks:
-        for own in users:
-            pauses_s = rhythm.pauses_s(len(own), rng)
-            tasks.create_task(_user(engine.app, [body] * len(own), pauses_s, split=options.split))
+        for own in lengths:
+            bodies = [_body(ask(nobody, text, num_tokens)) for num_tokens in own]
+            tasks.create_task(_user(engine.app, bodies, rhythm.pauses_s(len(own), rng), split=options.split))
     cpu_s = time.process_time() - before
     steps.cancel()
-    return DirectCost(cpu_s=cpu_s, num_requests=options.requests, num_tokens=options.requests * options.tokens)
+    return DirectCost(cpu_s=cpu_s, num_requests=sum(map(len, lengths)), num_tokens=sum(map(sum, lengths)))
 
 
 if __name__ == "__main__":

@@ -51,16 +51,25 @@ class Outcome:
 
 
 class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
-    """When a user asks. Users in step with each other or with the engine would hide what a hop adds to TTFT:
-    they start spread over `start_s`, and pause up to `pause_s` between two requests, both drawn.
+    """How users ask. In step with each other or with the engine they would hide what a hop adds to TTFT:
+    they start spread over `start_s` and pause up to `pause_s` between two requests. `staggered`: the first and
+    the last stream of each are parts of one, so that streams end and begin at all times while all users read.
     """
 
     start_s: float
     pause_s: float
+    staggered: bool = False
 
     def pauses_s(self, num_requests: int, rng: random.Random) -> list[float]:
         """Before each of one user's requests."""
         return [rng.uniform(0, self.start_s), *(rng.uniform(0, self.pause_s) for _ in range(1, num_requests))]
+
+    def lengths(self, rounds: int, num_tokens: int, rng: random.Random) -> list[int]:
+        """Tokens of each of one user's requests."""
+        if not self.staggered or num_tokens == 1:
+            return [num_tokens] * rounds
+        first = rng.randrange(1, num_tokens)
+        return [first, *[num_tokens] * (rounds - 1), num_tokens - first]
 
 
 def prompt(num_chars: int, rng: random.Random) -> str:
@@ -161,15 +170,14 @@ async def _user(
 
 async def drive(
     endpoint: Endpoint,
-    asks: Sequence[Ask],
-    num_users: int,
+    users: Sequence[Sequence[Ask]],
     rhythm: Rhythm,
     rng: random.Random,
     answered: Callable[[], None] = lambda: None,
 ) -> Outcome:
+    """`users`: what each of them asks, one after the other."""
     outcome = Outcome()
     async with asyncio.TaskGroup() as tasks:
-        for user in range(num_users):
-            own = asks[user::num_users]
+        for own in users:
             tasks.create_task(_user(endpoint, own, rhythm.pauses_s(len(own), rng), outcome, answered))
     return outcome

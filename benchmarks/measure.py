@@ -22,6 +22,7 @@ from benchmarks.load import Ask, Endpoint, Outcome, Rhythm, ask, drive, prompt
 from benchmarks.processes import cpu_s
 
 STREAM_ROUNDS = 2  # streams that each user reads, one after the other
+START_STEPS = 25
 PROMPT_ROUNDS = 12
 PROMPT_TOKENS = 4
 SHORT_PROMPT_CHARS = 200
@@ -62,23 +63,28 @@ class Sample:
         return self.cpu_s[process] / units * 1e6
 
 
-def parts(options: Options) -> tuple[Part, Part]:
+def parts(options: Options) -> tuple[Part, ...]:
+    """All streams in step, as relays are usually measured; then at all times, as users come; then long prompts."""
     step_s = options.step_ms / 1000
-    steady = Rhythm(start_s=options.tokens * step_s, pause_s=step_s)  # streams begin and end all the time
-    dense = Rhythm(start_s=step_s, pause_s=step_s)  # as many requests as the machine can carry
+    dense = Rhythm(start_s=step_s, pause_s=step_s)
+    steady = Rhythm(start_s=START_STEPS * step_s, pause_s=step_s, staggered=True)
     return (
-        Part("streams", "token", STREAM_ROUNDS, options.tokens, SHORT_PROMPT_CHARS, steady),
+        Part("streams", "token", STREAM_ROUNDS, options.tokens, SHORT_PROMPT_CHARS, dense),
+        Part("steady", "token", STREAM_ROUNDS, options.tokens, SHORT_PROMPT_CHARS, steady),
         Part("prompts", "request", PROMPT_ROUNDS, PROMPT_TOKENS, options.prompt_chars, dense),
     )
 
 
-def asks_of(part: Part, options: Options, endpoint: Endpoint, seed: int) -> list[Ask]:
+def users_of(part: Part, options: Options, endpoint: Endpoint, rng: random.Random) -> list[list[Ask]]:
     """Half of each prompt is shared by all, as system prompts are."""
-    rng = random.Random(seed)
     shared = prompt(part.prompt_chars // 2, rng)
+    num_own_chars = part.prompt_chars - len(shared)
     return [
-        ask(endpoint, shared + prompt(part.prompt_chars - len(shared), rng), part.tokens)
-        for _ in range(options.streams * part.rounds)
+        [
+            ask(endpoint, shared + prompt(num_own_chars, rng), num_tokens)
+            for num_tokens in part.rhythm.lengths(part.rounds, part.tokens, rng)
+        ]
+        for _ in range(options.streams)
     ]
 
 
@@ -86,9 +92,10 @@ def measure(part: Part, options: Options, endpoint: Endpoint, pids: Mapping[str,
     def cpu() -> dict[str, float]:
         return {name: sum(map(cpu_s, of)) for name, of in pids.items()}
 
-    asks = asks_of(part, options, endpoint, seed)
+    rng = random.Random(seed)
+    users = users_of(part, options, endpoint, rng)
     before = cpu()
-    outcome = uvloop.run(drive(endpoint, asks, options.streams, part.rhythm, random.Random(seed)))
+    outcome = uvloop.run(drive(endpoint, users, part.rhythm, rng))
     after = cpu()
     return Sample(outcome, {name: after[name] - before[name] for name in pids})
 
@@ -101,9 +108,10 @@ def direct_us(part: Part, options: Options, num_hosts: int, seed: int, *, split:
         "tokens": part.tokens,
         "step_ms": options.step_ms,
         "prompt_chars": part.prompt_chars,
-        "requests": streams * part.rounds,
+        "rounds": part.rounds,
         "start_s": part.rhythm.start_s,
         "pause_s": part.rhythm.pause_s,
+        "staggered": str(part.rhythm.staggered).lower(),
         "seed": seed,
         "split": str(split).lower(),
     }

@@ -105,18 +105,12 @@ def memory(options: Options, running: Fleet) -> list[tuple[int, float]]:
 
     text = prompt(SHORT_PROMPT_CHARS, random.Random(options.seed))
     kinds = [ask(running.endpoint, text, 1, streams=streams) for streams in (True, False)]
-    # Users take every `streams`-th of the list: a stretch of each kind in turn, so that each user asks both.
-    asks = [kinds[number // options.streams % 2] for number in range(options.requests)]
-    uvloop.run(
-        drive(
-            running.endpoint,
-            asks,
-            options.streams,
-            Rhythm(start_s=0.0, pause_s=0.0),
-            random.Random(options.seed),
-            answered,
-        )
-    )
+    users = [
+        [kinds[number // options.streams % 2] for number in range(user, options.requests, options.streams)]
+        for user in range(options.streams)
+    ]
+    at_once = Rhythm(start_s=0.0, pause_s=0.0)
+    uvloop.run(drive(running.endpoint, users, at_once, random.Random(options.seed), answered))
     return curve
 
 
