@@ -5,11 +5,12 @@ Owns the exit status: 0 done, 1 the run failed, 2 the user's configuration or su
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from launcher import actions
-from launcher.config import load
+from launcher.config import choices, load
 from launcher.jobs import JobError
 from launcher.models import ModelUnavailable
 from launcher.refusal import Refused
@@ -18,6 +19,20 @@ from launcher.schema import Action, Config
 from launcher.slurm import clean_environment
 from launcher.start import CannotStart
 from launcher.stopping import StillThere
+
+USAGE = """\
+python -m launcher +cluster=NAME [model=NAME] [run=NAME] [key=value ...]   start a run
+python -m launcher +cluster=NAME ... action=plan [output=json]             what would run; changes nothing
+python -m launcher action=status run=NAME [output=json]
+python -m launcher action=logs run=NAME worker=NAME [follow=true]
+python -m launcher action=stop run=NAME
+
+clusters: {clusters}
+models: {models}
+Every key of conf/ can be set; a wrong one is answered with the closest known one. More in README.md."""
+
+INTERRUPTED = 130
+READER_GONE = 141  # as a shell reports SIGPIPE
 
 ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.up: actions.up,
@@ -29,16 +44,32 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
+    if {"-h", "--help"}.intersection(arguments):
+        print(USAGE.format(clusters=", ".join(choices("cluster")), models=", ".join(choices("model"))))
+        return 0
     clean_environment()
     try:
         config = load(arguments)
-        return ACTIONS[config.action](config)
+        status = ACTIONS[config.action](config)
+        sys.stdout.flush()
+        return status
     except (Refused, ModelUnavailable, CannotStart, AlreadyLive, JobError, actions.NoSuchRun) as fault:
         print(fault, file=sys.stderr)
         return 2
     except StillThere as fault:
         print(fault, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter's last flush
+        return READER_GONE
+    except OSError as fault:
+        if fault.filename is None:
+            raise
+        print(f"{fault.filename}: {fault.strerror}; run and runs_dir say where a run lies", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

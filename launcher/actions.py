@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -20,7 +18,8 @@ import msgspec
 from launcher import models, slurm
 from launcher.job import Plan
 from launcher.live_status import current_status
-from launcher.present import failure_text, how_to_return, newest_log, ready_text, status_text, tail
+from launcher.logs import follow, logs_of
+from launcher.present import failure_text, how_to_return, ready_text, status_text
 from launcher.progress import Progress
 from launcher.render import render_plan
 from launcher.resume import lost_run
@@ -33,7 +32,6 @@ from launcher.submit import scripts
 from launcher.watch import LaunchFailed, await_ready
 
 INTERRUPTED = 130
-FOLLOW_EVERY_S = 0.5
 
 
 class NoSuchRun(Exception):
@@ -66,7 +64,11 @@ def up(config: Config) -> int:
         print(f"run {made.run} has lost its controller and its workers live: only a controller is started", flush=True)
         made = lost
         run.status.unlink(missing_ok=True)  # the lost controller's: it may say ready
-    controlled = start_controller(run, made)
+    try:
+        controlled = start_controller(run, made)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted while the controller was started\n{how_to_return(run, made.run)}", file=sys.stderr)
+        return INTERRUPTED
     progress = Progress()
     with _sigterm_as_exception():
         try:
@@ -158,50 +160,40 @@ def status(config: Config) -> int:
 def stop(config: Config) -> int:
     run, made = _existing(config)
     progress = Progress()
-    with progress.shown():
-        stop_run(run, made, progress, config.timeout_s)
+    try:
+        with progress.shown():
+            stop_run(run, made, progress, config.timeout_s)
+    except KeyboardInterrupt:
+        print(f"\nnot waiting any longer; it goes on stopping\n{how_to_return(run, made.run)}", file=sys.stderr)
+        return INTERRUPTED
     print(f"stopped: nothing of run {made.run} is left")
     return 0
 
 
 def logs(config: Config) -> int:
     run, _ = _existing(config)
-    names = sorted(path.name for path in run.logs.iterdir() if path.is_dir())
-    if config.worker not in names:
-        raise NoSuchRun(f"worker={config.worker}: no such log; there are {', '.join(names) or 'none yet'}")
+    names = ", ".join(sorted(path.name for path in run.logs.iterdir() if path.is_dir())) or "none yet"
+    if config.worker is None:
+        raise NoSuchRun(f"worker: logs needs to know whose; set worker=NAME; there are {names}")
     folder = run.log_dir(config.worker)
-    path = newest_log(folder)
-    if path is None:
-        raise NoSuchRun(f"worker={config.worker}: it has not written anything yet")
-    if not config.follow:
-        sys.stdout.write(path.read_text(errors="replace"))
-        return 0
-    with suppress(KeyboardInterrupt):
-        _follow(folder, path)
+    files = logs_of(folder)
+    if not files:
+        why = "it has not written anything yet" if folder.exists() else f"no such log; there are {names}"
+        raise NoSuchRun(f"worker={config.worker}: {why}")
+    others = f"; earlier, or of other ranks: {', '.join(path.name for path in files[-2::-1])}" if files[1:] else ""
+    print(f"{files[-1]}{others}", file=sys.stderr, flush=True)
+    if config.follow:
+        with suppress(KeyboardInterrupt):
+            follow(folder, sys.stdout.buffer)
+    else:
+        sys.stdout.buffer.write(files[-1].read_bytes())
     return 0
-
-
-def _follow(folder: Path, path: Path) -> NoReturn:
-    """To the end of time; a new life of the worker writes a new file, which takes over."""
-    print("\n".join(tail(path)), flush=True)
-    position = path.stat().st_size
-    while True:
-        time.sleep(FOLLOW_EVERY_S)
-        newest = newest_log(folder)
-        if newest is not None and newest != path:
-            path, position = newest, 0
-        with path.open("rb") as file:
-            file.seek(position)
-            sys.stdout.write(file.read().decode(errors="replace"))
-            sys.stdout.flush()
-            position = file.tell()
 
 
 def _existing(config: Config) -> tuple[RunDir, Plan]:
     run = run_dir(config)
     if not run.plan.exists():
         known = sorted(path.parent.name for path in run.path.parent.glob("*/plan.json"))
-        raise NoSuchRun(
-            f"run={config.run}: there is no such run in {run.path.parent}; there are {', '.join(known) or 'none'}"
-        )
+        there = f"there are {', '.join(known)}" if known else "there is none; go where it was launched or set runs_dir"
+        raise NoSuchRun(f"run={config.run}: no such run in {run.path.parent}; {there}")
     return run, run.read_plan()

@@ -118,7 +118,8 @@ def _explain(override: str, error: Exception, conf_dir: Path) -> str:
     story = str(error.__cause__ or error)
     reason = next(line for line in story.splitlines() if not line.startswith(("In '", " ")))
     if isinstance(error, OverrideParseException):
-        return f"{override}: is not an override; write key=value"
+        action = f"action={override}" if override in Action.__members__ else "key=value"
+        return f"{override}: is not an override; write {action}"
     if isinstance(error, MissingConfigException):
         return f"{key}: there is no {value!r}; choose one of {', '.join(choices(key, conf_dir))}"
     if key == "cluster" and not override.startswith("+"):

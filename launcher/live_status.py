@@ -29,27 +29,27 @@ TIMEOUT_S = 3.0
 
 def current_status(run: RunDir, plan: Plan) -> tuple[RunStatus, str]:
     """Returns the status and where it is from."""
-    told = read_optional(run.status, RunStatus)
-    if told is None:
-        age, source = float("inf"), "no controller has written anything yet"
-        told = RunStatus(run=plan.run, phase=LAUNCHING, written_at=time.time(), controller="", workers=_planned(plan))
-    else:
-        age = max(0.0, time.time() - told.written_at)
-        source = f"status.json, {age:.0f} s old"
+    written = read_optional(run.status, RunStatus)
+    told = written or RunStatus(
+        run=plan.run, phase=LAUNCHING, written_at=time.time(), controller="", workers=_planned(plan)
+    )
+    age_s = max(0.0, time.time() - told.written_at)
+    source = f"status.json, {age_s:.0f} s old" if written else "no controller has written anything yet"
     if told.ended:
         return told, source
     fleet = ask_fleet(run)
     if fleet is not None:
         return overlay(told, fleet, time.time()), "live"
-    if living_owner(run) is not None and age < STALE_S:
+    kept = living_owner(run) is not None or (written is None and plan.controller is None)
+    if kept and written is not None and age_s < STALE_S:
         return told, source
     if plan.executor != "slurm":
-        return msgspec.structs.replace(told, phase=LOST, ready=False), source
+        return told if kept else msgspec.structs.replace(told, phase=LOST, ready=False), source
     try:
         rows = slurm.run_rows(plan.run, run.path)
     except JobError as fault:
         return told, f"{source}; Slurm cannot be asked: {fault}"
-    return overlay_queue(told, rows, kept=living_owner(run) is not None), f"Slurm, asked just now; {source}"
+    return overlay_queue(told, rows, kept=kept), f"Slurm, asked just now; {source}"
 
 
 def ask_fleet(run: RunDir) -> dict[str, Any] | None:

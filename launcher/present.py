@@ -12,11 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.effects import Failure
+from launcher.logs import logs_of, tail
 from launcher.rundir import Endpoint, RunDir
 from launcher.status import LOST, QUEUED, RunStatus, WorkerStatus
 
-TAIL_LINES = 20
-TAIL_BYTES = 64 << 10
 HEADER = ("worker", "phase", "role", "node", "job", "left", "")
 
 
@@ -58,7 +57,9 @@ def status_text(status: RunStatus, source: str) -> str:
     if status.failure is not None:
         lines.append(f"failed: {status.failure.name}: {status.failure.reason}")
     if status.phase == LOST:
-        lines.append("no controller keeps it: the command that started it brings one back, action=stop ends the rest")
+        lines.append(
+            "no controller keeps it: the command that started it brings one back, action=stop ends what is left"
+        )
     return "\n".join(lines)
 
 
@@ -101,19 +102,7 @@ def failure_text(run: RunDir, failure: Failure) -> str:
     """The job, the queue's reason and the last lines of its log."""
     job = f" (job {failure.job})" if failure.job else ""
     lines = [f"{failure.name}{job} failed: {failure.reason}"]
-    log = newest_log(run.log_dir(failure.worker), failure.job)
-    if log is not None:
-        lines += [f"the last lines of {log}:", *(f"  | {line}" for line in tail(log))]
+    logs = logs_of(run.log_dir(failure.worker), failure.job)
+    if logs:
+        lines += [f"the last lines of {logs[-1]}:", *(f"  | {line}" for line in tail(logs[-1]))]
     return "\n".join(lines)
-
-
-def newest_log(folder: Path, job: str = "") -> Path | None:
-    """The log that was written last, of one job or of all; with several ranks it is the one that spoke last."""
-    logs = [*folder.glob(f"{job or '*'}_*_log.out"), *folder.glob("*.log")]
-    return max(logs, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def tail(path: Path, lines: int = TAIL_LINES) -> list[str]:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        return file.read().decode(errors="replace").splitlines()[-lines:]

@@ -17,6 +17,7 @@ from launcher.present import HEADER, remark, worker_cells
 from launcher.status import RunStatus
 from workers.lifecycle import READY
 
+TABLE_WIDTH = 80  # a narrower terminal gets lines, which wrap
 COLORS = {"ready": "green", "failed": "red", "draining": "yellow", "queued": "yellow"}
 
 
@@ -26,6 +27,7 @@ class Progress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(soft_wrap=True, highlight=False)
         fancy = self._console.is_terminal and not self._console.is_dumb_terminal
+        fancy = fancy and self._console.width >= TABLE_WIDTH
         self._live = Live(console=self._console, transient=True, auto_refresh=False) if fancy else None
         self._said: dict[str, str] = {}
 

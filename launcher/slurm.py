@@ -20,6 +20,8 @@ FORMAT = ("%i", "%T", "%r", "%S", "%e", "%N", "%j", "%Z")
 DELIMITER = "\x1f"
 ANSWER_TIMEOUT_S = 60.0
 TRANSIENT = ("Socket timed out", "Unable to contact slurm controller", "temporarily", "try again")
+NOT_CONFIGURED = "Could not establish a configuration source"
+NO_SLURM = "this machine has no Slurm: start from a login node of the cluster, or use +cluster=local"
 # Variables of a surrounding job or of sbatch itself would silently change what a script asks for.
 FOREIGN_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
 KEPT_VARIABLES = ("SLURM_CONF", "SLURM_TIME_FORMAT")
@@ -101,7 +103,10 @@ def ask(command: Sequence[str]) -> str:
     except subprocess.TimeoutExpired:
         raise JobError(f"{command[0]} did not answer within {ANSWER_TIMEOUT_S:.0f} s", transient=True) from None
     if done.returncode != 0:
-        words = done.stderr.strip() or f"exit code {done.returncode}"
+        said = [line.removeprefix(f"{command[0]}: ") for line in done.stderr.strip().splitlines()]
+        words = "; ".join(said) or f"exit code {done.returncode}"
+        if NOT_CONFIGURED in words:
+            raise JobError(f"{command[0]}: {words}\n{NO_SLURM}")
         raise JobError(f"{command[0]}: {words}", transient=is_transient(words))
     return done.stdout
 
@@ -111,7 +116,4 @@ def is_transient(words: str) -> bool:
 
 
 def missing(command: str) -> JobError:
-    return JobError(
-        f"{command}: command not found: this machine has no Slurm. Start from a login node of the cluster, "
-        "or use +cluster=local"
-    )
+    return JobError(f"{command}: command not found\n{NO_SLURM}")

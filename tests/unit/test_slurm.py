@@ -78,7 +78,7 @@ def test_a_surrounding_jobs_variables_do_not_reach_sbatch(monkeypatch: pytest.Mo
 
 def test_a_machine_without_slurm_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(JobError, match=r"squeue: command not found.*login node.*\+cluster=local"):
+    with pytest.raises(JobError, match=r"squeue: command not found\n.*login node.*\+cluster=local"):
         slurm.run_rows("demo", tmp_path)
 
 

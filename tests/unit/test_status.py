@@ -13,7 +13,8 @@ from rich.console import Console
 from launcher.effects import DesiredRead, Failure, FleetSeen, QueueRead, Submitted
 from launcher.jobs import Row, job_name
 from launcher.live_status import overlay, overlay_queue
-from launcher.present import duration, failure_text, newest_log, ready_text, status_text, tail
+from launcher.logs import logs_of, tail
+from launcher.present import duration, failure_text, ready_text, status_text
 from launcher.progress import Progress
 from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, STOP, Desired, Endpoint, RunDir
@@ -181,7 +182,7 @@ def test_a_failure_shows_the_end_of_the_log_of_its_job(tmp_path: Path) -> None:
     text = failure_text(run, failure)
     assert text.startswith("demo.d-0.g1 (job 7) failed: the job ended as FAILED\n")
     assert "| line 80\n" in text and "| line 99" in text and "line 79\n" not in text and "older" not in text
-    assert newest_log(run.log_dir("nobody")) is None
+    assert logs_of(run.log_dir("nobody")) == []
     assert tail(folder / "7_0_log.out", 1) == ["line 99"]
     assert failure_text(run, Failure(worker="x", job="", name="demo.x.g0", reason="refused")) == (
         "demo.x.g0 failed: refused"
