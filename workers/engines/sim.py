@@ -23,6 +23,7 @@ from workers.engines.sim_args import VERSION, SimArgs, capabilities, read_args
 from workers.engines.sim_blocks import chain
 from workers.engines.sim_handoff import Answer, Ask, HandOver, HolderGone, listen, read, release
 from workers.engines.sim_instant import InstantEngine
+from workers.engines.sim_kv_events import publisher
 from workers.engines.sim_legs import begin, failed
 from workers.engines.sim_live import LiveScheduler, Output, Outputs
 from workers.engines.sim_tokenizer import StopScanner, decode
@@ -240,12 +241,13 @@ async def _instant(spec: EngineSpec, args: SimArgs, tasks: asyncio.TaskGroup) ->
 async def _scheduled(
     spec: EngineSpec, args: SimArgs, placement: Placement, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[Engine]:
-    live = LiveScheduler(args.core(spec))
-    engine = SimEngine(spec, args, live, tasks)
-    async with listen(placement.address, engine.hand_out) as port:
-        engine_id = f"{placement.worker}/{placement.generation}/{placement.session}"
-        engine.holder = HandOver(engine_id, placement.address, port, 0, [], 0)
-        try:
-            yield engine
-        finally:
-            live.close()
+    with publisher(placement.local_dir, spec.block_size) as kv_events:
+        live = LiveScheduler(args.core(spec), kv_events.publish)
+        engine = SimEngine(spec, args, live, tasks)
+        async with listen(placement.address, engine.hand_out) as port:
+            engine_id = f"{placement.worker}/{placement.generation}/{placement.session}"
+            engine.holder = HandOver(engine_id, placement.address, port, 0, [], 0)
+            try:
+                yield engine
+            finally:
+                live.close()

@@ -162,4 +162,5 @@ class Expired(msgspec.Struct, frozen=True):
     ticket: int
 
 
-Effect = Scheduled | Tokens | Ended | Fetch | Stored | Removed | Expired
+KvEvent = Stored | Removed
+Effect = Scheduled | Tokens | Ended | Fetch | KvEvent | Expired

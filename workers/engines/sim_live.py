@@ -1,13 +1,13 @@
 """The simulated scheduler on the event loop's clock: applies events, keeps its timer, sorts its effects.
 
-Owns the scheduler's one timer and the queue of each live request. Decides nothing. KV events are not
-consumed here.
+Owns the scheduler's one timer and the queue of each live request. Decides nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 import msgspec
 
@@ -25,11 +25,13 @@ class Output(msgspec.Struct, frozen=True):
 
 
 Outputs = asyncio.Queue[ev.Fetch | Output]
+OnKvEvents = Callable[[list[ev.KvEvent]], None]  # all of one step, in their order; never an empty list
 
 
 class LiveScheduler:
-    def __init__(self, config: ev.CoreConfig) -> None:
+    def __init__(self, config: ev.CoreConfig, on_kv_events: OnKvEvents) -> None:
         self.core = Scheduler(config)
+        self._on_kv_events = on_kv_events
         self._loop = asyncio.get_running_loop()
         self._queues: dict[int, Outputs] = {}
         self._num_cached: dict[int, int] = {}  # of requests without an output yet
@@ -69,6 +71,7 @@ class LiveScheduler:
 
     def _sort(self, effects: list[ev.Effect]) -> None:
         ended = {effect.id: effect for effect in effects if type(effect) is ev.Ended}
+        kv_events: list[ev.KvEvent] = []
         for effect in effects:
             if type(effect) is ev.Tokens:
                 for id, token in zip(effect.ids, effect.tokens, strict=True):
@@ -78,9 +81,13 @@ class LiveScheduler:
                 self._num_cached[effect.id] = effect.num_cached_tokens
             elif type(effect) is ev.Fetch:
                 self._queues[effect.id].put_nowait(effect)
+            elif type(effect) is ev.Stored or type(effect) is ev.Removed:
+                kv_events.append(effect)
         for id, end in ended.items():
             self._num_cached.pop(id, None)
             self._put(Output(id, None, end))
+        if kv_events:
+            self._on_kv_events(kv_events)
 
     def _put(self, output: Output) -> None:
         queue = self._queues[output.id] if output.ended is None else self._queues.pop(output.id)
