@@ -13,16 +13,17 @@ import os
 import signal
 import ssl
 import sys
-from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 import uvloop
 import zmq
 
-from proxy.app import Proxy
+from proxy.app import App
 from proxy.auth import ApiKeys
+from proxy.dispatch import Dispatch
 from proxy.link import CONTROLLER, WORKER
+from proxy.serve import Server
 from proxy.spec import ProxySpec
 from proxy.zap import Zap
 from workers.logs import start_logging
@@ -56,16 +57,15 @@ def tls_context(spec: ProxySpec) -> ssl.SSLContext | None:
     return context
 
 
-async def start_http(proxy: Proxy, address: str, old_port: int) -> None:
+async def start_http(server: Server, app: App, spec: ProxySpec, address: str, old_port: int) -> None:
     """A configured port is taken or it is an error; an old one is taken if it is free."""
-    spec, tls = proxy.spec, tls_context(proxy.spec)
-    port = spec.http_port or old_port
+    tls = tls_context(spec)
     try:
-        await proxy.server.start(address, port, proxy.handle, proxy.admit, spec.limits, tls)
+        await server.start(address, spec.http_port or old_port, app.handle, app.admit, spec.limits, tls)
     except OSError:
         if spec.http_port or not old_port:
             raise
-        await proxy.server.start(address, 0, proxy.handle, proxy.admit, spec.limits, tls)
+        await server.start(address, 0, app.handle, app.admit, spec.limits, tls)
 
 
 async def watch_keys(keys: ApiKeys) -> None:
@@ -75,6 +75,18 @@ async def watch_keys(keys: ApiKeys) -> None:
 
 
 async def main(spec: ProxySpec) -> None:
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    zap = Zap(context, {read_keys(spec.run_dir, who).public.encode(): who for who in (WORKER, CONTROLLER)})
+    zap.start()
+    try:
+        await serve(spec, context, zap)
+    finally:
+        zap.stop()
+        context.destroy(linger=500)
+
+
+async def serve(spec: ProxySpec, context: zmq.Context[zmq.Socket[bytes]], zap: Zap) -> None:
+    """Until SIGTERM or SIGINT."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -84,33 +96,27 @@ async def main(spec: ProxySpec) -> None:
     address = address_of(spec.interface)
     keys = ApiKeys(run_dir / "keys" / "api_keys.json")
     curve = read_keys(spec.run_dir, "proxy")
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    with ExitStack() as stack:
-        stack.callback(context.destroy, linger=500)
-        zap = Zap(context, {read_keys(spec.run_dir, who).public.encode(): who for who in (WORKER, CONTROLLER)})
-        zap.start()
-        proxy = Proxy(spec, keys, context, address, link_port, curve, zap)
-        stack.callback(zap.stop)
-        await start_http(proxy, address, http_port)
-        scheme = "https" if spec.tls_cert else "http"
-        file = ProxyFile(
-            id=spec.proxy,
-            addresses=(f"tcp://{address}:{proxy.links.port}",),
-            public_key=curve.public,
-            http=f"{scheme}://{address}:{proxy.server.port}",
-            pid=os.getpid(),
-        )
-        await asyncio.to_thread(write_json, path, file)
-        log.info("proxy %s serves %s, links on %s", spec.proxy, file.http, file.addresses[0])
-        gc.freeze()
-        gc.set_threshold(GC_THRESHOLD)
-        watching = asyncio.ensure_future(watch_keys(keys))
-        await stop.wait()
-        log.info("stopping")
-        watching.cancel()
-        await proxy.server.close(GRACE_S)
-        proxy.close("the proxy stops")
-        await asyncio.to_thread(path.unlink, missing_ok=True)
+    server = Server()
+    dispatch = Dispatch(spec, context, address, link_port, curve, zap, lambda: server.connections)
+    await start_http(server, App(spec, keys, zap, dispatch), spec, address, http_port)
+    file = ProxyFile(
+        id=spec.proxy,
+        addresses=(f"tcp://{address}:{dispatch.links.port}",),
+        public_key=curve.public,
+        http=f"{'https' if spec.tls_cert else 'http'}://{address}:{server.port}",
+        pid=os.getpid(),
+    )
+    await asyncio.to_thread(write_json, path, file)
+    log.info("proxy %s serves %s, links on %s", spec.proxy, file.http, file.addresses[0])
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+    watching = asyncio.ensure_future(watch_keys(keys))
+    await stop.wait()
+    log.info("stopping")
+    watching.cancel()
+    await server.close(GRACE_S)
+    dispatch.close("the proxy stops")
+    await asyncio.to_thread(path.unlink, missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ class Route:
 Score = Callable[[Worker], float]
 
 
+def estimated_tokens(body: bytes, spec: RoutingSpec) -> int:
+    """A prompt's bytes stand for its tokens until an engine has counted them."""
+    return int(len(body) / spec.bytes_per_token)
+
+
 def least_loaded(worker: Worker) -> float:
     """Work outstanding in tokens: prompts on their way, and a share for each running decode.
 

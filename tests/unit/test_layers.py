@@ -45,7 +45,6 @@ MAX_LINES = 350
 MAX_FUNCTION_LINES = 60
 # Larger than the rule; each may shrink and must not grow.
 LARGER = {
-    "proxy/app.py": 390,
 }
 
 
