@@ -23,7 +23,9 @@ from tests.sim_engine import (
     ticket_of,
     until_free,
 )
+from workers.engines.sim import SimEngine
 from workers.engines.sim_api import Chunks, Generation, full_answer, usage
+from workers.engines.sim_handoff import Answer, Ask, HandOver, listen
 from workers.protocol import Leg
 
 # ---------------------------------------------------------------- the OpenAI shapes
@@ -285,6 +287,36 @@ def test_a_ticket_read_after_its_lease_gives_wrong_text_and_no_error() -> None:
             assert answer.json["choices"] != expected
 
     run(test)
+
+
+def test_while_a_decode_leg_waits_heartbeats_keep_its_ticket() -> None:
+    asks: list[Ask] = []
+
+    async def test() -> None:
+        async with engine() as holder, engine(lease_s=0.06, max_num_seqs=1) as decoder:
+            assert isinstance(holder, SimEngine)
+
+            def relay(ask: Ask) -> Answer:
+                asks.append(ask)
+                return holder.hand_out(ask)
+
+            expected = (await post(holder)).json["choices"]
+            ticket = ticket_of(await prefilled(holder))
+            async with listen("127.0.0.1", relay) as port, asyncio.TaskGroup() as tasks:
+                source = msgspec.structs.replace(msgspec.json.decode(ticket.params, type=HandOver), port=port)
+                call = new_call(Leg.DECODE, msgspec.structs.replace(ticket, params=msgspec.json.encode(source)))
+                busy = Client(decoder, "/v1/completions", complete(stream=True, max_tokens=900))
+                tasks.create_task(busy.run())
+                await busy.seen.wait()
+                decode = tasks.create_task(post(decoder, call=call))
+                while sum(ask.keep for ask in asks) < 3:  # noqa: ASYNC110 (they come by themselves)
+                    await asyncio.sleep(0.005)
+                busy.leave()
+                assert (await decode).json["choices"] == expected
+            await until_free(holder)
+
+    run(test)
+    assert sum(not ask.keep for ask in asks) == 1, "read once"
 
 
 def test_clients_cannot_send_tickets() -> None:

@@ -64,6 +64,9 @@ class Run:
                     del self.tickets[ticket]
         if isinstance(event, ev.Release):
             self.tickets.pop(event.ticket, None)
+        if isinstance(event, ev.Extend) and event.ticket in self.tickets:
+            until = self.now + self.core.config.lease_s * 2 / 3
+            self.tickets[event.ticket] = max(self.tickets[event.ticket], until)
         self.effects += effects
         self.check()
         return effects
@@ -78,7 +81,7 @@ class Run:
         assert len(set(idle)) == len(idle)
         assert set(idle) == {block for block, count in enumerate(pool.refs) if count == 0}
         assert set(pool._by_key) == self.cached, "the KV events tell what is cached"
-        assert core._tickets.keys() == self.tickets.keys()
+        assert {ticket: deadline for ticket, (deadline, _) in core._tickets.items()} == self.tickets
         assert all(deadline > self.now for deadline in self.tickets.values()), "open beyond its lease"
         assert sum(new for _, new in core._pass) <= core.config.max_num_batched_tokens
         assert core.num_running <= core.config.max_num_seqs
@@ -173,6 +176,32 @@ def test_a_read_after_the_lease_gives_wrong_tokens_without_error() -> None:
     assert decode_with(holder.core.contents(blocks), prompt, 12) != generate(prompt, 12)
 
 
+def test_a_ticket_whose_reader_waits_outlives_its_lease() -> None:
+    prompt = list(range(100, 118))
+    holder = Run()
+    blocks = prefill(holder, 1, prompt)
+    prefill(holder, 2, list(range(200, 218)))  # nobody waits for this one
+    for _ in range(12):
+        holder.now += holder.core.config.lease_s / 6
+        holder.apply(ev.Extend(1))
+    assert holder.tickets.keys() == {1}
+    prefill(holder, 3, list(range(500, 540)))
+    assert decode_with(holder.core.contents(blocks), prompt, 12) == generate(prompt, 12)
+    holder.finish()
+    assert holder.core.counters.expired_tickets == 3, "a reader that died keeps nothing"
+
+
+def test_a_heartbeat_never_shortens_a_lease_and_revives_none() -> None:
+    run = Run()
+    prefill(run, 1, list(range(20)))
+    deadline = run.tickets[1]
+    run.apply(ev.Extend(1))
+    assert run.core.next_at == deadline
+    run.tick()
+    assert run.apply(ev.Extend(1)) == []
+    assert run.core.num_tickets == 0
+
+
 def test_another_prompts_ticket_gives_wrong_tokens() -> None:
     holder = Run()
     blocks = prefill(holder, 1, list(range(200, 218)))
@@ -232,7 +261,7 @@ def test_aborted_while_it_runs_and_while_it_waits_it_is_gone_at_once() -> None:
 
 PROMPTS = st.tuples(st.integers(0, 2), st.integers(1, 40)).map(lambda p: [*range(p[0], p[0] + 9), *range(40)][: p[1]])
 SUBMIT = st.tuples(st.just("submit"), PROMPTS, st.integers(1, 24), st.sampled_from(("whole", "hold", "remote")))
-OTHER = st.tuples(st.sampled_from(("abort", "release", "arrive", "lose", "tick", "wait")), st.integers(0, 8))
+OTHER = st.tuples(st.sampled_from(("abort", "release", "extend", "arrive", "lose", "tick", "wait")), st.integers(0, 8))
 
 
 @given(st.lists(st.one_of(SUBMIT, OTHER), max_size=40))
@@ -252,6 +281,8 @@ def test_any_history_keeps_the_invariants_and_ends_every_request_once(history: l
             run.apply(ev.Abort(number))
         elif what == "release":
             run.apply(ev.Release(number))
+        elif what == "extend":
+            run.apply(ev.Extend(number))
         elif what in ("arrive", "lose") and run.fetches:
             fetch = run.fetches.pop(number % len(run.fetches))
             run.apply(ev.Arrived(fetch.id, [number]) if what == "arrive" else ev.Lost(fetch.id))

@@ -21,10 +21,10 @@ from workers.engines.sim_api import Generation
 from workers.engines.sim_app import App
 from workers.engines.sim_args import VERSION, SimArgs, capabilities, read_args
 from workers.engines.sim_blocks import chain
-from workers.engines.sim_handoff import Answer, Ask, HandOver, HolderGone, listen, read, release
+from workers.engines.sim_handoff import Answer, Ask, HandOver, HolderGone, keep_alive, listen, read, release
 from workers.engines.sim_instant import InstantEngine
 from workers.engines.sim_kv_events import publisher
-from workers.engines.sim_legs import begin, failed
+from workers.engines.sim_legs import begin, failed, source_of
 from workers.engines.sim_live import LiveScheduler, Output, Outputs
 from workers.engines.sim_tokenizer import StopScanner, decode
 from workers.protocol import Leg
@@ -43,7 +43,7 @@ class SimEngine:
         self._args = args
         self._live = live
         self._tasks = tasks
-        self._unread: dict[int, HandOver] = {}  # the tickets of decode legs, until their KV is here
+        self.unread: dict[int, HandOver] = {}  # the tickets of decode legs, until their KV is here
 
     # ------------------------------------------------------------ the host's side
 
@@ -57,7 +57,7 @@ class SimEngine:
         call.cancelled = True
         for id in map(int, call.engine_ids):
             self._end(id)
-            if (source := self._unread.pop(id, None)) is not None:
+            if (source := self.unread.pop(id, None)) is not None:
                 await self._release(source)
 
     async def release(self, params: bytes) -> None:
@@ -70,11 +70,14 @@ class SimEngine:
             await release(source, self._args.read_timeout_s)
 
     def hand_out(self, ask: Ask) -> Answer:
-        """A reader's request: what the blocks contain now, and the end of their ticket."""
+        """A reader's request: what the blocks contain now, and the end of their ticket or its heartbeat."""
         if ask.engine_id != self.holder.engine_id:
             return Answer(error=f"engine {ask.engine_id} is gone, this is {self.holder.engine_id}")
         if not all(0 <= block < self._args.num_blocks for block in ask.blocks):
             return Answer(error="no such blocks")
+        if ask.keep:
+            self._live.apply(ev.Extend(ask.ticket))
+            return Answer()
         contents = self._live.core.contents(ask.blocks)
         self._live.apply(ev.Release(ask.ticket))
         return Answer(contents)
@@ -103,11 +106,11 @@ class SimEngine:
         call = CURRENT.get()
         leg = Leg.WHOLE if call is None else call.leg
         ids = [self._live.new_id() for _ in range(sampling.n)]
-        source = _source(call)
+        source = source_of(call)
         if call is not None:
             begin(call, ids, len(prompt))
         if source is not None:
-            self._unread[ids[0]] = source
+            self.unread[ids[0]] = source
         stop = sampling.stop if leg != Leg.PREFILL else ()
         scanners = {id: StopScanner(stop) for id in ids}  # of the sequences that go on
         outputs: Outputs = asyncio.Queue()
@@ -143,7 +146,7 @@ class SimEngine:
                 raise failed(call, f"the engine ended the request: {output.ended.reason}")
 
     async def _fetch(self, fetch: ev.Fetch, call: Call | None) -> None:
-        source = self._unread.get(fetch.id)
+        source = self.unread.get(fetch.id)
         if source is None:  # cancelled: the ticket is released and the end is on its way
             return
         await asyncio.sleep(self._args.timing.handoff_s(fetch.num_tokens))
@@ -154,7 +157,7 @@ class SimEngine:
             self._live.apply(ev.Lost(fetch.id))
         else:
             self._live.apply(ev.Arrived(fetch.id, contents))
-        self._unread.pop(fetch.id, None)
+        self.unread.pop(fetch.id, None)
 
     def _end(self, id: int) -> None:
         """A finish that crosses it leaves a ticket that nobody was told about: it has the request's id."""
@@ -165,7 +168,7 @@ class SimEngine:
         """However it ends, nothing of it stays but a ticket handed out: no sequence, no ticket to be read."""
         for id in ids if not granted else ():
             self._end(id)
-        if (source := self._unread.pop(ids[0], None)) is not None:
+        if (source := self.unread.pop(ids[0], None)) is not None:
             self._tasks.create_task(self._release(source))
 
     def _params(self, output: Output, num_tokens: int) -> bytes:
@@ -175,16 +178,6 @@ class SimEngine:
         return msgspec.json.encode(
             msgspec.structs.replace(self.holder, ticket=output.id, blocks=blocks, num_tokens=num_tokens)
         )
-
-
-def _source(call: Call | None) -> HandOver | None:
-    """Where a decode leg's KV lies. Raises ApiError."""
-    if call is None or call.leg != Leg.DECODE or call.ticket is None:
-        return None
-    try:
-        return msgspec.json.decode(call.ticket.params, type=HandOver)
-    except msgspec.DecodeError as error:
-        raise failed(call, f"not a ticket of a simulated engine: {error}") from error
 
 
 def _submit(id: int, index: int, prompt: list[int], sampling: Sampling, leg: str, *, remote: bool) -> ev.Submit:
@@ -242,12 +235,15 @@ async def _scheduled(
     spec: EngineSpec, args: SimArgs, placement: Placement, tasks: asyncio.TaskGroup
 ) -> AsyncIterator[Engine]:
     with publisher(placement.local_dir, spec.block_size) as kv_events:
-        live = LiveScheduler(args.core(spec), kv_events.publish)
+        config = args.core(spec)
+        live = LiveScheduler(config, kv_events.publish)
         engine = SimEngine(spec, args, live, tasks)
         async with listen(placement.address, engine.hand_out) as port:
             engine_id = f"{placement.worker}/{placement.generation}/{placement.session}"
             engine.holder = HandOver(engine_id, placement.address, port, 0, [], 0)
+            heartbeats = tasks.create_task(keep_alive(engine.unread, config.lease_s, args.read_timeout_s))
             try:
                 yield engine
             finally:
+                heartbeats.cancel()
                 live.close()

@@ -66,14 +66,14 @@ class Scheduler:
         self._expire(now, effects)
         if self._pass and now >= self._pass_end:
             self._finish_pass(now, effects)
-        self._handle(event, effects)
+        self._handle(event, now, effects)
         if not self._pass:
             self._begin_pass(now, effects)
         if evicted := self.pool.take_evicted():
             effects.append(ev.Removed(evicted))
         return effects
 
-    def _handle(self, event: ev.Event, effects: list[ev.Effect]) -> None:
+    def _handle(self, event: ev.Event, now: float, effects: list[ev.Effect]) -> None:
         match event:
             case ev.Submit():
                 self._submit(event)
@@ -85,6 +85,8 @@ class Scheduler:
                 self._remove(id, "abort", effects)
             case ev.Release(ticket):
                 self.pool.drop(self._tickets.pop(ticket, (0.0, []))[1])
+            case ev.Extend(ticket):
+                self._extend(ticket, now)
             case ev.Tick():
                 pass
 
@@ -97,6 +99,13 @@ class Scheduler:
             self.pool.drop(blocks)
             self.counters.expired_tickets += 1
             effects.append(ev.Expired(ticket))
+
+    def _extend(self, ticket: int, now: float) -> None:
+        if ticket not in self._tickets:
+            return
+        deadline, blocks = self._tickets[ticket]
+        self._tickets[ticket] = (max(deadline, now + self.config.lease_s * 2 / 3), blocks)
+        self._tickets = dict(sorted(self._tickets.items(), key=lambda item: item[1][0]))
 
     def _submit(self, event: ev.Submit) -> None:
         end = len(event.prompt) + event.max_tokens

@@ -103,11 +103,17 @@ class Release(msgspec.Struct, frozen=True):
     ticket: int
 
 
+class Extend(msgspec.Struct, frozen=True):
+    """A ticket's reader still waits: as in vLLM it then has two thirds of a lease from now. Unknown: see `Release`."""
+
+    ticket: int
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
-Event = Submit | Arrived | Lost | Abort | Release | Tick
+Event = Submit | Arrived | Lost | Abort | Release | Extend | Tick
 
 # ---------------------------------------------------------------- effects
 

@@ -1,16 +1,16 @@
 """How blocks move between simulated engines: over a TCP connection, as small as their contents are.
 
 Owns the holder's listening port and the exchange: one line of JSON each way, which reads blocks and frees
-their ticket; a release reads none. The holder answers with what the blocks contain now, ticket or not,
-as a remote read of device memory would. Bound to the worker's interface and, like NIXL, open to whoever
-reaches it. Decides nothing about leases.
+their ticket; a release reads none, a heartbeat keeps the ticket. The holder answers with what the blocks
+contain now, ticket or not, as a remote read of device memory would. Bound to the worker's interface and,
+like NIXL, open to whoever reaches it. Decides nothing about leases.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import cast
 
@@ -32,9 +32,12 @@ class HandOver(msgspec.Struct, frozen=True):
 
 
 class Ask(msgspec.Struct, frozen=True):
+    """`keep`: the reader still waits for its turn."""
+
     engine_id: str
     ticket: int
     blocks: list[int]
+    keep: bool = False
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -113,10 +116,26 @@ async def read(source: HandOver, blocks: list[int], timeout_s: float) -> list[in
 
 async def release(source: HandOver, timeout_s: float) -> None:
     """Free the ticket at its holder. One that cannot be reached is dead and holds nothing, or its lease ends."""
+    await _tell(source, Ask(source.engine_id, source.ticket, []), timeout_s)
+
+
+async def keep(source: HandOver, timeout_s: float) -> None:
+    """One heartbeat."""
+    await _tell(source, Ask(source.engine_id, source.ticket, [], keep=True), timeout_s)
+
+
+async def keep_alive(unread: Mapping[int, HandOver], lease_s: float, timeout_s: float) -> None:
+    """As vLLM's decode engine does for all that its scheduler holds: a heartbeat every sixth of a lease, for ever."""
+    while lease_s:  # without one there is nothing to prolong
+        await asyncio.sleep(lease_s / 6)
+        await asyncio.gather(*(keep(source, timeout_s) for source in unread.values()))
+
+
+async def _tell(source: HandOver, ask: Ask, timeout_s: float) -> None:
     with contextlib.suppress(OSError, HolderGone):  # TimeoutError is an OSError
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(source.address, source.port, limit=LINE_LIMIT)
-            await _exchange(reader, writer, Ask(source.engine_id, source.ticket, []))
+            await _exchange(reader, writer, ask)
 
 
 async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, ask: Ask) -> Answer:

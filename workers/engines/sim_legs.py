@@ -5,8 +5,12 @@ Owns no state: what happens goes to the `Call` of the context.
 
 from __future__ import annotations
 
+import msgspec
+
 from workers.calls import Call, CallRefused
 from workers.engines.sim_api import ApiError
+from workers.engines.sim_handoff import HandOver
+from workers.protocol import Leg
 
 
 def begin(call: Call, engine_ids: list[int], num_prompt_tokens: int) -> None:
@@ -18,6 +22,16 @@ def begin(call: Call, engine_ids: list[int], num_prompt_tokens: int) -> None:
         call.begin(num_prompt_tokens, len(engine_ids))
     except CallRefused as refused:
         raise ApiError(refused.status, refused.reason, type="InternalServerError") from refused
+
+
+def source_of(call: Call | None) -> HandOver | None:
+    """Where a decode leg's KV lies. Raises ApiError."""
+    if call is None or call.leg != Leg.DECODE or call.ticket is None:
+        return None
+    try:
+        return msgspec.json.decode(call.ticket.params, type=HandOver)
+    except msgspec.DecodeError as error:
+        raise failed(call, f"not a ticket of a simulated engine: {error}") from error
 
 
 def failed(call: Call | None, reason: str) -> ApiError:
