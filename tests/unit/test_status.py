@@ -208,12 +208,22 @@ def test_progress_without_a_terminal_is_a_line_per_change() -> None:
     assert "queued  job 100  Resources" in lines[0] and "loading" in lines[3] and "[1/2]" in lines[3]
 
 
-def test_progress_on_a_terminal_is_a_table() -> None:
+def progress_on(width: int, term: str) -> str:
     screen = io.StringIO()
-    console = Console(file=screen, force_terminal=True, width=100, _environ={"TERM": "xterm"})
+    console = Console(file=screen, force_terminal=True, width=width, highlight=False, _environ={"TERM": term})
     progress = Progress(console)
     core = launched()
     core.apply(FleetSeen(FleetView((view("decode-0", "loading", detail="[red]"),), False)), 3.0)
     with progress.shown():
         progress.show(run_status(PLAN, core, "c", "", 1.0))
-    assert "decode-0" in screen.getvalue() and "[red]" in screen.getvalue()
+    return screen.getvalue()
+
+
+def test_progress_on_a_terminal_is_a_table() -> None:
+    shown = progress_on(100, "xterm")
+    assert "decode-0" in shown and "[red]" in shown and "\x1b[" in shown
+
+
+def test_a_dumb_or_narrow_terminal_gets_lines() -> None:
+    for shown in (progress_on(100, "dumb"), progress_on(60, "xterm")):
+        assert re.search(r"^\d\d:\d\d:\d\d  decode-0      loading", shown, re.MULTILINE) and "\x1b" not in shown
