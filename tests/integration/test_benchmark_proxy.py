@@ -1,0 +1,78 @@
+"""`python -m benchmarks.proxy` at its smallest: the shape of its results, and that it leaves no process behind.
+
+Says nothing of how fast anything is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+SOURCE = Path(__file__).resolve().parent.parent.parent
+SMALL = ("streams=2", "tokens=3", "step_ms=5", "prompt_chars=400", "repeats=1", "requests=40")
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Its folder for temporary files is its own: by that all of its processes are known."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.proxy", *SMALL, f"output={tmp_path / 'out'}", *arguments],
+        cwd=SOURCE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def processes_of(tmp_path: Path) -> list[list[str]]:
+    """Their command lines."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("TMPDIR") == str(tmp_path):
+                found.append(process.cmdline())
+    return found
+
+
+def test_it_measures_and_leaves_nothing(tmp_path: Path) -> None:
+    with start(tmp_path) as process:
+        output, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    result = json.loads(output.splitlines()[-1])
+    assert set(result) == {"benchmark", "figures", "machine", "versions"}
+    assert result["benchmark"] == "proxy"
+    figures = result["figures"]
+    assert all(math.isfinite(value) for value in figures.values())
+    for case in ("whole", "split"):
+        for part, unit in (("streams", "token"), ("steady", "token"), ("prompts", "request")):
+            assert figures[f"{case}.{part}.proxy_to_floor"] > 0
+            assert figures[f"{case}.{part}.proxy_us_per_{unit}"] > 0
+    assert figures["memory.requests"] == 40
+    written = json.loads((tmp_path / "out" / "proxy.json").read_text())
+    assert written["figures"] == figures
+    assert len(written["repeats"]) == 1
+    assert (tmp_path / "out" / "proxy.png").stat().st_size > 0
+    assert processes_of(tmp_path) == []
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    with start(tmp_path, "requests=1000000") as process:
+        deadline = time.monotonic() + 120
+        while sum("workers.engine_process" in words for words in processes_of(tmp_path)) < 4:
+            assert process.poll() is None and time.monotonic() < deadline, "its engines did not come up"
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "interrupted" in errors
+    assert processes_of(tmp_path) == []
+    assert not list(tmp_path.glob("sluice-*"))

@@ -1,0 +1,81 @@
+"""What the benchmarks' own parts promise: arguments, the load's rhythm, medians and the last line."""
+
+from __future__ import annotations
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks import report
+from benchmarks.arguments import BadArgument, read_arguments
+from benchmarks.load import Endpoint, Rhythm, ask, prompt
+from benchmarks.measure import Options, parts
+
+
+def test_arguments_take_the_place_of_defaults() -> None:
+    options = read_arguments(Options, ["streams=3", "step_ms=1.5", "output=elsewhere"])
+    assert (options.streams, options.step_ms, options.output, options.repeats) == (3, 1.5, "elsewhere", 3)
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("stream=3", "did you mean streams?"),
+        ("xyzzy=3", "known: streams, tokens"),
+        ("streams", "write streams=VALUE"),
+        ("streams=many", "Expected `int`"),
+        ("streams=0", ">= 1"),
+    ],
+)
+def test_a_wrong_argument_is_told(argument: str, words: str) -> None:
+    with pytest.raises(BadArgument) as refused:
+        read_arguments(Options, [argument])
+    assert words in str(refused.value)
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.integers())
+def test_staggered_users_read_as_many_tokens(rounds: int, num_tokens: int, seed: int) -> None:
+    lengths = Rhythm(start_s=1.0, pause_s=0.1, staggered=True).lengths(rounds, num_tokens, random.Random(seed))
+    assert sum(lengths) == rounds * num_tokens
+    assert all(1 <= length <= num_tokens for length in lengths)
+
+
+def test_pauses_come_before_each_request() -> None:
+    pauses_s = Rhythm(start_s=9.0, pause_s=0.1).pauses_s(4, random.Random(1))
+    assert len(pauses_s) == 4
+    assert max(pauses_s[1:]) <= 0.1
+
+
+def test_every_part_measures_one_of_two_units() -> None:
+    assert {part.unit for part in parts(Options())} == {"token", "request"}
+
+
+def test_a_request_is_whole() -> None:
+    text = prompt(1000, random.Random(0))
+    head, _, body = ask(Endpoint(host="here", port=1, model="sim", key="sk"), text, 4).data.partition(b"\r\n\r\n")
+    assert len(text) == 1000
+    assert b"content-length: %d" % len(body) in head
+    assert msgspec.json.decode(body)["max_tokens"] == 4
+
+
+def test_figures_are_medians_over_the_repeats() -> None:
+    assert report.medians([{"a": 1.0}, {"a": 9.0}, {"a": 2.0}]) == {"a": 2.0}
+
+
+def test_percentiles() -> None:
+    assert report.percentile([3.0, 1.0, 2.0], 0.5) == 2.0
+    assert report.percentile([3.0, 1.0, 2.0], 0.99) == 3.0
+    assert report.percentile([], 0.5) == 0.0
+
+
+def test_the_last_line_is_one_line_of_json() -> None:
+    line = report.last_line(report.report("name", {"a": 1.23456}))
+    assert "\n" not in line
+    answer = msgspec.json.decode(line)
+    assert answer["benchmark"] == "name"
+    assert answer["figures"] == {"a": 1.235}
+    assert answer["machine"]["num_cpus"] >= 1
+    assert {"python", "sluice"} <= set(answer["versions"])
