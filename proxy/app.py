@@ -19,6 +19,7 @@ from proxy.errors import ApiError, BadRequest, NotFound, UnknownModel
 from proxy.exchange import Exchange
 from proxy.legs import BadBody, read_body, stateful_because, whole_because
 from proxy.router import Demand, estimated_tokens
+from proxy.routes import Route
 from proxy.spec import ProxySpec
 from proxy.view import fleet_json
 from proxy.zap import Zap
@@ -50,7 +51,7 @@ class App:
     def handle(self, exchange: Exchange) -> None:
         route = routes.find(exchange.method, exchange.path)
         if route.inference:
-            self._infer(exchange)
+            self._infer(exchange, route)
         elif route is routes.WORKER_METRICS:
             self._worker_metrics(exchange)
         else:
@@ -89,7 +90,7 @@ class App:
         shared = {"object": "model", "created": 0, "owned_by": "sluice", "max_model_len": min(lengths, default=None)}
         return {"object": "list", "data": [{"id": model, **shared} for model in self._spec.models]}
 
-    def _infer(self, exchange: Exchange) -> None:
+    def _infer(self, exchange: Exchange, route: Route) -> None:
         client = HttpClient(exchange, self._dispatch.new_id(), self._count)
         try:
             fields = read_body(exchange.body)
@@ -109,7 +110,7 @@ class App:
             if isinstance(fields.prompt, list)
             else estimated_tokens(exchange.body, self._spec.routing)
         )
-        demand = Demand(tokens, whole_because(exchange.path, fields, exchange.body))
+        demand = Demand(tokens, whole_because(route, fields, exchange.body))
         self._launch(exchange, client, demand, streams=fields.stream is True)
 
     def _worker_metrics(self, exchange: Exchange) -> None:

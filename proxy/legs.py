@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from proxy.routes import Route
+
 
 class BodyFields(msgspec.Struct):
     """The few fields that are read; types as loose as clients are, for the engine does the judging."""
@@ -27,7 +29,6 @@ class BodyFields(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(BodyFields)
-_SPLITTABLE = frozenset({"/v1/chat/completions", "/v1/completions"})
 # Other modalities are served whole: *_url, *_embeds, input_audio. A false match only costs the split.
 _MEDIA = (b'_url"', b'_embeds"', b'"input_audio"')
 
@@ -48,10 +49,10 @@ def read_body(body: bytes) -> BodyFields:
         raise BadBody("the request body is not valid UTF-8") from None
 
 
-def whole_because(path: str, fields: BodyFields, body: bytes) -> str | None:
+def whole_because(route: Route, fields: BodyFields, body: bytes) -> str | None:
     """Why this request must run on one worker; None where it may be split."""
-    if path not in _SPLITTABLE:
-        return f"{path} is not split"
+    if not route.split:
+        return f"{route.path} is not split"
     if fields.n not in (None, 1) or fields.best_of not in (None, 1):
         return "several sequences"
     if fields.use_beam_search:

@@ -1,0 +1,68 @@
+"""What may be split over two workers: everything that a hand-over carries exactly, and nothing unknown."""
+
+import json
+from typing import Any
+
+import pytest
+
+from proxy import routes
+from proxy.legs import BadBody, read_body, stateful_because, whole_because
+
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+
+
+def why(path: str, **fields: Any) -> str | None:
+    body = json.dumps({"model": "tiny", **fields}).encode()
+    return whole_because(routes.find("POST", path), read_body(body), body)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "hello"}]}),
+        (CHAT, {"messages": [], "n": 1, "stream": True, "tools": [], "logprobs": True}),
+        (COMPLETIONS, {"prompt": "hello"}),
+        (COMPLETIONS, {"prompt": [1, 2, 3], "echo": False}),
+    ],
+)
+def test_one_sequence_is_split(path: str, fields: dict[str, Any]) -> None:
+    assert why(path, **fields) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        (CHAT, {"n": 2}),
+        (CHAT, {"n": "2"}),
+        (COMPLETIONS, {"prompt": "x", "best_of": 2}),
+        (COMPLETIONS, {"prompt": "x", "use_beam_search": True}),
+        (COMPLETIONS, {"prompt": "x", "prompt_logprobs": 0}),
+        (COMPLETIONS, {"prompt": "x", "echo": True}),
+        (COMPLETIONS, {"prompt": ["one", "two"]}),
+        (COMPLETIONS, {"prompt": ["one"]}),
+        (COMPLETIONS, {"prompt": [[1, 2], [3]]}),
+        (COMPLETIONS, {"prompt": []}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
+        ("/v1/embeddings", {"input": "x"}),
+        ("/v1/responses", {"input": "x"}),
+    ],
+)
+def test_everything_else_runs_whole(path: str, fields: dict[str, Any]) -> None:
+    assert why(path, **fields)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"\xff", b'{"model": "\xff"}', b"{} {}"])
+def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
+    with pytest.raises(BadBody, match="request body"):
+        read_body(body)
+
+
+def test_wrong_types_are_left_for_the_engine_to_judge() -> None:
+    assert read_body(b'{"model": 3, "stream": "yes", "n": []}').model == 3
+
+
+def test_what_needs_a_memory_is_named() -> None:
+    assert stateful_because(read_body(b'{"background": true}')) == "background"
+    assert stateful_because(read_body(b'{"previous_response_id": "r"}')) == "previous_response_id"
+    assert stateful_because(read_body(b"{}")) is None
