@@ -11,17 +11,13 @@ import asyncio
 import logging
 import os
 import random
-import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import uvloop
-import zmq
 
 from launcher import slurm
 from launcher.effects import (
@@ -45,19 +41,16 @@ from launcher.job import Plan
 from launcher.jobs import JobError, JobSystem
 from launcher.local import LocalJobs
 from launcher.ownership import OwnedByOther, claim
+from launcher.proxy_links import ProxyLinks
 from launcher.proxy_process import ProxyProcess
 from launcher.reconcile import Reconciler
 from launcher.reporter import Reporter
 from launcher.rundir import STOP, Owner, RunDir
 from launcher.status import job_views
 from launcher.submit import SlurmJobs
-from workers.link import Link
 from workers.logs import start_logging
-from workers.protocol import PROTOCOL, PROXY_SILENCE_S, ControllerHello, DrainWorker, FleetView, Jobs, Message
-from workers.rendezvous import ProxyFile, Rendezvous
+from workers.protocol import DrainWorker, Jobs
 from workers.spec import write_json
-from workers.wire import decode_to_controller, identity
-from workers.zmq_loop import read_keys
 
 log = logging.getLogger("sluice.controller")
 
@@ -77,10 +70,8 @@ class Controller:
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._finished = asyncio.Event()
         self._stop_asked = False
-        self._reporter = Reporter(run, plan, owner, core)
-        self._told_jobs: Jobs | None = None
-        self._context: zmq.Context[Any] = zmq.Context()
-        self._rendezvous = Rendezvous(run.proxies, self._open_link)
+        self._proxies = ProxyLinks(run, plan.run, lambda view: self._apply(FleetSeen(view)))
+        self._reporter = Reporter(run, plan, owner, core, self._proxies)
 
     async def run(self) -> None:
         log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
@@ -94,7 +85,7 @@ class Controller:
                     self._ask_queue,
                     self._carry_out,
                     self._report,
-                    self._rendezvous.run,
+                    self._proxies.run,
                     proxy.run,
                 )
                 tasks = [group.create_task(part()) for part in work]
@@ -102,8 +93,7 @@ class Controller:
                 for task in tasks:
                     task.cancel()
         finally:
-            self._rendezvous.close("the controller ends")
-            self._context.destroy(linger=500)
+            self._proxies.close("the controller ends")
         await self._reporter.last_words()
 
     def stop(self, why: str) -> None:
@@ -128,7 +118,7 @@ class Controller:
         for effect in self._core.apply(event, time.time()):
             log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
             self._effects.put_nowait(effect)
-        self._push_jobs()
+        self._proxies.tell(Jobs(job_views(self._plan, self._core)))
 
     async def _read_desired(self) -> None:
         """A file that cannot be read just now changes nothing."""
@@ -154,34 +144,6 @@ class Controller:
                 self._apply(QueueRead(tuple(rows), asked_at))
             await asyncio.sleep(self._plan.poll_interval_s * random.uniform(1.0, 1.2))
 
-    def _open_link(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
-        session = secrets.token_hex(4)
-        self._reporter.http = proxy.http
-        self._told_jobs = None
-
-        def gone(reason: str, final: bool) -> None:
-            lost(reason, final)
-            self._apply(FleetSeen(None))
-
-        link = Link(
-            self._context,
-            endpoint,
-            identity=identity("controller", 0, session),
-            server_public=proxy.public_key,
-            keys=read_keys(str(self._run.path), "controller"),
-            hello=ControllerHello(PROTOCOL, self._plan.run, session),
-            decode=decode_to_controller,
-            on_message=self._hear,
-            on_lost=gone,
-            silence_s=PROXY_SILENCE_S,
-        )
-        link.send(Jobs(job_views(self._plan, self._core)))
-        return link
-
-    def _hear(self, message: Message) -> None:
-        if isinstance(message, FleetView):
-            self._apply(FleetSeen(message))
-
     def _proxy_died(self, reason: str, deaths: int) -> None:
         self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
 
@@ -199,7 +161,7 @@ class Controller:
                 case Record(records):
                     await asyncio.to_thread(self._run.write_jobs, list(records))
                 case Drain(worker, generation, reason, timeout_s):
-                    self._say(DrainWorker(worker, generation, reason, timeout_s))
+                    self._proxies.say(DrainWorker(worker, generation, reason, timeout_s))
                 case GiveUp(failure):
                     log.error("giving up: %s: %s", failure.name, failure.reason)
                 case Done():
@@ -225,16 +187,6 @@ class Controller:
             await asyncio.to_thread(self._jobs.cancel, [job], force=force)
         except JobError as fault:
             log.error("%s; it will be tried again", fault)
-
-    def _push_jobs(self) -> None:
-        told = Jobs(job_views(self._plan, self._core))
-        if told != self._told_jobs:
-            self._told_jobs = told
-            self._say(told)
-
-    def _say(self, message: Message) -> None:
-        for link in self._rendezvous.links.values():
-            link.send(message)
 
 
 def restore(run: RunDir, plan: Plan) -> Reconciler:

@@ -15,6 +15,7 @@ import msgspec
 from launcher.job import Plan
 from launcher.keys import api_key_file
 from launcher.ownership import forget, is_owner
+from launcher.proxy_links import ProxyLinks
 from launcher.reconcile import Reconciler
 from launcher.rundir import Endpoint, Owner, RunDir
 from launcher.status import RunStatus, run_status
@@ -27,14 +28,14 @@ WRITE_EVERY_S = 10.0
 
 
 class Reporter:
-    """`http` is the proxy's address, once it has one."""
+    """Reads what the core and the links know at the moment of writing."""
 
-    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler) -> None:
+    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, proxies: ProxyLinks) -> None:
         self._run = run
         self._plan = plan
         self._owner = owner
         self._core = core
-        self.http = ""
+        self._proxies = proxies
 
     async def run(self) -> None:
         """Returns when another controller has taken the run over."""
@@ -58,7 +59,7 @@ class Reporter:
             await asyncio.to_thread(forget, self._run, self._owner)
 
     def _status(self) -> RunStatus:
-        url = f"{self.http}/v1" if self.http else ""
+        url = f"{self._proxies.http}/v1" if self._proxies.http else ""
         return run_status(self._plan, self._core, self._owner.id, url, time.time())
 
     def _endpoint(self, url: str) -> Endpoint:

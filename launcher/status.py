@@ -11,8 +11,9 @@ import msgspec
 
 from launcher.effects import Failure
 from launcher.job import Plan
+from launcher.job_book import Job
 from launcher.jobs import EXITED, Row
-from launcher.reconcile import Job, Reconciler
+from launcher.reconcile import Reconciler
 from workers import lifecycle
 from workers.protocol import FleetView, JobView, WorkerView
 
@@ -133,10 +134,10 @@ def _phase(core: Reconciler) -> str:
 
 def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetView) -> WorkerStatus:
     status = WorkerStatus(worker=worker, pool=pool, role=role)
-    job = core.newest(worker)
+    job = core.book.newest(worker)
     if job is not None:
         return _live(status, job, fleet)
-    ended = [record for record in core.history.values() if record.worker == worker]
+    ended = [record for record in core.book.history.values() if record.worker == worker]
     if not ended:
         return status
     last = max(ended, key=lambda record: record.generation)

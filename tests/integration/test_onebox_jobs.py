@@ -132,7 +132,7 @@ def test_a_new_controller_adopts_what_runs_and_stops_it(run: RunDir) -> None:
     asked_at = time.time()
     effects = core.apply(QueueRead(tuple(slurm.run_rows("demo", run.path)), asked_at), asked_at)
     assert [effect for effect in effects if isinstance(effect, Submit)] == [Submit("w-1", 0)]
-    assert core.live[job].record.generation == 3
+    assert core.book.live[job].record.generation == 3
     core.apply(DesiredRead(Desired(target=STOP, workers=(), since=0.0)), time.time())
     slurm.cancel([job])
     wait_for_state(run, job, "CANCELLED")

@@ -81,14 +81,14 @@ def test_a_job_that_no_record_knows_is_adopted_instead_of_submitted_again() -> N
     core.apply(serve("p"), 1)
     effects = core.apply(QueueRead((row("100", "p", 3, "PENDING"),), 2), 2)
     assert [type(effect) for effect in effects] == [Record]
-    assert core.newest("p") is not None and core.live["100"].record.generation == 3
+    assert core.book.newest("p") is not None and core.book.live["100"].record.generation == 3
 
 
 def test_a_job_is_not_missed_by_an_answer_older_than_its_submission() -> None:
     core = new()
     running(core)
     assert core.apply(QueueRead((), 12), 13) == [], "asked within the settle time"
-    assert core.live
+    assert core.book.live
 
 
 def test_a_job_that_fails_before_the_run_has_served_ends_the_launch() -> None:
@@ -154,7 +154,7 @@ def test_after_a_lost_answer_of_sbatch_the_queue_decides() -> None:
     assert acts(core.apply(SubmitRefused("p", 0, "Socket timed out", transient=True), 2)) == []
     assert acts(core.apply(Tick(), 100)) == [], "no newer answer of the queue"
     assert acts(core.apply(QueueRead((row("100", "p", 0, "PENDING"),), 100), 100)) == []
-    assert core.live["100"].record.generation == 0
+    assert core.book.live["100"].record.generation == 0
 
 
 def test_stop_drains_what_serves_and_cancels_the_rest() -> None:
@@ -276,7 +276,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(phase=st.sampled_from(["loading", "ready", "failed"]), ready=st.booleans())
     def fleet_speaks(self, phase: str, ready: bool) -> None:
-        views = [view(job.record.worker, job.record.generation, phase) for job in self.core.live.values()]
+        views = [view(job.record.worker, job.record.generation, phase) for job in self.core.book.live.values()]
         self.perform(self.core.apply(fleet(*views, ready=ready), self.now))
 
     @precondition(lambda self: not self.done)

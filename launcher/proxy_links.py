@@ -1,0 +1,76 @@
+"""The controller's links to the run's live proxies: the fleet comes in, jobs and drain commands go out.
+
+Owns the sockets. A new proxy is told the jobs at once; one that is lost tells no fleet any more.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from launcher.rundir import RunDir
+from workers.link import Link
+from workers.protocol import PROTOCOL, PROXY_SILENCE_S, ControllerHello, DrainWorker, FleetView, Jobs, Message
+from workers.rendezvous import ProxyFile, Rendezvous
+from workers.wire import decode_to_controller, identity
+from workers.zmq_loop import read_keys
+
+
+class ProxyLinks:
+    """`on_fleet(view)`: what a proxy sees, None when it is lost."""
+
+    def __init__(self, run: RunDir, name: str, on_fleet: Callable[[FleetView | None], None]) -> None:
+        self._run = run
+        self._name = name
+        self._on_fleet = on_fleet
+        self._jobs = Jobs(())
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._rendezvous = Rendezvous(run.proxies, self._open)
+        self.http = ""  # of the proxy that was found last
+
+    async def run(self) -> None:
+        await self._rendezvous.run()
+
+    def close(self, reason: str) -> None:
+        self._rendezvous.close(reason)
+        self._context.destroy(linger=500)
+
+    def tell(self, jobs: Jobs) -> None:
+        """Called often; says only what is new."""
+        if jobs != self._jobs:
+            self._jobs = jobs
+            self.say(jobs)
+
+    def say(self, message: Jobs | DrainWorker) -> None:
+        for link in self._rendezvous.links.values():
+            link.send(message)
+
+    def _open(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
+        session = secrets.token_hex(4)
+        self.http = proxy.http
+
+        def gone(reason: str, final: bool) -> None:
+            lost(reason, final)
+            self._on_fleet(None)
+
+        link = Link(
+            self._context,
+            endpoint,
+            identity=identity("controller", 0, session),
+            server_public=proxy.public_key,
+            keys=read_keys(str(self._run.path), "controller"),
+            hello=ControllerHello(PROTOCOL, self._name, session),
+            decode=decode_to_controller,
+            on_message=self._hear,
+            on_lost=gone,
+            silence_s=PROXY_SILENCE_S,
+        )
+        link.send(self._jobs)
+        return link
+
+    def _hear(self, message: Message) -> None:
+        if isinstance(message, FleetView):
+            self._on_fleet(message)
