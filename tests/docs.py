@@ -48,6 +48,7 @@ HOW = {
     "pip uninstall --yes torchvision torchaudio torchcodec": How.INSTALLED,
     "pip install -e '.[cuda]'": How.DECLARED,
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan": How.HERE,
+    "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan output=json": How.HERE,
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo": How.PLANNED,
     "python -m launcher action=status run=demo": How.LIVE,
     "python -m launcher action=status run=demo output=json": How.LIVE,

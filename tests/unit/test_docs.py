@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -53,6 +54,8 @@ def test_plans_are_made_as_shown(checkout: Path) -> None:
         assert answer.returncode == 0, f"{command}\n{answer.stderr}"
         if "launcher" in command:
             assert "#SBATCH --job-name=" in answer.stdout, command
+        if "output=json" in command:
+            assert set(json.loads(answer.stdout)) == {"plan", "scripts"}
     assert not (checkout / "runs").exists()
 
 
