@@ -81,10 +81,7 @@ class Reconciler:
     ) -> Reconciler:
         """`last_generations`: the highest that was ever about to be submitted, per worker."""
         book = JobBook(run, records)
-        known = {*last_generations, *(record.worker for record in book.records())}
-        workers = {
-            worker: Worker(max(last_generations.get(worker, -1), book.last_generation(worker))) for worker in known
-        }
+        workers = {worker: Worker(generation) for worker, generation in last_generations.items()}
         core = cls(run=run, drain_timeout_s=drain_timeout_s, served=served, workers=workers, book=book)
         core._told = book.records()
         return core

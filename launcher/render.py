@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from launcher.capacity import GIB
 from launcher.job import JobRequest, Plan, PlannedWorker
+from launcher.present import table
 
 
 def render_plan(plan: Plan, scripts: Mapping[str, str]) -> str:
@@ -80,8 +81,5 @@ def _numbers(gpus: Sequence[int]) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    full = [tuple(header), *(tuple(row) + ("",) * (len(header) - len(row)) for row in rows)]
-    widths = [max(len(row[column]) for row in full) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in full
-    )
+    """A row may end early."""
+    return "\n".join(table([header, *((*row, *[""] * (len(header) - len(row))) for row in rows)]))

@@ -1,6 +1,7 @@
 """Who is there, who is refused, and what must be proven before it serves."""
 
-from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, Proven, Refuse, Registering, WorkerLost
+from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
+from proxy.view import fleet_view
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
 from workers.lifecycle import DRAINING, FAILED
 from workers.protocol import Part
@@ -100,3 +101,13 @@ def test_two_generations_live_side_by_side() -> None:
     bring_up(fleet, "decode-0", 0)
     bring_up(fleet, "decode-0", 1)
     assert {key for key, worker in fleet.workers.items() if worker.up} == {("decode-0", 0), ("decode-0", 1)}
+
+
+def test_the_controller_is_told_why_a_hand_over_is_not_proven() -> None:
+    fleet = Fleet(proxy_spec())
+    prefill = bring_up(fleet, "prefill-0", prove=False)
+    decode = bring_up(fleet, "decode-0", prove=False)
+    fleet.apply(ProofFailed((prefill, decode), "no KV came"), 0.0)
+    assert fleet_view(fleet).faults == ("prefill-0 -> decode-0: no KV came",)
+    fleet.apply(Proven((prefill, decode)), 1.0)
+    assert fleet_view(fleet).faults == ()
