@@ -2,7 +2,8 @@
 
 Owns the answer's framing and whether it is complete: an answer that was cut short never looks whole.
 `write` is the streaming path of the whole proxy: one test, one bytes object, one `transport.write`
-(in uvloop that is one system call, at once). It never waits: a reader that is too slow is cut off. Does not read, and decides nothing about what is answered.
+(in uvloop that is one system call, at once). It never waits: a reader that is too slow is cut off.
+Does not read, and decides nothing about what is answered.
 """
 
 from __future__ import annotations
