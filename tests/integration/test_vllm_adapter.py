@@ -50,6 +50,7 @@ class EngineProcess:
             generation=1,
             session=os.urandom(4).hex(),
             address="127.0.0.1",
+            interface="lo",
             handoff_port=_free_port(),
             head_address="127.0.0.1",
             head_port=0,

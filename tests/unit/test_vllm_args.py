@@ -51,6 +51,7 @@ HERE = Placement(
     generation=3,
     session="a1b2c3d4",
     address="10.0.0.7",
+    interface="ib0",
     handoff_port=5601,
     head_address="10.0.0.7",
     head_port=29501,

@@ -30,6 +30,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     generation: int
     session: str  # random per start: an engine id or address is never used twice
     address: str  # of this node on the chosen interface
+    interface: str | None  # its name, where the configuration gives one
     handoff_port: int  # NIXL side channel, rank 0's
     head_address: str  # rank 0's, for the engine's own process group
     head_port: int

@@ -172,9 +172,16 @@ def engine_environment(
     spec: EngineSpec, placement: Placement, inherited: Mapping[str, str], *, cpu: bool
 ) -> dict[str, str]:
     """The variables to set on top of `inherited`: what the site or the pool says wins over our defaults only."""
-    defaults = _cpu_environment(spec) if cpu else {}
+    defaults = _fabric_environment(placement) | (_cpu_environment(spec) if cpu else {})
     chosen = {key: value for key, value in defaults.items() if key not in inherited}
     return chosen | spec.environment | _owned_environment(placement)
+
+
+def _fabric_environment(placement: Placement) -> dict[str, str]:
+    """The engine's own process group stays on the fabric. UCX is left alone: it is told devices, not interfaces."""
+    if placement.interface is None:
+        return {}
+    return {"NCCL_SOCKET_IFNAME": placement.interface, "GLOO_SOCKET_IFNAME": placement.interface}
 
 
 def _cpu_environment(spec: EngineSpec) -> dict[str, str]:

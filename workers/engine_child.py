@@ -1,0 +1,114 @@
+"""The engine process of this node as its agent sees it: its words, its output, its end.
+
+Owns the child, its process group and the agent's end of the channel. Decides nothing about the worker:
+what the engine says is handed on, in order, and its last lines are kept for the story.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+from workers.channel import Broken, Channel, Finish, Idle, Ready
+from workers.logs import PASSED_ON
+
+log = logging.getLogger("sluice.agent")
+
+END_TIMEOUT_S = 12.0  # above the engine process's own limit for closing
+TAIL_LINES = 20
+LINE_BYTES = 1 << 16
+
+
+class EngineChild:
+    """See `started`, which makes it and ends it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self._process = process
+        self._channel = channel
+        self._words: asyncio.Queue[Ready | Broken | Finish | Idle | None] = asyncio.Queue()
+        self.tail: deque[str] = deque(maxlen=TAIL_LINES)
+
+    async def word(self) -> Ready | Broken | Finish | Idle | None:
+        """The next thing the engine process says; None: it has ended."""
+        return await self._words.get()
+
+    def finish(self, timeout_s: float) -> None:
+        """Ask it to say Idle once nothing is left, or when the time is over."""
+        self._channel.say(Finish(timeout_s))
+
+    async def listen(self) -> None:
+        async for message in self._channel.messages():
+            self._words.put_nowait(message)
+        self._words.put_nowait(None)
+
+    async def watch(self) -> None:
+        """A further node's process says nothing, and one that hangs in its end has closed its channel before."""
+        await self._process.wait()
+        self._words.put_nowait(None)
+
+    async def copy_output(self) -> None:
+        """The engine's output through our own bounded logging, so that a hung file system never blocks it."""
+        assert self._process.stdout is not None
+        output = logging.getLogger(PASSED_ON)
+        async for line in lines_of(self._process.stdout):
+            self.tail.append(line)
+            output.info("%s", line)
+
+    async def end(self) -> None:
+        """The end of the channel tells it to end; of the group that it leads, nothing stays."""
+        self._channel.close()
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await self._process.wait()
+        except TimeoutError:
+            log.warning("the engine process did not end within %.0f s: killing it", END_TIMEOUT_S)
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        await self._process.wait()
+
+
+@asynccontextmanager
+async def started(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[EngineChild]:
+    """The engine process while it is needed; afterwards nothing of it is left."""
+    ours, theirs = socket.socketpair()
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=theirs.fileno(),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, **environment},
+        start_new_session=True,
+    )
+    theirs.close()
+    child = EngineChild(process, await Channel.over(ours))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(child.copy_output())  # ends with the group, the last holder of the pipe
+        hearing = [tasks.create_task(child.listen()), tasks.create_task(child.watch())]
+        try:
+            yield child
+        finally:
+            for task in hearing:
+                task.cancel()
+            await child.end()
+
+
+async def lines_of(stream: asyncio.StreamReader, limit: int = LINE_BYTES) -> AsyncIterator[str]:
+    """Lines without their ends; an endless line is cut, not an error."""
+    rest = b""
+    while data := await stream.read(limit):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+        if len(rest) > limit:
+            yield rest.decode(errors="replace")
+            rest = b""
+    if rest:
+        yield rest.decode(errors="replace")

