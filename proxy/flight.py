@@ -49,12 +49,13 @@ class Flight:
     attempts: int = 0
     route: Route | None = None
     leg: int | None = None  # rid on the wire
-    story: list[str] = field(default_factory=list)
+    story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
 
     def move(self, state: State, now: float) -> None:
-        self.story.append(f"{self.state.value}@{now:.3f}")
+        self.story.append((self.state, now))
         if state not in NEXT[self.state]:
-            raise RuntimeError(f"request {self.request_id}: no step to {state.value} after {' '.join(self.story)}")
+            told = " -> ".join(f"{past.value} until {at:.3f}" for past, at in self.story)
+            raise RuntimeError(f"request {self.request_id}: no step to {state.value} after {told}")
         self.state, self.progress_at = state, now
 
 

@@ -243,5 +243,9 @@ def test_a_full_queue_is_429_and_a_long_wait_503(tmp_path: Any) -> None:
         assert third.status_code == 429
         assert third.headers["retry-after"]
         assert b" 503 " in second.recv(4096).split(b"\r\n")[0]
+        leaving = open_stream(busy, {"max_tokens": 1})
+        wait_for(lambda: busy.fleet()["queued"] == 1, "the next request to be queued")
+        leaving.close()
+        wait_for(lambda: busy.fleet()["queued"] == 0, "the client's leaving to be noticed in the queue")
         first.close()
         second.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -246,3 +247,12 @@ class Histories(RuleBasedStateMachine):
 
 Histories.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestHistories = Histories.TestCase
+
+
+def test_an_illegal_step_tells_the_story() -> None:
+    request = flight(1)
+    request.move(State.PREFILL, 1.0)
+    with pytest.raises(
+        RuntimeError, match=r"req-1: no step to prefill after queued until 1\.000 -> prefill until 2\.000"
+    ):
+        request.move(State.PREFILL, 2.0)
