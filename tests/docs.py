@@ -33,6 +33,7 @@ class How(Enum):
     INSTALLED = "run in a fresh environment: integration/test_install.py"
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
+    SMALL = "run at its smallest: integration/test_benchmark_proxy.py"
     ELSEWHERE = "needs a machine that is not here"
 
 
@@ -58,6 +59,7 @@ HOW = {
     "sbatch slurm/controller.sbatch +cluster=h100x2 model=llama-3.3-70b run=demo": How.SUBMITTED,
     "cp conf/cluster/h100x2.yaml conf/cluster/mysite.yaml": How.HERE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b action=plan": How.HERE,
+    "python -m benchmarks.proxy": How.SMALL,
     # docs/security.md
     "python -m launcher +cluster=h100x2 run=demo"
     " proxy.tls_cert=/path/cert.pem proxy.tls_key=/path/key.pem action=plan": How.HERE,
