@@ -26,7 +26,7 @@ from workers.faults import WorkerFault, story
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STOPPED, Lifecycle
 from workers.link import Link
 from workers.network import NetworkFault
-from workers.placing import check_engine_version, place
+from workers.placing import check_engine_version, make_local_dir, place
 from workers.protocol import PROTOCOL, PROXY_SILENCE_S, Drain, Message, Part, Phase, Register
 from workers.rendezvous import ProxyFile, RefusedForGood, Rendezvous
 from workers.slurm_env import SlurmEnv
@@ -71,7 +71,7 @@ class Agent:
 
     async def run(self) -> int:
         self._obey_signals()
-        local_dir = Path(tempfile.mkdtemp(prefix="sluice-"))
+        local_dir = make_local_dir(tempfile.gettempdir())
         try:
             async with asyncio.TaskGroup() as tasks:
                 beside = [tasks.create_task(self._obey_the_clock())]

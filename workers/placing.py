@@ -1,11 +1,13 @@
 """Where this node stands in its worker, found out before anything is loaded.
 
-Owns the head file, by which rank 0 tells the other nodes of the job where to meet. Starts nothing.
+Owns the node-local folder, and the head file, by which rank 0 tells the other nodes of the job where to
+meet. Starts nothing.
 """
 
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,7 +20,13 @@ from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec, write_json
 
 HEAD_POLL_S = 0.5
+MAX_BASE_CHARS = 50
 HEAD_TIMEOUT_S = 300.0
+
+
+def make_local_dir(base: str) -> Path:
+    """A node-local folder, 0700. The engine's sockets lie in it, and a socket's path has at most 107 characters."""
+    return Path(tempfile.mkdtemp(prefix="sluice-", dir=base if len(base) <= MAX_BASE_CHARS else "/tmp"))
 
 
 async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, local_dir: Path) -> Placement:

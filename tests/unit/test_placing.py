@@ -1,0 +1,71 @@
+"""Where a node stands in its worker: a short private folder, and the way to rank 0."""
+
+import asyncio
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.live import sim_engine
+from workers.faults import WorkerFault
+from workers.placing import check_engine_version, head_file, make_local_dir, place
+from workers.slurm_env import SlurmEnv
+from workers.spec import Role, WorkerSpec
+
+
+def spec(run_dir: Path, **engine: object) -> WorkerSpec:
+    return WorkerSpec(
+        run="r",
+        run_dir=str(run_dir),
+        worker="prefill-0",
+        pool="prefill",
+        role=Role.PREFILL,
+        generation=2,
+        index=0,
+        num_nodes=2,
+        gpus_per_node=1,
+        engine=sim_engine(**engine),
+        interface="lo",
+        code="c",
+        interpreter="python3",
+        load_timeout_s=10.0,
+        drain_timeout_s=10.0,
+    )
+
+
+def env(node_rank: int, restarts: int = 0) -> SlurmEnv:
+    return SlurmEnv("77", restarts, f"n{node_rank}", node_rank, None)
+
+
+def test_the_local_folder_is_private_and_its_path_short(tmp_path: Path) -> None:
+    deep = tmp_path / ("deep" * 20)
+    deep.mkdir()
+    folder = make_local_dir(str(deep))
+    try:
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert len(str(folder)) < 70
+    finally:
+        folder.rmdir()
+
+
+def test_the_other_nodes_find_rank_0_by_the_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "specs").mkdir()
+
+    async def both() -> None:
+        second = asyncio.ensure_future(place(spec(tmp_path), env(1), "b", tmp_path / "second"))
+        head = await place(spec(tmp_path), env(0), "a", tmp_path / "first")
+        found = await second
+        assert (found.node_rank, found.local_dir) == (1, str(tmp_path / "second"))
+        assert (found.session, found.head_address, found.head_port) == ("a", "127.0.0.1", head.head_port)
+
+    asyncio.run(both())
+
+
+def test_a_requeued_job_meets_anew(tmp_path: Path) -> None:
+    assert head_file(spec(tmp_path), env(0)) != head_file(spec(tmp_path), env(0, restarts=1))
+
+
+def test_another_version_of_the_engine_is_refused_before_anything_loads(tmp_path: Path) -> None:
+    with pytest.raises(WorkerFault, match=r"the plan was made for 0\.1"):
+        check_engine_version(spec(tmp_path, kind="vllm", version="0.1"))
+    check_engine_version(spec(tmp_path, kind="vllm", version="0.1", prefix=("apptainer", "exec", "image.sif")))
