@@ -86,17 +86,25 @@ class App:
                 return self._models()
 
     def _models(self) -> dict[str, Any]:
-        lengths = [w.capabilities.max_model_len for w in self._dispatch.fleet.workers.values() if w.capabilities]
-        shared = {"object": "model", "created": 0, "owned_by": "sluice", "max_model_len": min(lengths, default=None)}
-        return {"object": "list", "data": [{"id": model, **shared} for model in self._spec.models]}
+        length = min((loaded.max_model_len for loaded in self._dispatch.fleet.loaded()), default=None)
+        shared = {"object": "model", "created": 0, "owned_by": "sluice", "max_model_len": length}
+        return {"object": "list", "data": [{"id": model, **shared} for model in self._model_ids()]}
+
+    def _model_ids(self) -> list[str]:
+        """The run's own names, and the adapters that its engines have loaded."""
+        adapters = [model for loaded in self._dispatch.fleet.loaded() for model in loaded.models]
+        return list(dict.fromkeys([*self._spec.models, *adapters]))
+
+    def _check_adapter(self, model: Any) -> None:
+        if model not in (known := self._model_ids()):
+            raise UnknownModel(f"the model {model!r} does not exist; this run serves {', '.join(known)}")
 
     def _infer(self, exchange: Exchange, route: Route) -> None:
         client = HttpClient(exchange, self._dispatch.new_id(), self._count)
         try:
             fields = read_body(exchange.body)
             if fields.model is not None and fields.model not in self._spec.models:
-                known = ", ".join(self._spec.models)
-                raise UnknownModel(f"the model {fields.model!r} does not exist; this run serves {known}")
+                self._check_adapter(fields.model)
             if stateful := stateful_because(fields):
                 raise BadRequest(f"{stateful} needs a server that keeps answers; this one does not", param=stateful)
         except BadBody as fault:

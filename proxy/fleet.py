@@ -251,6 +251,10 @@ class Fleet:
             pairs += [(p.key, decode.key) for p in partners] or [(None, decode.key)]
         return pairs
 
+    def loaded(self) -> list[Capabilities]:
+        """What the engines that are there say of themselves."""
+        return [worker.capabilities for worker in self.workers.values() if worker.capabilities is not None]
+
     def is_proven(self, key: Key) -> bool:
         return key in self._proven_decodes
 

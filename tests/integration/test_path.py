@@ -115,6 +115,20 @@ def test_an_unknown_model_is_named_with_the_known_ones(run: Live) -> None:
     assert "tiny" in error_of(answer)["message"]
 
 
+def test_the_models_are_those_of_the_run(run: Live) -> None:
+    with run.client() as client:
+        (model,) = client.get("/v1/models").json()["data"]
+    assert (model["id"], model["object"], model["max_model_len"]) == ("tiny", "model", 4096)
+
+
+def test_an_adapter_that_the_engines_have_is_a_model(tmp_path: Any) -> None:
+    adapted = sim_engine(served_names=("tiny", "tiny-adapter"))
+    with live(tmp_path / "run", {"decode-0": adapted}, pairs=()) as other, other.client() as client:
+        assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["tiny", "tiny-adapter"]
+        body = {"model": "tiny-adapter", "prompt": "x", "max_tokens": 1}
+        assert client.post("/v1/completions", json=body).status_code == 200
+
+
 @pytest.mark.parametrize("key", ["no-key-at-all", "sk-wrong"])
 def test_no_key_or_a_wrong_one_is_401(run: Live, key: str) -> None:
     with run.client(key) as client:
