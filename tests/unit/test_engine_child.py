@@ -1,0 +1,68 @@
+"""The engine process as its agent sees it: its words, its output, its end."""
+
+import asyncio
+
+import uvloop
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.channel import Broken, Ready
+from workers.engine_child import lines_of, started
+
+LIMIT = 8
+
+
+def lines(data: bytes, limit: int = LIMIT) -> list[str]:
+    async def scenario() -> list[str]:
+        stream = asyncio.StreamReader()
+        stream.feed_data(data)
+        stream.feed_eof()
+        return [line async for line in lines_of(stream, limit)]
+
+    return asyncio.run(scenario())
+
+
+def test_lines_come_without_their_ends_and_the_last_needs_none() -> None:
+    assert lines(b"one\n\ntwo\nthree") == ["one", "", "two", "three"]
+    assert lines(b"one\n") == ["one"]
+    assert lines(b"") == []
+
+
+def test_an_endless_line_is_cut() -> None:
+    pieces = lines(b"x" * 100 + b"\nend\n")
+    assert "".join(pieces) == "x" * 100 + "end" and pieces[-1] == "end"
+    assert all(0 < len(piece) <= 2 * LIMIT for piece in pieces)
+
+
+def test_what_is_no_text_is_no_error() -> None:
+    assert lines(b"caf\xc3\xa9 \xff\n", 64) == ["café \N{REPLACEMENT CHARACTER}"]
+
+
+@given(st.lists(st.text("ab", max_size=LIMIT - 1), max_size=20))
+def test_short_lines_come_as_they_are_however_they_arrive(told: list[str]) -> None:
+    assert lines("".join(f"{line}\n" for line in told).encode()) == told
+
+
+READY = '{"type":"ready","detail":"loaded"}'
+BROKEN = '{"type":"broken","reason":"no memory"}'
+
+
+def test_its_words_its_output_and_an_end_that_leaves_nothing_of_its_group() -> None:
+    """The sleep holds the output's pipe: this could not return while it lives. On the agent's own loop."""
+
+    async def scenario() -> list[str]:
+        script = f"sleep 1000 & echo loading; echo '{READY}' >&0; echo '{BROKEN}' >&0; echo $WORD; cat"
+        async with started(["sh", "-c", script], {"WORD": "from the environment"}) as child:
+            assert await child.word() == Ready("loaded")
+            assert await child.word() == Broken("no memory")
+        return list(child.tail)
+
+    assert uvloop.run(scenario()) == ["loading", "from the environment"]
+
+
+def test_a_process_that_ends_by_itself_is_told() -> None:
+    async def scenario() -> None:
+        async with started(["sh", "-c", "exit 3"], {}) as child:
+            assert await child.word() is None
+
+    uvloop.run(scenario())
