@@ -100,7 +100,9 @@ class Live:
         wait_for(lambda: file.exists() and json.loads(file.read_text())["pid"] == pid, "the proxy's file")
         self.url = json.loads(file.read_text())["http"]
 
-    def start_worker(self, worker: str, engine: EngineSpec, *, generation: int = 0, index: int = 0) -> None:
+    def start_worker(
+        self, worker: str, engine: EngineSpec, *, generation: int = 0, index: int = 0, **environment: str
+    ) -> None:
         pool = worker.rsplit("-", 1)[0]
         spec = WorkerSpec(
             run="test",
@@ -121,11 +123,11 @@ class Live:
         )
         path = self.path / "specs" / f"{worker}.{generation}.json"
         write_json(path, spec)
-        self._start(f"{worker}", "-m", "workers", str(path))
+        self._start(f"{worker}", "-m", "workers", str(path), **environment)
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def _start(self, name: str, *arguments: str, **environment: str) -> None:
         log = self.path / "logs" / f"{name}.log"
-        environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+        environment = {**os.environ, "PYTHONPATH": str(SOURCE), **environment}
         with log.open("ab") as file:
             self.processes[name] = subprocess.Popen(
                 [sys.executable, *arguments], stdout=file, stderr=file, env=environment, cwd="/"
