@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.installing import installation, judge_last  # noqa: F401  (fixture)
 from tests.onebox import onebox, onebox_daemons  # noqa: F401  (fixtures)
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -14,6 +15,10 @@ GOLDEN = Path(__file__).parent / "golden"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-goldens", action="store_true", help="write tests/golden instead of comparing with it")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    judge_last(items)
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ log = logging.getLogger("sluice.agent")
 
 END_TIMEOUT_S = 12.0  # above the engine process's own limit for closing
 TAIL_LINES = 20
+LAST_WORDS_S = 1.0
 LINE_BYTES = 1 << 16
 
 
@@ -47,9 +48,13 @@ class EngineChild:
             self._words.put_nowait(message)
         self._words.put_nowait(None)
 
-    async def watch(self) -> None:
-        """A further node's process says nothing, and one that hangs in its end has closed its channel before."""
+    async def watch(self, listening: asyncio.Task[None]) -> None:
+        """A further node's process says nothing, and one that hangs in its end has closed its channel before.
+
+        What it said last is read first: it may be the reason.
+        """
         await self._process.wait()
+        await asyncio.wait({listening}, timeout=LAST_WORDS_S)
         self._words.put_nowait(None)
 
     async def copy_output(self) -> None:
@@ -91,7 +96,8 @@ async def started(command: Sequence[str], environment: Mapping[str, str]) -> Asy
     child = EngineChild(process, await Channel.over(ours))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(child.copy_output())  # ends with the group, the last holder of the pipe
-        hearing = [tasks.create_task(child.listen()), tasks.create_task(child.watch())]
+        listening = tasks.create_task(child.listen())
+        hearing = [listening, tasks.create_task(child.watch(listening))]
         try:
             yield child
         finally:
