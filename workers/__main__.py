@@ -12,6 +12,7 @@ from workers.agent import Agent
 from workers.logs import start_logging
 from workers.slurm_env import read_slurm_env
 from workers.spec import WorkerSpec, read_spec
+from workers.startup import raise_limits
 
 
 async def main(path: Path) -> int:
@@ -24,6 +25,7 @@ async def main(path: Path) -> int:
 
 
 if __name__ == "__main__":
+    raise_limits()
     listener = start_logging("agent")
     status = uvloop.run(main(Path(sys.argv[1])))
     listener.stop()

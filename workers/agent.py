@@ -9,28 +9,43 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import shutil
 import signal
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import zmq
 
-from workers.channel import Broken, Idle, Ready
+from workers.caches import engine_cache
+from workers.channel import Broken, Idle, Ready, Stage
 from workers.engine_child import END_TIMEOUT_S, EngineChild, started
+from workers.engines import Placement, stages_told
 from workers.faults import WorkerFault, story
-from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STOPPED, Lifecycle
+from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STARTING, STOPPED, Lifecycle
 from workers.link import Link
 from workers.network import NetworkFault
-from workers.placing import check_engine_version, make_local_dir, place
-from workers.protocol import PROTOCOL, PROXY_SILENCE_S, Drain, Message, Part, Phase, Register
-from workers.rendezvous import ProxyFile, RefusedForGood, Rendezvous
+from workers.placing import local_folder, place
+from workers.preflight import size
+from workers.protocol import (
+    PROTOCOL,
+    PROXY_SILENCE_S,
+    Drain,
+    Message,
+    Part,
+    Phase,
+    Register,
+    Registered,
+)
+from workers.proxy_file import ProxyFile
+from workers.rendezvous import RefusedForGood, Rendezvous
 from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec, write_json
+from workers.stages import ENVIRONMENT, IMPORT, PREFLIGHT, STAGING, StageClock, in_words
+from workers.staging_process import Progress
+from workers.startup import engine_process, preflight, staged
 from workers.walltime import walltime_drain
 from workers.wire import decode_to_worker, identity
 from workers.zmq_loop import read_keys
@@ -41,6 +56,8 @@ log = logging.getLogger("sluice.agent")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 WALLTIME = "walltime"
 GOODBYE_S = 0.2
+
+T = TypeVar("T")
 
 
 class Stop(msgspec.Struct, frozen=True):
@@ -61,6 +78,10 @@ class Agent:
         self._started_at = time.time()
         self._incarnation = secrets.token_hex(4)
         self._life = Lifecycle()
+        self._stages = StageClock()
+        if env.start_time is not None:
+            self._stages.add(ENVIRONMENT, self._started_at - env.start_time)
+        self._told_by = stages_told(spec.engine.kind)
         self._num_sessions = 0
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
         self._rendezvous = Rendezvous(Path(spec.run_dir) / "proxies", self._open_link)
@@ -71,33 +92,39 @@ class Agent:
 
     async def run(self) -> int:
         self._obey_signals()
-        local_dir = make_local_dir(tempfile.gettempdir())
         try:
-            async with asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(self._obey_the_clock())]
-                if self._is_head:
-                    beside.append(tasks.create_task(self._rendezvous.run()))
-                await self._live(local_dir)
-                for task in beside:
-                    task.cancel()
+            with local_folder() as local_dir:
+                async with asyncio.TaskGroup() as tasks:
+                    beside = [tasks.create_task(self._obey_the_clock())]
+                    if self._is_head:
+                        beside.append(tasks.create_task(self._rendezvous.run()))
+                    await self._live(local_dir)
+                    for task in beside:
+                        task.cancel()
         except* (WorkerFault, NetworkFault, RefusedForGood) as group:
             if not self._life.ended:
                 self._step(FAILED, story(group))
         finally:
             await asyncio.sleep(GOODBYE_S)  # the last phase should still leave
             self._rendezvous.close(self._life.detail)
-            await asyncio.to_thread(shutil.rmtree, local_dir, ignore_errors=True)
         return 0 if self._life.phase == STOPPED else 1
 
     # ------------------------------------------------------------ phases
 
     async def _live(self, local_dir: Path) -> None:
-        check_engine_version(self._spec)
-        placement = await place(self._spec, self._env, self._incarnation, local_dir)
+        with ExitStack() as held:
+            placement = await self._or_stop(self._prepare(local_dir, held))
+            if isinstance(placement, Stop):
+                self._step(STOPPED, placement.reason)
+            else:
+                await self._run_engine(placement, local_dir)
+
+    async def _run_engine(self, placement: Placement, local_dir: Path) -> None:
         path = local_dir / "placement.json"
         await asyncio.to_thread(write_json, path, placement)
-        self._step(LOADING, f"engine {self._spec.engine.kind}")
-        async with started(self._command(path), self._spec.engine.environment) as child:
+        self._enter(IMPORT, LOADING)
+        process = await engine_process(self._spec, self._spec_path, path, placement.model_path)
+        async with started(*process, self._hear) as child:
             try:
                 if await self._load(child):
                     await self._serve(child)
@@ -106,27 +133,43 @@ class Agent:
                 raise
             self._step(STOPPED, self._stop.result().reason)
 
-    def _command(self, placement: Path) -> list[str]:
-        module = ["-m", "workers.engine_process", str(self._spec_path), str(placement)]
-        return [*self._spec.engine.prefix, self._spec.interpreter, *module]
+    async def _prepare(self, local_dir: Path, held: ExitStack) -> Placement:
+        """All that can be found out and brought near before anything is loaded."""
+        self._enter(PREFLIGHT, STARTING)
+        facts = await preflight(self._spec, self._env, self._spec_path, local_dir)
+        cache_dir = engine_cache(self._spec, facts)
+        placement = await place(self._spec, self._env, self._incarnation, local_dir=str(local_dir), cache_dir=cache_dir)
+        if self._spec.stage_dir is None:
+            return placement
+        self._enter(STAGING, STARTING)
+        folder = await staged(self._spec_path, self._tell_progress, held)
+        return msgspec.structs.replace(placement, model_path=folder)
+
+    def _tell_progress(self, progress: Progress) -> None:
+        copied, total = size(progress.copied_bytes), size(progress.total_bytes)
+        by = ", copied by another worker of this node" if progress.by_another else ""
+        self._step(STARTING, f"{STAGING}: {copied} of {total}{by}")
 
     async def _load(self, child: EngineChild) -> bool:
         """True once the engine is ready; False if asked to stop before. A headless rank is never ready."""
         timeout_s = self._spec.load_timeout_s if self._is_head else None
         try:
             async with asyncio.timeout(timeout_s):
-                word = await self._word_or_stop(child)
+                while isinstance(word := await self._or_stop(child.word()), Stage):
+                    self._enter(word.name, LOADING)
         except TimeoutError:
             raise WorkerFault(f"engine not ready after {timeout_s:.0f} s (engine.load_timeout_s)") from None
         if isinstance(word, Ready):
-            self._step(READY, word.detail)
+            self._stages.end(time.monotonic())
+            log.info("the start took: %s", in_words(self._stages.times))
+            self._step(READY)
         elif not isinstance(word, Stop):
             raise self._ended(child, word)
         return isinstance(word, Ready)
 
     async def _serve(self, child: EngineChild) -> None:
         """Until asked to stop, then until nothing is left. Raises WorkerFault where the engine ends by itself."""
-        stop = await self._word_or_stop(child)
+        stop = await self._or_stop(child.word())
         if not isinstance(stop, Stop):
             raise self._ended(child, stop)
         self._step(DRAINING, stop.reason)
@@ -139,15 +182,16 @@ class Agent:
         if not isinstance(word, Idle):
             raise self._ended(child, word)
 
-    async def _word_or_stop(self, child: EngineChild) -> object:
-        """What comes first; if both are there, the engine's word: it may be its last."""
-        listening = asyncio.ensure_future(child.word())
+    async def _or_stop(self, work: Coroutine[Any, Any, T]) -> T | Stop:
+        """What comes first; if both are there, the work's outcome: an engine's word may be its last."""
+        working = asyncio.ensure_future(work)
         try:
-            either: set[asyncio.Future[Any]] = {listening, self._stop}
+            either: set[asyncio.Future[Any]] = {working, self._stop}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            return listening.result() if listening.done() else self._stop.result()
+            return working.result() if working.done() else self._stop.result()
         finally:
-            listening.cancel()
+            working.cancel()
+            await asyncio.wait({working})
 
     def _ended(self, child: EngineChild, word: object) -> WorkerFault:
         if isinstance(word, Broken):
@@ -155,11 +199,23 @@ class Agent:
         last = "\n".join(child.tail)
         return WorkerFault(f"the engine process ended by itself while {self._life.phase}; its last lines:\n{last}")
 
+    def _hear(self, line: str) -> None:
+        """The engine's output, as it passes."""
+        for part, seconds in self._told_by(line).items():
+            self._stages.tell(part, seconds)
+
+    def _enter(self, stage: str, phase: str) -> None:
+        self._stages.enter(stage, time.monotonic())
+        self._step(phase, stage)
+
     def _step(self, phase: str, detail: str = "") -> None:
         self._life.step(phase, detail)
         log.info("%s%s", phase, f": {detail}" if detail else "")
         for link in self._rendezvous.links.values():
-            link.send(Phase(phase, detail))
+            link.send(self._phase())
+
+    def _phase(self) -> Phase:
+        return Phase(self._life.phase, self._life.detail, self._stages.times)
 
     # ------------------------------------------------------------ who asks to stop
 
@@ -183,9 +239,11 @@ class Agent:
         await asyncio.sleep(drain.at - time.time())
         self._ask_to_stop(WALLTIME, drain.timeout_s)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, proxy: str, message: Message) -> None:
         if isinstance(message, Drain):
             self._ask_to_stop(message.reason, message.timeout_s)
+        elif isinstance(message, Registered):
+            self._rendezvous.heard(proxy, message)
 
     # ------------------------------------------------------------ links
 
@@ -200,11 +258,11 @@ class Agent:
             keys=read_keys(self._spec.run_dir, "worker"),
             hello=self._registration(session),
             decode=decode_to_worker,
-            on_message=self._take,
+            on_message=lambda message: self._take(proxy.id, message),
             on_lost=lost,
             silence_s=PROXY_SILENCE_S,
         )
-        link.send(Phase(self._life.phase, self._life.detail))
+        link.send(self._phase())
         return link
 
     def _registration(self, session: str) -> Register:
@@ -222,4 +280,5 @@ class Agent:
             node=self._env.node,
             job=self._env.job,
             end_time=self._env.end_time,
+            gpus=self._env.gpus,
         )

@@ -9,30 +9,32 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from workers.calls import Call
 from workers.engines import Event, Scope
-from workers.protocol import Chunk, Leg, Message, Start, Submit
+from workers.protocol import Leg, Message, Start, Submit
+
+
+class Outlet(Protocol):
+    """What an answer needs of its link."""
+
+    def send(self, message: Message) -> None: ...
+    def send_data(self, rid: int, data: bytes) -> None: ...
+    def room(self) -> Awaitable[object] | None: ...
 
 
 class Answer:
-    """`send` messages leave through `emit`; `room` gives something to wait for while the link is congested."""
+    """What passes the gate leaves through `outlet`, but for the body's end: that is handed to `finish`."""
 
-    def __init__(
-        self,
-        submit: Submit,
-        call: Call,
-        emit: Callable[[Message], None],
-        room: Callable[[], Awaitable[object] | None] | None,
-    ) -> None:
+    def __init__(self, submit: Submit, call: Call, outlet: Outlet, finish: Callable[[bytes], None]) -> None:
         self._rid = submit.rid
         self._body: bytes | None = submit.body
         self._call = call
-        self._emit = emit
-        self._room = room
+        self._outlet = outlet
+        self._finish = finish
         self._start: Event | None = None
-        self._held: list[bytes] = []
-        self._complete = False
+        self._held = b""
         self._left = asyncio.Event()
         self.opened = False
 
@@ -49,43 +51,44 @@ class Answer:
         return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, event: Event) -> None:
+        data, complete = event.get("body", b""), not event.get("more_body", False)
         if self.opened:
-            self._forward(event.get("body", b""))
+            # After a failure the app only adds an error in its own words; the proxy words the one that counts.
+            if self._call.failure is not None:
+                return
+            if complete:
+                self._finish(data)
+            elif data:
+                self._outlet.send_data(self._rid, data)
         elif event["type"] == "http.response.start":
             self._start = event
             return
         else:
-            self._hold(event)
-        if self._room is not None and (room := self._room()) is not None:
+            self._hold(data, complete)
+        if (room := self._outlet.room()) is not None:
             await room
 
-    def _hold(self, event: Event) -> None:
-        self._complete = not event.get("more_body", False)
-        if data := event.get("body", b""):
-            self._held.append(data)
-        if self._may_open():
-            self._open()
+    def _hold(self, data: bytes, complete: bool) -> None:
+        self._held += data
+        if self._may_open(complete):
+            self._open(complete)
 
-    def _may_open(self) -> bool:
+    def _may_open(self, complete: bool) -> bool:
         if self._start is None or self._call.failure is not None:
             return False
         if self._call.num_generates == 0:
-            return self._complete
+            return complete
         # What a prefill leg's app says of its one token is nobody's answer.
         return self._call.good_output and self._call.leg != Leg.PREFILL
 
-    def _open(self) -> None:
+    def _open(self, complete: bool) -> None:
         assert self._start is not None
         self.opened = True
-        self._emit(Start(self._rid, self._start["status"], tuple((k, v) for k, v in self._start["headers"])))
-        for data in self._held:
-            self._forward(data)
-        self._held.clear()
-
-    def _forward(self, data: bytes) -> None:
-        # After a failure the app only adds an error in its own words; the proxy words the one that counts.
-        if data and self._call.failure is None:
-            self._emit(Chunk(self._rid, data))
+        headers = tuple((name, value) for name, value in self._start["headers"])
+        self._outlet.send(Start(self._rid, self._start["status"], headers, self._held))
+        self._held = b""
+        if complete:
+            self._finish(b"")
 
 
 def scope_of(submit: Submit) -> Scope:

@@ -12,10 +12,10 @@ import os
 import signal
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from workers.channel import Broken, Channel, Finish, Idle, Ready
+from workers.channel import ENGINE_WORDS, Channel, ChannelMessage, EngineChannel, Finish
 from workers.logs import PASSED_ON
 
 log = logging.getLogger("sluice.agent")
@@ -29,13 +29,16 @@ LINE_BYTES = 1 << 16
 class EngineChild:
     """See `started`, which makes it and ends it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, channel: EngineChannel, on_line: Callable[[str], None]
+    ) -> None:
         self._process = process
         self._channel = channel
-        self._words: asyncio.Queue[Ready | Broken | Finish | Idle | None] = asyncio.Queue()
+        self._on_line = on_line
+        self._words: asyncio.Queue[ChannelMessage | None] = asyncio.Queue()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
-    async def word(self) -> Ready | Broken | Finish | Idle | None:
+    async def word(self) -> ChannelMessage | None:
         """The next thing the engine process says; None: it has ended."""
         return await self._words.get()
 
@@ -64,6 +67,7 @@ class EngineChild:
         async for line in lines_of(self._process.stdout):
             self.tail.append(line)
             output.info("%s", line)
+            self._on_line(line)
 
     async def end(self) -> None:
         """The end of the channel tells it to end; of the group that it leads, nothing stays."""
@@ -81,19 +85,21 @@ class EngineChild:
 
 
 @asynccontextmanager
-async def started(command: Sequence[str], environment: Mapping[str, str]) -> AsyncIterator[EngineChild]:
-    """The engine process while it is needed; afterwards nothing of it is left."""
+async def started(
+    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None] = lambda line: None
+) -> AsyncIterator[EngineChild]:
+    """The engine process while it is needed; afterwards nothing of it is left. `on_line` hears its output."""
     ours, theirs = socket.socketpair()
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=theirs.fileno(),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **environment},
+        env=dict(environment),
         start_new_session=True,
     )
     theirs.close()
-    child = EngineChild(process, await Channel.over(ours))
+    child = EngineChild(process, await Channel.over(ours, ENGINE_WORDS), on_line)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(child.copy_output())  # ends with the group, the last holder of the pipe
         listening = tasks.create_task(child.listen())

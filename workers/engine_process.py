@@ -8,30 +8,32 @@ is left on the node's GPUs. It reacts to none of Slurm's signals; the agent does
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import uvloop
 import zmq
 
-from workers.channel import Broken, Channel, Finish, Idle, Ready
+from workers.channel import ENGINE_WORDS, Broken, Channel, EngineChannel, Finish, Idle, Ready, Stage
 from workers.engines import Placement, engine_start
 from workers.faults import story
 from workers.host import Host
 from workers.logs import start_logging
 from workers.rendezvous import RefusedForGood
 from workers.spec import WorkerSpec, read_spec
+from workers.stages import LOAD
 from workers.zmq_loop import read_keys
 
 log = logging.getLogger("sluice.engine")
 
+GC_THRESHOLD = 50_000  # new objects between two collections
 IDLE_POLL_S = 0.1
 ENGINE_POLL_S = 0.5
 CLOSE_S = 10.0
@@ -47,21 +49,23 @@ class Finished(Exception):
     """As asked: the agent wants it, or is dead."""
 
 
-async def serve(spec: WorkerSpec, placement: Placement, channel: Channel) -> None:
+async def serve(spec: WorkerSpec, placement: Placement, channel: EngineChannel) -> None:
     """Raises Finished, EngineDied or RefusedForGood, in a group; the engine is closed by then."""
     keys = read_keys(spec.run_dir, "worker")
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     async with AsyncExitStack() as stack:
         stack.callback(context.destroy, linger=0)
-        started = time.monotonic()
         # A load takes minutes and cannot be broken off: if the agent dies meanwhile, so does all of this at once.
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(end_with_agent(channel))
             start = engine_start(spec.engine.kind)
-            engine = await stack.enter_async_context(start(spec.engine, placement))
+            engine = await stack.enter_async_context(start(spec.engine, placement, lambda: channel.say(Stage(LOAD))))
             watch.cancel()
         host = Host(spec, engine, placement, keys, context)
-        channel.say(Ready(f"loaded in {time.monotonic() - started:.0f} s"))
+        # A loaded engine is a heap of objects that stay: nobody is to walk them in the middle of a request.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
+        channel.say(Ready())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(host.serve())
             tasks.create_task(obey(channel, host))
@@ -71,13 +75,13 @@ async def serve(spec: WorkerSpec, placement: Placement, channel: Channel) -> Non
                     raise EngineDied("the engine's core process has died; its log is above")
 
 
-async def end_with_agent(channel: Channel) -> None:
+async def end_with_agent(channel: EngineChannel) -> None:
     async for _ in channel.messages():
         pass
     end_group()
 
 
-async def obey(channel: Channel, host: Host) -> None:
+async def obey(channel: EngineChannel, host: Host) -> None:
     """The agent's word, and its end. `Finish` is answered with Idle."""
     async for message in channel.messages():
         if type(message) is Finish:
@@ -112,7 +116,7 @@ def end_group_later() -> None:
 
 
 async def main(spec: WorkerSpec, placement: Placement) -> None:
-    channel = await Channel.over(socket.socket(fileno=take_standard_input()))
+    channel: EngineChannel = await Channel.over(socket.socket(fileno=take_standard_input()), ENGINE_WORDS)
     try:
         await serve(spec, placement, channel)
     except* Finished:

@@ -7,9 +7,11 @@ Slurm and reacts to none of Slurm's signals; its agent starts it, tells it to dr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from workers.answer import Answer, scope_of
 from workers.calls import CURRENT, Call, CallRefused
 from workers.engines import Engine, Placement
 from workers.link import Link
+from workers.load import SHARED_INTERVAL_S, LoadReports, Work
 from workers.protocol import (
     BEAT_INTERVAL_S,
     PROTOCOL,
@@ -30,17 +33,18 @@ from workers.protocol import (
     End,
     Failed,
     Leg,
-    Load,
     Message,
     Part,
     Prefilled,
     Register,
+    Registered,
     Release,
     Submit,
     Ticket,
     TicketClosed,
 )
-from workers.rendezvous import ProxyFile, Rendezvous
+from workers.proxy_file import ProxyFile
+from workers.rendezvous import Rendezvous
 from workers.spec import WorkerSpec
 from workers.tickets import TicketBook
 from workers.wire import decode_to_worker, identity
@@ -48,6 +52,7 @@ from workers.zmq_loop import CurveKeys
 
 log = logging.getLogger("sluice.host")
 
+_NO_DEADLINE = contextlib.nullcontext()
 APP_END_S = 1.0  # for the app to end by itself once its engine has dropped the call
 
 
@@ -55,6 +60,7 @@ APP_END_S = 1.0  # for the app to end by itself once its engine has dropped the 
 class Running:
     """One call in progress. `reported`: the proxy has its final word."""
 
+    proxy: str
     submit: Submit
     link: Link
     call: Call
@@ -80,6 +86,7 @@ class Host:
         self._tickets = TicketBook(handoff.lease_s if handoff else 0.0)
         self._running: dict[tuple[Link, int], Running] = {}
         self._links: dict[str, Link] = {}
+        self._reports = LoadReports()
         self._num_sessions = 0
         self.rendezvous = Rendezvous(Path(spec.run_dir) / "proxies", self._open_link)
 
@@ -157,6 +164,8 @@ class Host:
             self._tasks.create_task(self._release(message.ticket))
         elif type(message) is TicketClosed:
             self._tickets.close(message.ticket_id)
+        elif type(message) is Registered:
+            self.rendezvous.heard(proxy, message)
 
     def _submit(self, proxy: str, link: Link, submit: Submit) -> None:
         call = Call(
@@ -169,7 +178,8 @@ class Host:
             changed=lambda: self._changed(proxy, running),
             priority=submit.priority,
         )
-        running = Running(submit, link, call, Answer(submit, call, link.send, link.room))
+        answer = Answer(submit, call, link, lambda data: self._finish(running, data))
+        running = Running(proxy, submit, link, call, answer)
         self._running[link, submit.rid] = running
         running.task = self._tasks.create_task(self._run(running))
 
@@ -178,7 +188,7 @@ class Host:
         submit, link, call, answer = running.submit, running.link, running.call, running.answer
         CURRENT.set(call)
         try:
-            async with asyncio.timeout(submit.deadline_s):
+            async with _NO_DEADLINE if submit.deadline_s is None else asyncio.timeout(submit.deadline_s):
                 await self._engine.app(scope_of(submit), answer.receive, answer.send)
         except asyncio.CancelledError:
             if not running.cancelled:
@@ -206,10 +216,17 @@ class Host:
             failure = call.failure
             message: Message = Failed(rid, failure.reason, failure.retryable, failure.status)
         elif running.answer.opened:
-            message = End(rid, call.num_prompt_tokens, call.num_cached_tokens, call.num_output_tokens)
+            message = Failed(rid, "the engine's app did not complete its answer", False)
         else:
             message = Failed(rid, "the engine's app ended without an answer", True)
         self._say(running, message)
+
+    def _finish(self, running: Running, data: bytes) -> None:
+        """The app's answer is complete with these bytes. What it still does is nobody's business."""
+        call, rid = running.call, running.submit.rid
+        if not running.reported:
+            rest = running.link.take_data(rid) + data
+            self._say(running, End(rid, call.num_prompt_tokens, call.num_cached_tokens, call.num_output_tokens, rest))
 
     def _changed(self, proxy: str, running: Running) -> None:
         """A prefill leg is done when its engine has finished, whatever the app still has to say."""
@@ -269,20 +286,28 @@ class Host:
     # ------------------------------------------------------------ load
 
     async def _report(self) -> None:
+        """The engine's own figures cost more than the rest: they are read once per beat."""
+        kv_tokens_received, kv_used = 0, 0.0
         while True:
-            await asyncio.sleep(BEAT_INTERVAL_S)
-            self._tickets.expire(time.monotonic())
-            load = self._load()
-            for link in list(self._links.values()):
-                link.send(load)
+            await asyncio.sleep(SHARED_INTERVAL_S if len(self._links) > 1 else BEAT_INTERVAL_S)
+            now = time.monotonic()
+            self._tickets.expire(now)
+            if self._reports.beat_due(now):
+                kv_tokens_received, kv_used = self._engine.kv_tokens_received(), self._engine.kv_used()
+            for proxy, load in self._reports.due(self._work(), kv_tokens_received, kv_used, self._links, now):
+                self._links[proxy].send(load)
 
-    def _load(self) -> Load:
-        calls = [r.call for r in self._running.values()]
-        running = sum(c.good_output for c in calls)
-        return Load(
-            running=running,
-            waiting=len(calls) - running,
-            pinned_blocks=self._tickets.num_blocks,
-            prefill_tokens=sum(c.open_prefill_tokens for c in calls),
-            kv_tokens_received=self._engine.kv_tokens_received(),
-        )
+    def _work(self) -> dict[str, Work]:
+        """By proxy, those that have gone included. A scrape (GET) is no work."""
+        work: defaultdict[str, Work] = defaultdict(Work)
+        for running in self._running.values():
+            if running.submit.method == "GET":
+                continue
+            call, of = running.call, work[running.proxy]
+            of.running += call.good_output
+            of.waiting += not call.good_output
+            of.decodes += call.leg != Leg.PREFILL
+            of.prefill_tokens += call.open_prefill_tokens
+        for proxy, num_blocks in self._tickets.blocks_by_proxy().items():
+            work[proxy].pinned_blocks = num_blocks
+        return work

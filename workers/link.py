@@ -14,13 +14,14 @@ from typing import Any
 
 import zmq
 
-from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, Goodbye, Message, Refused
+from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, End, Goodbye, Message, Refused, Start
 from workers.session import LinkLost, Session
 from workers.wire import Batch, DecodeError, encode_batch
 from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
-# Chunks that wait for credit; above this the senders wait, so memory stays bounded.
+# Answers' bytes that wait for credit; above this the senders wait, so memory stays bounded.
 OUTBOX_BYTES = 4 << 20
+_WITH_DATA = frozenset({Chunk, Start, End})
 LINGER_MS = 500  # a goodbye should still leave
 
 
@@ -36,7 +37,7 @@ class Link:
         server_public: str,
         keys: CurveKeys,
         hello: Message,
-        decode: Callable[[bytes], Batch[Any]],
+        decode: Callable[[memoryview], Batch[Any]],
         on_message: Callable[[Any], None],
         on_lost: Callable[[str, bool], None],
         silence_s: float,
@@ -47,7 +48,8 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._session = Session(WINDOW_BYTES, silence_s, time.monotonic())
         self._outbox: list[Message] = []
-        self._outbox_bytes = 0
+        self._chunks: dict[int, int] = {}  # by request: where its chunk is in the outbox
+        self._outbox_bytes = 0  # of answers' bodies
         self._flush_scheduled = False
         self._room = asyncio.Event()
         self._room.set()
@@ -67,17 +69,40 @@ class Link:
         if self.closed:
             return
         self._outbox.append(message)
-        if type(message) is Chunk:
-            self._outbox_bytes += len(message.data)
-            if self._outbox_bytes > OUTBOX_BYTES:
-                self._room.clear()
+        if type(message) in _WITH_DATA:
+            self._outbox_bytes += len(message.data)  # type: ignore[attr-defined]
         if not self._flush_scheduled:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+            self._schedule_flush()
+
+    def send_data(self, rid: int, data: bytes) -> None:
+        """Queue a part of an answer's body; all that one loop turn brings for it travels as one chunk."""
+        if self.closed:
+            return
+        self._outbox_bytes += len(data)
+        place = self._chunks.get(rid)
+        if place is None:
+            self._chunks[rid] = len(self._outbox)
+            self._outbox.append(Chunk(rid, data))
+        else:
+            self._outbox[place] = Chunk(rid, self._outbox[place].data + data)  # type: ignore[attr-defined]
+        if not self._flush_scheduled:
+            self._schedule_flush()
+
+    def take_data(self, rid: int) -> bytes:
+        """What is queued of an answer's body and has not left: it is to travel in another message."""
+        place = self._chunks.pop(rid, None)
+        if place is None:
+            return b""
+        data: bytes = self._outbox[place].data  # type: ignore[attr-defined]
+        self._outbox[place] = Chunk(rid, b"")
+        return data
 
     def room(self) -> Awaitable[object] | None:
         """To be awaited until the peer has taken in enough, or the link is gone. None: there is room."""
-        return self._room.wait() if self._outbox_bytes > OUTBOX_BYTES else None
+        if self._outbox_bytes <= OUTBOX_BYTES or self.closed:
+            return None
+        self._room.clear()
+        return self._room.wait()
 
     def close(self, reason: str) -> None:
         """Say goodbye and end; `on_lost` is not called."""
@@ -87,6 +112,14 @@ class Link:
             self._flush()
             self._end()
 
+    def lose(self, reason: str) -> None:
+        """The peer is gone, as somebody else has noticed."""
+        self._lose(reason, final=False)
+
+    def _schedule_flush(self) -> None:
+        self._flush_scheduled = True
+        self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flush_scheduled = False
         if self.closed or not self._outbox or not self._session.may_send():
@@ -95,6 +128,7 @@ class Link:
         data = encode_batch(seq, ack, self._outbox)
         self._session.count(len(data))
         self._outbox.clear()
+        self._chunks.clear()
         self._outbox_bytes = 0
         self._room.set()
         try:
@@ -103,7 +137,7 @@ class Link:
             self._lose("the proxy does not take this connection: is the key this run's?", final=False)
 
     def _receive(self, frames: list[zmq.Frame]) -> None:
-        data = frames[-1].bytes
+        data = frames[-1].buffer
         try:
             batch = self._decode(data)
             self._session.accept(batch.seq, batch.ack, len(data), time.monotonic())

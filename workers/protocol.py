@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import msgspec
 
+from workers.proxy_file import ProxyFile
+from workers.stages import StageTimes
+
 PROTOCOL = 1
 OLDEST_PROTOCOL = 1
 
@@ -95,6 +98,7 @@ class Register(Message, frozen=True, tag="register"):
     job: str = ""
     end_time: float | None = None  # unix time at which Slurm ends the job
     addresses: tuple[str, ...] = ()
+    gpus: tuple[int, ...] = ()  # of its node, as the node counts them; empty: none, or not told
 
 
 class Phase(Message, frozen=True, tag="phase"):
@@ -102,10 +106,14 @@ class Phase(Message, frozen=True, tag="phase"):
 
     phase: str
     detail: str = ""
+    stages: StageTimes = ()  # of its start, as far as they have ended
 
 
 class Load(Message, frozen=True, tag="load"):
-    """The host's own figures: an idle engine reports nothing, so its gauges go stale. Sent with each beat."""
+    """The host's own figures: an idle engine reports nothing, so its gauges go stale.
+
+    Sent with each beat; where several proxies send work, at once when another's share changes.
+    """
 
     running: int
     waiting: int
@@ -113,6 +121,11 @@ class Load(Message, frozen=True, tag="load"):
     prefill_tokens: int  # prompt tokens submitted to the engine whose first output has not come
     kv_tokens_received: int = 0  # total since start, from the engine's own connector counter
     dp_rank: int = 0
+    kv_used: float = 0.0  # the part of the KV cache that requests hold
+    # What of these is not the receiver's own: of its own it knows more than the host can.
+    other_decodes: int = 0  # whole and decode legs, running or waiting
+    other_prefill_tokens: int = 0
+    other_pinned_blocks: int = 0
 
 
 class Start(Message, frozen=True, tag="start"):
@@ -121,10 +134,11 @@ class Start(Message, frozen=True, tag="start"):
     rid: int
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    data: bytes = b""  # the beginning of the body
 
 
 class Chunk(Message, frozen=True, tag="c"):
-    """A piece of the answer's body, exactly as the engine's app sent it."""
+    """A piece of the answer's body: what the engine's app sent in one loop turn, byte for byte."""
 
     rid: int
     data: bytes
@@ -137,6 +151,7 @@ class End(Message, frozen=True, tag="end"):
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_output_tokens: int = 0
+    data: bytes = b""  # the rest of the body
 
 
 class Failed(Message, frozen=True, tag="failed"):
@@ -173,10 +188,16 @@ class Goodbye(Message, frozen=True, tag="goodbye"):
 
 
 class Registered(Message, frozen=True, tag="registered"):
-    """The link is up."""
+    """The link is up; said again whenever there is news of the proxy's processes.
+
+    `processes` are all that take work: a link to each is wanted. One that does not name itself is on its way
+    out. None: it says nothing about that. `ended`: ids of those that are certainly gone.
+    """
 
     proxy: str
     protocol: int
+    processes: tuple[ProxyFile, ...] | None = None
+    ended: tuple[str, ...] = ()
 
 
 class Refused(Message, frozen=True, tag="refused"):
@@ -257,12 +278,18 @@ class JobView(msgspec.Struct, frozen=True, array_like=True):
     estimated_start: str = ""
     end_time: float | None = None
     node: str = ""
+    nodes: tuple[str, ...] = ()
+    num_nodes: int = 1  # that it takes, also while it waits for them
+    gpus: int = 0  # of each
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
 
 
 class Jobs(Message, frozen=True, tag="jobs"):
     """The controller's whole view; each replaces the one before."""
 
     jobs: tuple[JobView, ...]
+    gpus_per_node: int = 0  # of the cluster
 
 
 class DrainWorker(Message, frozen=True, tag="drain_worker"):
@@ -288,6 +315,7 @@ class WorkerView(msgspec.Struct, frozen=True, array_like=True):
     end_time: float | None
     running: int
     waiting: int
+    stages: StageTimes = ()  # of its start
 
 
 class FleetView(Message, frozen=True, tag="fleet"):

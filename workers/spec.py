@@ -25,7 +25,7 @@ class Role(StrEnum):
 class HandoffSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How KV travels from a prefill worker to a decode worker."""
 
-    connector: str  # NixlConnector
+    connector: str  # NixlConnector: decode reads; NixlPushConnector: prefill writes
     buffer_device: str  # cuda | cpu
     lease_s: float  # how long a prefill worker keeps unread blocks
     redeem_s: float  # a ticket older than this is refused by the decode host
@@ -35,7 +35,8 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """One engine, as `workers.engines` is asked to start it."""
 
     kind: str  # a key of workers.engines.ENGINES
-    version: str | None  # checked by the agent before anything is loaded
+    version: str | None  # checked before anything is loaded
+    device: str  # cuda | cpu
     model_path: str
     served_names: tuple[str, ...]
     max_model_len: int | None
@@ -45,6 +46,7 @@ class EngineSpec(msgspec.Struct, frozen=True, kw_only=True):
     args: dict[str, Any]  # the engine's own flags, passed through
     environment: dict[str, str]
     prefix: tuple[str, ...]  # in front of the engine host's command: apptainer exec --nv image.sif
+    python: str | None = None  # behind the prefix; None: the agent's
     handoff: HandoffSpec | None
 
 
@@ -62,11 +64,17 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     gpus_per_node: int
     engine: EngineSpec
     interface: str | None  # the network interface that peers reach; None: the default route's
+    cache_dir: str  # what engines compile and keep, by version and device
+    stage_dir: str | None  # of the node's own disk: the model is copied there first
     code: str  # hash of the code snapshot
     interpreter: str
     load_timeout_s: float
     drain_timeout_s: float
     hosts_per_worker: int = 1
+
+    @property
+    def engine_python(self) -> str:
+        return self.engine.python or self.interpreter
 
 
 S = TypeVar("S", bound=msgspec.Struct)

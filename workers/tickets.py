@@ -6,6 +6,7 @@ knows of them, until the proxy says that a ticket was read or released, or its l
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 from workers.protocol import Ticket
@@ -42,6 +43,12 @@ class TicketBook:
         for ticket in taken:
             del self._open[ticket.id]
         return taken
+
+    def blocks_by_proxy(self) -> Counter[str]:
+        blocks: Counter[str] = Counter()
+        for granted in self._open.values():
+            blocks[granted.proxy] += granted.ticket.num_blocks
+        return blocks
 
     @property
     def num_blocks(self) -> int:

@@ -43,12 +43,12 @@ def decode_to_proxy(data: bytes | memoryview) -> Batch[ToProxy]:
     return _to_proxy.decode(data)
 
 
-def decode_to_worker(data: bytes) -> Batch[ToWorker]:
+def decode_to_worker(data: bytes | memoryview) -> Batch[ToWorker]:
     """Raises DecodeError naming the path of what is wrong."""
     return _to_worker.decode(data)
 
 
-def decode_to_controller(data: bytes) -> Batch[ToController]:
+def decode_to_controller(data: bytes | memoryview) -> Batch[ToController]:
     """Raises DecodeError naming the path of what is wrong."""
     return _to_controller.decode(data)
 

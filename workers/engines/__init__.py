@@ -37,6 +37,8 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
     node_rank: int
     num_nodes: int
     local_dir: str  # node-local, 0700, short path
+    cache_dir: str  # of this version of the engine on this device
+    model_path: str  # the spec's, or where this node has its copy
 
 
 class Engine(Protocol):
@@ -49,6 +51,9 @@ class Engine(Protocol):
     def kv_tokens_received(self) -> int:
         """Prompt tokens whose KV came from another worker since start, by the engine's own counter."""
 
+    def kv_used(self) -> float:
+        """The part of the KV cache that requests hold, 0 to 1, by the engine's own gauge of its last step."""
+
     def alive(self) -> bool:
         """False once the engine's own processes are beyond recovery."""
 
@@ -59,7 +64,12 @@ class Engine(Protocol):
         """Free the blocks that a ticket's `params` describe at their holder."""
 
 
-EngineStart = Callable[[EngineSpec, Placement], AbstractAsyncContextManager[Engine]]
+class EngineStart(Protocol):
+    """Loads the model and serves until the context ends; calls `imported` between the two."""
+
+    def __call__(
+        self, spec: EngineSpec, placement: Placement, imported: Callable[[], None] = ..., /
+    ) -> AbstractAsyncContextManager[Engine]: ...
 
 
 def _vllm() -> EngineStart:
@@ -75,6 +85,21 @@ def _sim() -> EngineStart:
 
 
 ENGINES: dict[str, Callable[[], EngineStart]] = {"vllm": _vllm, "sim": _sim}
+# Those that load a model and hand KV over with a library, which the preflight looks for.
+REAL_ENGINES = frozenset({"vllm"})
+
+
+def _nothing_told(line: str) -> dict[str, float]:
+    return {}
+
+
+def stages_told(kind: str) -> Callable[[str], dict[str, float]]:
+    """What an engine's output tells of its start, line by line: parts of the load and their seconds."""
+    if kind == "vllm":
+        from workers.engines.vllm_log import stages_told
+
+        return stages_told
+    return _nothing_told
 
 
 def engine_start(kind: str) -> EngineStart:

@@ -8,7 +8,7 @@ claim about vLLM.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Container
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -49,6 +49,9 @@ class SimEngine:
 
     def kv_tokens_received(self) -> int:
         return self._live.core.counters.remote_tokens
+
+    def kv_used(self) -> float:
+        return self._live.core.pool.usage
 
     def alive(self) -> bool:
         return True
@@ -208,9 +211,12 @@ async def _tasks() -> AsyncIterator[asyncio.TaskGroup]:
 
 
 @asynccontextmanager
-async def start(spec: EngineSpec, placement: Placement) -> AsyncIterator[Engine]:
+async def start(
+    spec: EngineSpec, placement: Placement, imported: Callable[[], None] = lambda: None
+) -> AsyncIterator[Engine]:
     """Raises ValueError if the arguments are wrong, RuntimeError if they ask for a failed start."""
     args = read_args(spec)
+    imported()
     await asyncio.sleep(args.load_time_s)
     if args.fail_at_start is not None:
         raise RuntimeError(args.fail_at_start)

@@ -21,7 +21,11 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 
 class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Literal["scheduled", "instant"] = "scheduled"
-    step_ms: Annotated[float, msgspec.Meta(gt=0)] = 20.0  # instant: between two tokens of every stream
+    # The instant mode's: time between two tokens of a stream, into how many groups the streams are spread over
+    # that time, and the length of a token.
+    step_ms: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    step_groups: Positive = 1
+    token_chars: Positive = 6
     num_blocks: Positive = 2048
     max_num_seqs: Positive = 128
     max_num_batched_tokens: Positive = 8192

@@ -1,8 +1,9 @@
 """The simulated engine's instant mode: a token per stream and step, for measuring what carries the streams.
 
 It is the floor of the host's side, so it does nothing else: no scheduler, no tokenizer, one timer for all
-streams, chunks encoded once per stream. Tickets are for show: nothing is held and nothing is read. A
-`send` that waits holds up all streams, as a congested link does.
+streams, chunks encoded once per stream. Streams step together, or in groups that take turns. Tickets are
+for show: nothing is held and nothing is read. A `send` that waits holds up all streams, as a congested link
+does.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class _Stream:
 
     __slots__ = ("begun", "body", "call", "done", "first", "last", "left", "num_prompt_tokens", "send")
 
-    def __init__(self, of: Generation, send: Send, call: Call | None, num_tokens: int, num_prompt_tokens: int) -> None:
+    def __init__(
+        self, of: Generation, send: Send, call: Call | None, token: str, num_tokens: int, num_prompt_tokens: int
+    ) -> None:
         chunks = Chunks(of)
         counts = chunks.usage(usage(num_prompt_tokens, num_tokens)) if of.include_usage else b""
         self.send = send
@@ -39,8 +42,8 @@ class _Stream:
         self.left = num_tokens
         self.num_prompt_tokens = num_prompt_tokens
         self.first = _body(chunks.role(0)) if of.chat else None
-        self.body = _body(chunks.text(0, TEXT))
-        self.last = _body(chunks.text(0, TEXT, "length") + counts + DONE, more=False)
+        self.body = _body(chunks.text(0, token))
+        self.last = _body(chunks.text(0, token, "length") + counts + DONE, more=False)
         self.done = asyncio.get_running_loop().create_future()
 
     async def begin(self) -> None:
@@ -63,7 +66,8 @@ class InstantEngine:
         self.capabilities = capabilities(spec, args)
         self.app: AsgiApp = App(self, spec.served_names, spec.model_path, self.capabilities.max_model_len)
         self._step_s = args.step_ms / 1000
-        self._streams: dict[int, _Stream] = {}
+        self._token = TEXT * (args.token_chars // len(TEXT)) + TEXT[: args.token_chars % len(TEXT)]
+        self._groups: list[dict[int, _Stream]] = [{} for _ in range(args.step_groups)]
         self._ids = itertools.count(1)
         self._num_received = 0
         self._num_prompt_tokens = 0
@@ -72,21 +76,27 @@ class InstantEngine:
     def kv_tokens_received(self) -> int:
         return self._num_received
 
+    def kv_used(self) -> float:
+        return 0.0
+
     def alive(self) -> bool:
         return True
 
     async def cancel(self, call: Call) -> None:
         call.cancelled = True
         for id in map(int, call.engine_ids):
-            if (stream := self._streams.pop(id, None)) is not None:
+            if (stream := self._group(id).pop(id, None)) is not None:
                 stream.done.set_result(None)
+
+    def _group(self, id: int) -> dict[int, _Stream]:
+        return self._groups[id % len(self._groups)]
 
     async def release(self, params: bytes) -> None:
         """Nothing is held."""
 
     def figures(self) -> dict[str, float]:
         return {
-            "vllm:num_requests_running": len(self._streams),
+            "vllm:num_requests_running": sum(map(len, self._groups)),
             "vllm:num_requests_waiting": 0,
             "vllm:kv_cache_usage_perc": 0,
             "vllm:prompt_tokens_total": self._num_prompt_tokens,
@@ -111,31 +121,35 @@ class InstantEngine:
         if call is not None and call.leg == Leg.PREFILL:
             call.output(1, 0, num_prompt_tokens)
             call.granted(TICKET_PARAMS)
-            await _whole(of, send, 1, num_prompt_tokens)
+            await self._whole(of, send, 1, num_prompt_tokens)
         elif of.stream:
-            await self._stream(id, _Stream(of, send, call, num_tokens, num_prompt_tokens))
+            await self._stream(id, _Stream(of, send, call, self._token, num_tokens, num_prompt_tokens))
         else:
             await asyncio.sleep(num_tokens * self._step_s)
             if call is not None:
                 call.output(num_tokens, 0, num_prompt_tokens)
-            await _whole(of, send, num_tokens, num_prompt_tokens)
+            await self._whole(of, send, num_tokens, num_prompt_tokens)
+
+    async def _whole(self, of: Generation, send: Send, num_tokens: int, num_prompt_tokens: int) -> None:
+        text = self._token * num_tokens
+        await respond(send, full_answer(of, [(text, "length", None)], usage(num_prompt_tokens, num_tokens)))
 
     async def _stream(self, id: int, stream: _Stream) -> None:
         await start_stream(stream.send)
-        self._streams[id] = stream
+        self._group(id)[id] = stream
         try:
             await stream.done
         finally:
-            self._streams.pop(id, None)
+            self._group(id).pop(id, None)
 
     async def run_steps(self) -> None:
         """The one timer; runs until cancelled."""
         loop = asyncio.get_running_loop()
         due = loop.time()
-        while True:
-            due = max(due + self._step_s, loop.time())
+        for group in itertools.cycle(self._groups):
+            due = max(due + self._step_s / len(self._groups), loop.time())
             await asyncio.sleep(due - loop.time())
-            for stream in list(self._streams.values()):
+            for stream in list(group.values()):
                 if not stream.done.done():
                     await self._step(stream)
 
@@ -150,8 +164,3 @@ class InstantEngine:
             await stream.send(stream.last)
             if not stream.done.done():
                 stream.done.set_result(None)
-
-
-async def _whole(of: Generation, send: Send, num_tokens: int, num_prompt_tokens: int) -> None:
-    text = TEXT * num_tokens
-    await respond(send, full_answer(of, [(text, "length", None)], usage(num_prompt_tokens, num_tokens)))

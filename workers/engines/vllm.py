@@ -10,7 +10,7 @@ import argparse
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ import msgspec
 
 from workers.calls import Call
 from workers.engines import AsgiApp, Placement
-from workers.engines.vllm_args import engine_argv, engine_environment, engine_id, installed
+from workers.engines.vllm_args import PUSH_CONNECTOR, engine_argv, engine_environment, engine_id, installed
 from workers.protocol import Capabilities
 from workers.spec import EngineSpec
 
@@ -29,7 +29,7 @@ class VllmEngine:
     """An engine that has loaded its model."""
 
     def __init__(
-        self, client: Any, app: AsgiApp, *, capabilities: Capabilities, own_id: str, patience_s: float
+        self, client: Any, app: AsgiApp, *, capabilities: Capabilities, own_id: str, patience_s: float, pushes: bool
     ) -> None:
         self.app = app
         self.version = installed().version
@@ -37,16 +37,16 @@ class VllmEngine:
         self._client = client
         self._own_id = own_id
         self._patience_s = patience_s
+        self._pushes = pushes
         self._release_elsewhere = client.notify_kv_transfer_request_rejected
 
     def kv_tokens_received(self) -> int:
         """vLLM counts these when the first token that was computed on them is out."""
-        from prometheus_client import REGISTRY
+        samples = _own_metric("vllm:prompt_tokens_by_source_total")
+        return int(sum(value for labels, value in samples if labels["source"] == "external_kv_transfer"))
 
-        name = "vllm:prompt_tokens_by_source_total"
-        metrics = REGISTRY.restricted_registry([name]).collect()
-        samples = [sample for metric in metrics for sample in metric.samples]
-        return int(sum(s.value for s in samples if s.name == name and s.labels["source"] == "external_kv_transfer"))
+    def kv_used(self) -> float:
+        return max((value for _, value in _own_metric("vllm:kv_cache_usage_perc")), default=0.0)
 
     def alive(self) -> bool:
         return not self._client.errored
@@ -60,6 +60,8 @@ class VllmEngine:
         try:
             await self._client.abort(call.engine_ids, internal=True)
             await self._end_leases(call.engine_ids)
+            if self._pushes and call.ticket_used:
+                await self._end_receiving(call.engine_ids)
         except EngineDeadError:
             return  # nothing of the call runs any more, nor of any other
 
@@ -86,11 +88,36 @@ class VllmEngine:
             while any(await self._client.collective_rpc("sluice_end_leases", args=(list(request_ids),))):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_INTERVAL_S)  # the engine has no event for it
 
+    async def _end_receiving(self, request_ids: Sequence[str]) -> None:
+        """Returns once nothing is written into the blocks of these aborted requests, which frees them.
+
+        Until then the holder of their ticket must not be told to release it: it would not write, and these blocks
+        would wait for ever. Where it is gone, its lease has ended when the patience has.
+        """
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while any(await self._client.collective_rpc("sluice_receiving", args=(list(request_ids),))):  # noqa: ASYNC110
+                    await asyncio.sleep(POLL_INTERVAL_S)  # the engine has no event for it
+        except TimeoutError:
+            await self._client.collective_rpc("sluice_give_up_receiving", args=(list(request_ids),))
+
+
+def _own_metric(name: str) -> list[tuple[dict[str, str], float]]:
+    """(labels, value) of vLLM's own Prometheus series in this process."""
+    from prometheus_client import REGISTRY
+
+    metrics = REGISTRY.restricted_registry([name]).collect()
+    return [(s.labels, s.value) for metric in metrics for s in metric.samples if s.name == name]
+
 
 @asynccontextmanager
-async def start(spec: EngineSpec, placement: Placement) -> AsyncIterator[VllmEngine]:
+async def start(
+    spec: EngineSpec, placement: Placement, imported: Callable[[], None] = lambda: None
+) -> AsyncIterator[VllmEngine]:
     """Load the model and serve until the context ends. The event loop stays free while it loads."""
-    args, client = await asyncio.to_thread(_load, spec, placement)
+    args, config = await asyncio.to_thread(_configure, spec, placement)
+    imported()
+    client = await asyncio.to_thread(_load, args, config)
     try:
         yield await _serve(client, args, spec, placement)
     finally:
@@ -107,20 +134,26 @@ def run_headless(spec: EngineSpec, placement: Placement) -> None:
         run(args)
 
 
-def _load(spec: EngineSpec, placement: Placement) -> tuple[argparse.Namespace, Any]:
+def _configure(spec: EngineSpec, placement: Placement) -> tuple[argparse.Namespace, Any]:
+    """All of vLLM's imports are made here."""
     with _agent_signals_blocked():
         args = _parse(spec, placement)
         from vllm import AsyncEngineArgs
         from vllm.usage.usage_lib import UsageContext
-        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.async_llm import AsyncLLM  # noqa: F401
 
-        context = UsageContext.OPENAI_API_SERVER
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        config = engine_args.create_engine_config(usage_context=context)
-        client = AsyncLLM.from_vllm_config(
-            config, usage_context=context, enable_log_requests=engine_args.enable_log_requests
+        return args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+
+
+def _load(args: argparse.Namespace, config: Any) -> Any:
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    with _agent_signals_blocked():
+        return AsyncLLM.from_vllm_config(
+            config, usage_context=UsageContext.OPENAI_API_SERVER, enable_log_requests=args.enable_log_requests
         )
-    return args, client
 
 
 @contextmanager
@@ -140,10 +173,18 @@ def _parse(spec: EngineSpec, placement: Placement) -> argparse.Namespace:
     cpu = installed().cpu
     argv = engine_argv(spec, placement, cpu=cpu)
     os.environ.update(engine_environment(spec, placement, os.environ, cpu=cpu))
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    return parse_flags(argv)
+
+
+def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
+    """By vLLM's own parser and with its own checks: SystemExit or an error in its words."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.entrypoints.launchers.launcher import validate_api_server_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     args: argparse.Namespace = make_arg_parser(FlexibleArgumentParser()).parse_args(argv)
+    validate_parsed_serve_args(args)
+    validate_api_server_args(args)
     return args
 
 
@@ -162,10 +203,15 @@ async def _serve(client: Any, args: argparse.Namespace, spec: EngineSpec, placem
         capabilities=await _capabilities(client, spec, args),
         own_id=engine_id(placement),
         patience_s=spec.handoff.lease_s if spec.handoff is not None else 60.0,
+        pushes=_pushes(spec),
     )
     _report_calls(client)
     await init_app_state(client, app.state, args, tasks)
     return engine
+
+
+def _pushes(spec: EngineSpec) -> bool:
+    return spec.handoff is not None and spec.handoff.connector == PUSH_CONNECTOR
 
 
 def _report_calls(client: Any) -> None:
@@ -184,8 +230,8 @@ async def _capabilities(client: Any, spec: EngineSpec, args: argparse.Namespace)
     config = client.vllm_config
     block_size = config.cache_config.block_size
     kv_format = (await client.collective_rpc("sluice_kv_format"))[0]
-    # NIXL's pull moves whole engines' layers: stages of a pipeline have parts of them.
-    exchanges_kv = bool(kv_format) and spec.pipeline_parallel == 1
+    # Each stage of a pipeline has some layers: it can write its part, but not read or be read by layer.
+    one_stage = spec.pipeline_parallel == 1
     return Capabilities(
         models=spec.served_names + tuple(module.name for module in args.lora_modules or ()),
         max_model_len=config.model_config.max_model_len,
@@ -193,7 +239,7 @@ async def _capabilities(client: Any, spec: EngineSpec, args: argparse.Namespace)
         num_blocks=config.cache_config.num_gpu_blocks,
         max_num_seqs=config.scheduler_config.max_num_seqs,
         dp_ranks=1,
-        can_prefill=exchanges_kv,
-        can_decode=exchanges_kv,
+        can_prefill=bool(kv_format) and (one_stage or _pushes(spec)),
+        can_decode=bool(kv_format) and one_stage,
         kv_format=f"{kv_format[:16]}/{block_size}" if kv_format else "",
     )

@@ -25,6 +25,9 @@ WORKER_EXTENSION = "workers.engines.vllm_leases.LeaseExtension"
 # warns that this value is deprecated; nothing else here depends on it.
 KV_ROLE = "kv_both"
 
+# Prefill writes the blocks, so that every pipeline stage can write its layers' part.
+PUSH_CONNECTOR = "NixlPushConnector"
+
 OWNED_FLAGS = {
     "model": "model.path",
     "served_model_name": "model.name",
@@ -97,7 +100,7 @@ def engine_argv(spec: EngineSpec, placement: Placement, *, cpu: bool) -> list[st
     if faults := owned_flags(spec.args):
         raise ValueError("; ".join(faults))
     flags: dict[str, Any] = {
-        "model": spec.model_path,
+        "model": placement.model_path,
         "served_model_name": list(spec.served_names),
         "max_model_len": spec.max_model_len,
         "block_size": spec.block_size,
@@ -149,7 +152,8 @@ def _cpu_flags(spec: EngineSpec) -> dict[str, Any]:
         return {"enforce_eager": True}
     if spec.args.get("enforce_eager"):
         raise ValueError("engine_args.enforce_eager: vLLM's CPU build cannot run pipeline stages eagerly, remove it")
-    return {"compilation_config": {"backend": "eager"}}
+    # Nothing is compiled with dynamo disabled; what counts is that vLLM's warm-up runs, which eager engines leave out.
+    return {"compilation_config": {"mode": "STOCK_TORCH_COMPILE", "backend": "eager"}}
 
 
 def flag_words(key: str, value: Any) -> list[str]:
@@ -172,7 +176,7 @@ def engine_environment(
     spec: EngineSpec, placement: Placement, inherited: Mapping[str, str], *, cpu: bool
 ) -> dict[str, str]:
     """The variables to set on top of `inherited`: what the site or the pool says wins over our defaults only."""
-    defaults = _fabric_environment(placement) | (_cpu_environment(spec) if cpu else {})
+    defaults = _fabric_environment(placement) | _cache_environment(placement) | (_cpu_environment() if cpu else {})
     chosen = {key: value for key, value in defaults.items() if key not in inherited}
     return chosen | spec.environment | _owned_environment(placement)
 
@@ -184,11 +188,25 @@ def _fabric_environment(placement: Placement) -> dict[str, str]:
     return {"NCCL_SOCKET_IFNAME": placement.interface, "GLOO_SOCKET_IFNAME": placement.interface}
 
 
-def _cpu_environment(spec: EngineSpec) -> dict[str, str]:
-    threads = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+def _cache_environment(placement: Placement) -> dict[str, str]:
+    """Their defaults all lie in the user's home. XDG_CACHE_HOME is for those that have no variable of their own."""
+    folders = {
+        "VLLM_CACHE_ROOT": "vllm",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+        "FLASHINFER_WORKSPACE_BASE": "flashinfer",
+        "TVM_FFI_CACHE_DIR": "tvm-ffi",
+        "CUDA_CACHE_PATH": "cuda",
+        "HF_HOME": "huggingface",
+        "XDG_CACHE_HOME": "other",
+    }
+    return {name: f"{placement.cache_dir}/{folder}" for name, folder in folders.items()}
+
+
+def _cpu_environment() -> dict[str, str]:
     # vLLM compiles a few small functions even when eager: the first request with logprobs would stop the engine
     # for 20 s, and fail on a machine without a C++ compiler.
-    return threads if spec.pipeline_parallel > 1 else threads | {"TORCHDYNAMO_DISABLE": "1"}
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
 
 
 def _owned_environment(placement: Placement) -> dict[str, str]:

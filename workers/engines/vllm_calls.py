@@ -43,6 +43,7 @@ def admit(request: EngineCoreRequest, call: Call) -> None:
     request.data_parallel_rank = None
     request.session_id = None
     request.kv_hints = None
+    request.request_id = engine_request_id(request.request_id, call.leg, call.ticket)
     call.engine_ids.append(request.request_id)
     if call.leg != Leg.WHOLE and (reason := _why_whole(request)) is not None:
         refused = CallRefused(f"{reason} must run whole", retryable=True)
@@ -52,6 +53,18 @@ def admit(request: EngineCoreRequest, call: Call) -> None:
         request.sampling_params = leg_params(request.sampling_params, call.leg, call.ticket)
     num_sequences = 1 if request.sampling_params is None else request.sampling_params.n
     call.begin(len(request.prompt_token_ids or ()), num_sequences)
+
+
+def engine_request_id(own: str, leg: str, ticket: Ticket | None) -> str:
+    """The push connector pairs the two engines' requests by their ids: decode's is the one that the ticket names.
+
+    Else it would take ids that differ in eight hexadecimal digits at the end for the same, as those of two attempts
+    at one request do. With an ending of ours there is nothing that it could leave away.
+    """
+    if leg == Leg.PREFILL:
+        return f"{own}-prefill"
+    params = {} if ticket is None else msgspec.json.decode(ticket.params)
+    return str(params["remote_request_id"]) if params.get("transfer_mode") == "push" else own
 
 
 def _why_whole(request: EngineCoreRequest) -> str | None:

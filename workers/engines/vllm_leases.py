@@ -1,4 +1,4 @@
-"""The part of the adapter that runs inside vLLM's worker processes: the leases of handed-over KV blocks.
+"""The part of the adapter that runs inside vLLM's worker processes: blocks on their way from engine to engine.
 
 vLLM imports it there, before it makes its connector, and nothing else may.
 
@@ -7,6 +7,9 @@ engine has read them or their lease ends. There is no way from outside to end a 
 that holds it: an abort of a finished request does nothing, and the notification by which a decode engine
 rejects a ticket cannot be sent to oneself, as an engine refuses to be its own peer. So the lease's deadline
 is moved to now, and vLLM reclaims the blocks in its next step, as it does with any lease that ends.
+
+With the push connector it is the other way round as well: a decode engine keeps an aborted request's blocks until
+its prefill engine has written into them, for ever if that one is gone.
 """
 
 from __future__ import annotations
@@ -36,6 +39,23 @@ class LeaseExtension:
                 connector._reqs_to_send[request_id] = 0.0
         # A request that finished in the step before gets its lease in the next one; until then it is in process.
         return [rid for rid in request_ids if rid in connector._reqs_to_send or rid in connector._reqs_to_process]
+
+    def sluice_receiving(self, request_ids: Sequence[str]) -> list[str]:
+        """Those of these requests into whose blocks another engine may still write."""
+        connector = _connector_worker()
+        if connector is None:
+            return []
+        waiting = connector._recving_metadata
+        # Aborted before it had blocks: nobody was told of it, so vLLM would keep the entry for ever.
+        for request_id in [rid for rid, meta in waiting.items() if not any(meta.local_block_ids)]:
+            del waiting[request_id]
+        return [rid for rid in request_ids if rid in waiting]
+
+    def sluice_give_up_receiving(self, request_ids: Sequence[str]) -> None:
+        """Nobody will write into the blocks of these requests any more: vLLM frees them in its next step."""
+        connector = _connector_worker()
+        for request_id in self.sluice_receiving(request_ids):
+            connector._failed_recv_reqs.put(request_id)
 
     def sluice_num_leases(self) -> int:
         """How many requests' blocks wait to be read, as vLLM itself counts them."""
