@@ -1,125 +1,85 @@
-"""`python -m proxy SPEC`: one proxy process, started by the controller.
+"""`python -m proxy SPEC`: the proxy of a run, started by the controller: a parent and its processes.
 
-Owns the process: keys, sockets, its file in `proxies/`, signals and the orderly end. The file is how
-workers and the controller find it; a proxy that starts again takes its old ports where it can.
+Owns the address that clients know. A proxy that starts again takes its old ports where it can. SIGTERM stops it,
+SIGHUP exchanges its processes one after the other without losing a request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import logging
-import os
 import signal
-import ssl
+import socket
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-import msgspec
-import uvloop
-import zmq
-
-from proxy.app import App
-from proxy.auth import ApiKeys
-from proxy.dispatch import Dispatch
-from proxy.link import CONTROLLER, WORKER
-from proxy.serve import Server
+from proxy.listening import open_listeners
+from proxy.parent import Parent
+from proxy.processes import Processes
 from proxy.spec import ProxySpec
-from proxy.zap import Zap
 from workers.logs import start_logging
 from workers.network import address_of
-from workers.rendezvous import ProxyFile
-from workers.spec import read_spec, write_json
-from workers.zmq_loop import read_keys
+from workers.proxy_file import read_proxies
+from workers.spec import read_spec
 
-log = logging.getLogger("sluice.proxy")
-
-KEY_RELOAD_S = 5.0
-# Requests make little garbage in cycles: a collection per 700 new objects would only walk what is alive.
-GC_THRESHOLD = 50_000
-GRACE_S = 10.0
+# Processes of a parent that has just died let go of their sockets in a moment.
+PORT_PATIENCE_S = 2.0
+PORT_RETRY_S = 0.1
 
 
-def old_ports(path: Path) -> tuple[int, int]:
-    """(links, http) of this proxy's life before; 0: none known."""
-    try:
-        file = msgspec.json.decode(path.read_bytes(), type=ProxyFile)
-    except (FileNotFoundError, msgspec.DecodeError):
-        return 0, 0
-    return int(file.addresses[0].rsplit(":", 1)[1]), int(file.http.rsplit(":", 1)[1])
+class Before(NamedTuple):
+    """What is left of the proxy's life before. Port 0: none known."""
+
+    http_port: int
+    link_ports: list[int]
+    next_number: int
 
 
-def tls_context(spec: ProxySpec) -> ssl.SSLContext | None:
-    if spec.tls_cert is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(spec.tls_cert, spec.tls_key)
-    return context
+def leftovers(folder: Path, proxy: str) -> Before:
+    """Takes the files away: their processes are gone, or are on their way out."""
+    files = [file for file in read_proxies(folder) if file.id.rpartition(".")[0] == proxy]
+    for file in files:
+        (folder / f"{file.id}.json").unlink(missing_ok=True)
+    numbers = [int(file.id.rpartition(".")[2]) for file in files]
+    links = [int(file.addresses[0].rsplit(":", 1)[1]) for file in files]
+    http = [int(file.http.rsplit(":", 1)[1]) for file in files]
+    return Before(http[0] if http else 0, links, max(numbers, default=-1) + 1)
 
 
-async def start_http(server: Server, app: App, spec: ProxySpec, address: str, old_port: int) -> None:
+async def listeners_at(address: str, old_port: int, spec: ProxySpec) -> list[socket.socket]:
     """A configured port is taken or it is an error; an old one is taken if it is free."""
-    tls = tls_context(spec)
-    try:
-        await server.start(address, spec.http_port or old_port, app.handle, app.admit, spec.limits, tls)
-    except OSError:
-        if spec.http_port or not old_port:
-            raise
-        await server.start(address, 0, app.handle, app.admit, spec.limits, tls)
-
-
-async def watch_keys(keys: ApiKeys) -> None:
+    loop = asyncio.get_running_loop()
+    give_up_at = loop.time() + PORT_PATIENCE_S
     while True:
-        await asyncio.sleep(KEY_RELOAD_S)
-        await asyncio.to_thread(keys.reload_if_changed)
+        try:
+            return open_listeners(address, spec.http_port or old_port, spec.processes)
+        except OSError:
+            if loop.time() < give_up_at:
+                await asyncio.sleep(PORT_RETRY_S)
+            elif spec.http_port or not old_port:
+                raise
+            else:
+                return open_listeners(address, 0, spec.processes)
 
 
-async def main(spec: ProxySpec) -> None:
-    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-    zap = Zap(context, {read_keys(spec.run_dir, who).public.encode(): who for who in (WORKER, CONTROLLER)})
-    zap.start()
-    try:
-        await serve(spec, context, zap)
-    finally:
-        zap.stop()
-        context.destroy(linger=500)
-
-
-async def serve(spec: ProxySpec, context: zmq.Context[zmq.Socket[bytes]], zap: Zap) -> None:
-    """Until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
+async def main(path: Path, spec: ProxySpec) -> int:
+    before = await asyncio.to_thread(leftovers, Path(spec.run_dir) / "proxies", spec.proxy)
+    listeners = await listeners_at(address_of(spec.interface), before.http_port, spec)
+    core = Processes(spec.processes, spec.deadlines.answer_s, before.next_number, before.link_ports)
+    parent = Parent(spec, path, listeners, core)
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    run_dir = Path(spec.run_dir)
-    path = run_dir / "proxies" / f"{spec.proxy}.json"
-    link_port, http_port = await asyncio.to_thread(old_ports, path)
-    address = address_of(spec.interface)
-    keys = ApiKeys(run_dir / "keys" / "api_keys.json")
-    curve = read_keys(spec.run_dir, "proxy")
-    server = Server()
-    dispatch = Dispatch(spec, context, address, link_port, curve, zap, lambda: server.connections)
-    await start_http(server, App(spec, keys, zap, dispatch), spec, address, http_port)
-    file = ProxyFile(
-        id=spec.proxy,
-        addresses=(f"tcp://{address}:{dispatch.links.port}",),
-        public_key=curve.public,
-        http=f"{'https' if spec.tls_cert else 'http'}://{address}:{server.port}",
-        pid=os.getpid(),
-    )
-    await asyncio.to_thread(write_json, path, file)
-    log.info("proxy %s serves %s, links on %s", spec.proxy, file.http, file.addresses[0])
-    gc.freeze()
-    gc.set_threshold(GC_THRESHOLD)
-    watching = asyncio.ensure_future(watch_keys(keys))
-    await stop.wait()
-    log.info("stopping")
-    watching.cancel()
-    await server.close(GRACE_S)
-    dispatch.close("the proxy stops")
-    await asyncio.to_thread(path.unlink, missing_ok=True)
+        loop.add_signal_handler(number, parent.stop)
+    loop.add_signal_handler(signal.SIGHUP, parent.hand_over)
+    return await parent.run()
 
 
 if __name__ == "__main__":
-    listener = start_logging("proxy")
-    uvloop.run(main(read_spec(Path(sys.argv[1]), ProxySpec)))
-    listener.stop()
+    path = Path(sys.argv[1])
+    spec = read_spec(path, ProxySpec)
+    output = start_logging(spec.proxy)
+    try:
+        status = asyncio.run(main(path, spec))
+    finally:
+        output.stop()
+    raise SystemExit(status)

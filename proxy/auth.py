@@ -86,4 +86,4 @@ def authorize(route: Route, key: Key | None) -> None:
             "missing or unknown API key: send the header `Authorization: Bearer KEY` or `x-api-key: KEY`"
         )
     if key.kind == "reader" and route.access is not Access.READER:
-        raise Forbidden(f"the key {key.name!r} is read-only: it opens /metrics and /fleet, not {route.path}")
+        raise Forbidden(f"the key {key.name!r} is read-only: it opens what shows the run, not {route.path}")

@@ -21,8 +21,8 @@ class Client(Protocol):
 
     @property
     def write(self) -> Callable[[bytes], None]: ...
-    def begin(self, status: int, headers: Headers, served_by: Headers) -> None: ...
-    def finish(self) -> None: ...
+    def begin(self, status: int, headers: Headers, served_by: Headers, data: bytes) -> None: ...
+    def finish(self, data: bytes) -> None: ...
     def reject(self, error: ApiError) -> None: ...
     def break_off(self, error: ApiError) -> None: ...
 
@@ -41,7 +41,7 @@ class HttpClient:
             (b"x-sluice-request-id", request_id.encode()),
         )
 
-    def begin(self, status: int, headers: Headers, served_by: Headers) -> None:
+    def begin(self, status: int, headers: Headers, served_by: Headers, data: bytes) -> None:
         self._count(self._exchange.path, status)
         named = {name.lower(): value for name, value in headers}
         self._streams = named.get(b"content-type", b"").startswith(b"text/event-stream")
@@ -50,10 +50,11 @@ class HttpClient:
             status,
             (*routes.to_client(headers), *self._ids, *served_by),
             length=int(length) if length is not None else None,
+            data=data,
         )
 
-    def finish(self) -> None:
-        self._exchange.end()
+    def finish(self, data: bytes) -> None:
+        self._exchange.end(data)
 
     def reject(self, error: ApiError) -> None:
         status, headers, body = errors.response(error)
@@ -63,9 +64,8 @@ class HttpClient:
     def break_off(self, error: ApiError) -> None:
         """A stream says what happened and lacks its [DONE]; anything else is cut, and so cannot look whole."""
         if self._streams:
-            self._exchange.write(errors.sse_event(error))
             self._exchange.keep_alive = False
-            self._exchange.end()
+            self._exchange.end(errors.sse_event(error))
         else:
             self._exchange.abort()
 
@@ -82,10 +82,12 @@ class ProofClient:
         """Kept for the words of a refusal."""
         self._answer += data
 
-    def begin(self, status: int, headers: Headers, served_by: Headers) -> None:
+    def begin(self, status: int, headers: Headers, served_by: Headers, data: bytes) -> None:
         self._status = status
+        self._answer += data
 
-    def finish(self) -> None:
+    def finish(self, data: bytes) -> None:
+        self._answer += data
         refused = f"status {self._status}: {self._answer[:300].decode(errors='replace')}"
         self._done(None if self._status == 200 else refused)
 
@@ -97,7 +99,5 @@ class ProofClient:
 
 def echoed_id(exchange: Exchange) -> bytes | None:
     """A client's X-Request-Id, if it is one that may stand in a header."""
-    for name, value in exchange.headers:
-        if name == b"x-request-id" and 0 < len(value) <= MAX_ECHOED_ID and value.isascii():
-            return value
-    return None
+    value = exchange.headers.get(b"x-request-id", b"")
+    return value if 0 < len(value) <= MAX_ECHOED_ID and value.isascii() else None

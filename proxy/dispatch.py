@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -18,18 +19,22 @@ import zmq
 from proxy import fleet
 from proxy import flight_events as ev
 from proxy.clients import Client, ProofClient
-from proxy.errors import Headers
-from proxy.fleet import Fleet, Key, Pair, Peer, Worker
+from proxy.family import Family
+from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.flights import Flights
+from proxy.job_board import JobBoard
+from proxy.journal import Journal
 from proxy.link import Links
-from proxy.metrics import Metrics
-from proxy.prober import Prober, proof_body
+from proxy.prober import Prober, proof
 from proxy.router import Demand, Router, estimated_tokens
 from proxy.spec import ProxySpec
-from proxy.view import fleet_view, gauges
+from proxy.totals import Totals
+from proxy.view import fleet_view
+from proxy.worker import Key, Pair, Peer, Worker
 from proxy.zap import Zap
 from workers.protocol import (
+    PROTOCOL,
     Cancelled,
     Chunk,
     ControllerHello,
@@ -38,8 +43,6 @@ from workers.protocol import (
     End,
     Failed,
     Jobs,
-    JobView,
-    Leg,
     Load,
     Message,
     Phase,
@@ -54,6 +57,7 @@ from workers.zmq_loop import CurveKeys
 log = logging.getLogger("sluice.proxy")
 
 TICK_S = 0.25
+OK = 200
 VIEW_DELAY_S = 0.05  # changes that come together are told together
 
 
@@ -63,6 +67,8 @@ class Stream:
 
     flight: Flight
     write: Callable[[bytes], None]
+    status: int
+    began_at: float
 
 
 class Dispatch:
@@ -82,22 +88,59 @@ class Dispatch:
         self.spec = spec
         self.fleet = Fleet(spec)
         self.flights = Flights(self.fleet, Router(spec.routing), spec.limits, spec.deadlines)
-        self.metrics = Metrics(lambda: gauges(self.fleet, self.flights, num_connections()))
+        self.num_connections = num_connections
+        self.totals = Totals()
+        self.traffic = self.totals.traffic
         self.links = Links(context, address, port, curve, zap, self)
-        self.jobs: tuple[JobView, ...] = ()  # the controller's word
+        self.board = JobBoard()
+        self.journal = Journal()
         self._prober = Prober(self.fleet)
         self._clients: dict[int, Client] = {}
         self._streams: dict[int, Stream] = {}
-        self._controllers: set[Peer] = set()
         self._session = secrets.token_hex(3)
         self._num_requests = 0
         self._view_scheduled = False
+        self._family: Family | None = None
+        self.serves = False  # it takes connections
+        self.on_change: Callable[[], None] = lambda: None  # the fleet is different now
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(TICK_S, self._tick)
 
     def close(self, reason: str) -> None:
         self._timer.cancel()
         self.links.close(reason)
+
+    # ------------------------------------------------------------ this process among others
+
+    def meet(self, family: Family) -> None:
+        """Peers hear of the other processes from us."""
+        before, self._family = self._family, family
+        if before is None or (family.processes, family.ended) != (before.processes, before.ended):
+            for peer in (*self.fleet.by_peer, *self.board.controllers):
+                self.links.send(peer, self._registered(PROTOCOL))
+        self._apply_fleet(fleet.ProvenElsewhere(family.proven))
+
+    def _registered(self, protocol: int) -> Registered:
+        if self._family is None:
+            return Registered(self.spec.proxy, protocol)
+        return Registered(self.spec.proxy, protocol, self._family.processes, self._family.ended)
+
+    def serve(self) -> None:
+        """It takes connections from now on: what it sees counts for the controller."""
+        self.serves = True
+        self._tell_controllers()
+
+    def retire(self) -> None:
+        """It takes no more: what it sees does not count."""
+        self.serves = False
+        for peer in tuple(self.board.controllers):
+            self.links.refuse(peer, "this process is leaving", final=False)
+            self.board.left(peer, self._loop.time())
+
+    def _tell_controllers(self) -> None:
+        if self.serves:
+            for peer in self.board.controllers:
+                self.links.send(peer, fleet_view(self.fleet))
 
     # ------------------------------------------------------------ flights
 
@@ -121,37 +164,44 @@ class Dispatch:
             self._act(effect)
 
     def _act(self, effect: ev.Effect) -> None:
-        match effect:
-            case ev.Send(worker, message):
-                self._send(worker, message)
-            case ev.Begin(flight, rid, status, headers):
-                self._begin(flight, rid, status, headers)
-            case ev.Finish(flight):
-                self._take_client(flight).finish()
-            case ev.Reject(flight, error):
-                self._take_client(flight).reject(error)
-            case ev.Break(flight, error):
-                log.warning("request %s broken off: %s", flight.request_id, error.message)
-                self._take_client(flight).break_off(error)
-            case ev.Drop(flight):
-                self._take_client(flight)
+        if isinstance(effect, ev.Send):  # not `match`: three of these per request
+            self._send(effect.worker, effect.message)
+        elif isinstance(effect, ev.Begin):
+            self._begin(effect.flight, effect.start)
+        elif isinstance(effect, ev.Finish):
+            self._take_client(effect.flight).finish(effect.data)
+        elif isinstance(effect, ev.Reject):
+            self.traffic.failed(effect.flight, time.time())
+            self._take_client(effect.flight).reject(effect.error)
+        elif isinstance(effect, ev.Break):
+            self.traffic.failed(effect.flight, time.time())
+            log.warning("request %s broken off: %s", effect.flight.request_id, effect.error.message)
+            self._take_client(effect.flight).break_off(effect.error)
+        else:
+            self._take_client(effect.flight)
 
     def _send(self, key: Key, message: Message) -> None:
         worker = self.fleet.workers.get(key)
         if worker is not None and worker.host is not None:
             self.links.send(worker.host, message)
 
-    def _begin(self, flight: Flight, rid: int, status: int, headers: Headers) -> None:
+    def _begin(self, flight: Flight, start: Start) -> None:
         client = self._clients[flight.id]
-        self._streams[rid] = Stream(flight, client.write)
-        self.metrics.first_byte(self._loop.time() - flight.arrived_at)
+        now = self._loop.time()
+        self._streams[start.rid] = Stream(flight, client.write, start.status, now)
+        if start.status == OK:
+            self.traffic.began(flight, now, time.time())
         assert flight.route is not None
         prefill = flight.route.prefill
-        self.metrics.routes["whole" if prefill is None else "split"] += 1
         served_by = [(b"x-sluice-decode", _name(flight.route.decode))]
         if prefill is not None:
             served_by.insert(0, (b"x-sluice-prefill", _name(prefill)))
-        client.begin(status, headers, tuple(served_by))
+        client.begin(start.status, start.headers, tuple(served_by), start.data)
+
+    def _count_end(self, end: End) -> None:
+        stream = self._streams.get(end.rid)
+        if stream is not None and stream.status == OK:
+            self.traffic.ended(stream.flight, stream.began_at, end, self._loop.time(), time.time())
 
     def _take_client(self, flight: Flight) -> Client:
         if flight.leg is not None:
@@ -164,42 +214,47 @@ class Dispatch:
         if isinstance(hello, Register):
             self._apply_fleet(fleet.Registering(peer, hello))
             return
-        self._controllers.add(peer)
-        self.links.send(peer, Registered(self.spec.proxy, hello.protocol))
-        self.links.send(peer, fleet_view(self.fleet))
+        self.board.joined(peer)
+        self.links.send(peer, self._registered(hello.protocol))
+        self._tell_controllers()
 
-    def on_chunk(self, chunk: Chunk) -> None:
+    def on_chunk(self, chunk: Chunk, now: float) -> None:
         stream = self._streams.get(chunk.rid)
         if stream is not None:
-            stream.flight.progress_at = self._loop.time()
-            self.metrics.num_chunks += 1
+            stream.flight.progress_at = now
+            self.totals.num_chunks += 1
             stream.write(chunk.data)
 
     def on_message(self, peer: Peer, message: Any) -> None:
         kind = type(message)
-        if peer in self._controllers:
+        if peer in self.board.controllers:
             self._obey(message)
-        elif kind in _FLIGHT_EVENTS:
-            self._apply(_FLIGHT_EVENTS[kind](message))
+        elif kind in _OF_A_LEG:
+            if kind is End:
+                self._count_end(message)
+            self._apply(message)
         elif kind is Load:
             key = self.fleet.by_peer[peer].key
             self._apply_fleet(fleet.LoadTold(key, message))
+            if self.flights.queue:  # what other proxies gave it may have ended
+                self._apply(ev.RoomMade())
             self._apply_all(self._prober.counted(key, message))
         elif kind is Phase:
-            self._apply_fleet(fleet.PhaseTold(peer, message.phase, message.detail))
+            self.journal.note(time.time(), self.fleet.by_peer[peer].key, f"{message.phase} {message.detail}")
+            self._apply_fleet(fleet.PhaseTold(peer, message.phase, message.detail, message.stages))
         else:
             self.links.refuse(peer, f"a worker may not send {kind.__name__}", final=True)
             self.on_lost(peer, "it sent what only a controller may")
 
     def on_lost(self, peer: Peer, reason: str) -> None:
         log.info("link of %s lost: %s", peer.decode(errors="replace"), reason)
-        self._controllers.discard(peer)
+        self.board.left(peer, self._loop.time())
         self._apply_fleet(fleet.PeerLost(peer, reason))
 
     def _obey(self, message: Message) -> None:
         """The controller's word."""
         if isinstance(message, Jobs):
-            self.jobs = message.jobs
+            self.board.told(message)
         elif isinstance(message, DrainWorker):
             worker = self.fleet.workers.get((message.worker, message.generation))
             if worker is not None and worker.agent is not None:
@@ -215,11 +270,12 @@ class Dispatch:
         for effect in self.fleet.apply(event, self._loop.time()):
             match effect:
                 case fleet.Accept(peer, protocol):
-                    self.links.send(peer, Registered(self.spec.proxy, protocol))
+                    self.links.send(peer, self._registered(protocol))
                 case fleet.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
                 case fleet.WorkerLost(key, reason):
                     log.warning("worker %s generation %d lost: %s", *key, reason)
+                    self.journal.note(time.time(), key, f"lost: {reason}")
                     self._prober.lost(key)
                     self._apply(ev.WorkerGone(key, reason))
                 case fleet.Changed():
@@ -232,8 +288,8 @@ class Dispatch:
 
     def _change(self) -> None:
         self._view_scheduled = False
-        for peer in self._controllers:
-            self.links.send(peer, fleet_view(self.fleet))
+        self._tell_controllers()
+        self.on_change()
         self._prove()
         self._apply(ev.RoomMade())
 
@@ -246,25 +302,17 @@ class Dispatch:
     # ------------------------------------------------------------ proofs
 
     def _prove(self) -> None:
-        for pair in self._prober.due(self._loop.time()):
+        proves = self._family is not None and self._family.proves
+        for pair in self._prober.due(self._loop.time()) if proves else ():
             envelope = self._proof(pair)
             num_tokens = estimated_tokens(envelope.body, self.spec.routing)
             demand = Demand(num_tokens, None if pair[0] else "proof", forced=pair)
             self.fly(envelope, ProofClient(self._proof_done(pair)), demand, streams=False)
 
     def _proof(self, pair: Pair) -> Submit:
-        decode = self.fleet.workers[pair[1]]
-        assert decode.capabilities is not None
-        return Submit(
-            rid=0,
-            request_id=self.new_id(),
-            leg=Leg.WHOLE,
-            method="POST",
-            path="/v1/completions",
-            query=b"",
-            headers=((b"content-type", b"application/json"),),
-            body=proof_body(self.spec.models[0], decode.capabilities.block_size, secrets.token_hex(2)),
-        )
+        capabilities = self.fleet.workers[pair[1]].capabilities
+        assert capabilities is not None
+        return proof(self.new_id(), self.spec.models[0], capabilities.block_size, secrets.token_hex(2))
 
     def _proof_done(self, pair: Pair) -> Callable[[str | None], None]:
         def done(fault: str | None) -> None:
@@ -278,13 +326,7 @@ class Dispatch:
         return done
 
 
-_FLIGHT_EVENTS: dict[type, Callable[[Any], ev.Event]] = {
-    Prefilled: lambda m: ev.PrefillDone(m.rid, m.ticket),
-    Start: lambda m: ev.AnswerStarted(m.rid, m.status, m.headers),
-    End: lambda m: ev.AnswerEnded(m.rid),
-    Failed: lambda m: ev.LegFailed(m.rid, m.reason, m.retryable),
-    Cancelled: lambda m: ev.LegCancelled(m.rid),
-}
+_OF_A_LEG = frozenset({Prefilled, Start, End, Failed, Cancelled})
 
 
 def _name(worker: Worker) -> bytes:

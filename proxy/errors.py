@@ -17,7 +17,8 @@ through as they are and never come here. A message says whose fault it is and wh
     ├── Internal 500             a fault of the proxy
     ├── WorkerFailed 502         a worker or its engine broke while it served this
     ├── NoWorker 503             nobody is there to serve this now
-    │   └── TooManyConnections   this proxy holds as many as it may
+    │   ├── TooManyConnections   this proxy holds as many as it may
+    │   └── TooManyBytes         so does it of requests' bodies
     └── Deadline 504             the fleet was too slow
 """
 
@@ -132,6 +133,10 @@ class NoWorker(ApiError):
 
 class TooManyConnections(NoWorker):
     code = "too_many_connections"
+
+
+class TooManyBytes(NoWorker):
+    code = "too_many_bytes"
 
 
 class Deadline(ApiError):

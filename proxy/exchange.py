@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Protocol
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 
 _STATUS_LINES = {s.value: b"HTTP/1.1 %d %b\r\n" % (s.value, s.phrase.encode()) for s in HTTPStatus}
 _LAST_CHUNK = b"0\r\n\r\n"
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for no time
 
 
 class Line(Protocol):
@@ -28,6 +31,9 @@ class Line(Protocol):
     @property
     def draining(self) -> bool:
         """No answer keeps its connection any more."""
+
+    def answering(self, exchange: Exchange) -> None:
+        """The answer begins: the request's body is not needed any more."""
 
     def ended(self, exchange: Exchange) -> None:
         """The answer is complete."""
@@ -62,7 +68,7 @@ class Exchange:
         method: str,
         path: str,
         query: bytes,
-        headers: list[tuple[bytes, bytes]],
+        headers: dict[bytes, bytes],
         *,
         http10: bool,
         keep_alive: bool,
@@ -72,8 +78,8 @@ class Exchange:
         self.method = method
         self.path = path
         self.query = query
-        self.headers = headers  # names are lower-case
-        self.body = b""
+        self.headers = headers  # names are lower-case, repeated ones joined by commas
+        self.body = b""  # until its answer begins
         self.http10 = http10
         self.keep_alive = keep_alive
         # Called when the client has left, or was cut off, before the answer was complete.
@@ -86,10 +92,16 @@ class Exchange:
         self._clogged = False
         self._fast = False  # chunked, and nothing else to think of
 
-    def start(self, status: int, headers: Sequence[tuple[bytes, bytes]], *, length: int | None = None) -> None:
-        """Send the head. Without a length the body is chunked, or for HTTP/1.0 ends with the connection."""
+    def start(
+        self, status: int, headers: Sequence[tuple[bytes, bytes]], *, length: int | None = None, data: bytes = b""
+    ) -> None:
+        """Send the head and the beginning of the body in one write.
+
+        Without a length the body is chunked, or for HTTP/1.0 ends with the connection.
+        """
         if not self.over:
-            self._put(self._head(status, headers, length))
+            head = self._head(status, headers, length)
+            self._put(head + self._framed(data) if data and not self._mute else head)
 
     def write(self, data: bytes) -> None:
         if self._fast and data:  # an empty chunk would end the body
@@ -97,18 +109,17 @@ class Exchange:
         else:
             self._write_with_care(data)
 
-    def end(self) -> None:
-        """The body is complete. One that is shorter than announced cuts the connection."""
+    def end(self, data: bytes = b"") -> None:
+        """The body is complete with these bytes. One that is shorter than announced cuts the connection."""
+        assert self.started or self.over, "end before start"
+        if self._clogged and data:
+            self.cut_off()
         if self.over:
             return
-        assert self.started, "end before start"
-        if self._left and not self._mute:
-            log.error("answer to %s %s ended %d bytes short of its length", self.method, self.path, self._left)
-            self.abort()
-            return
-        if self._chunked and not self._mute:
-            self._put(_LAST_CHUNK)
-        self._finish()
+        if not self._mute:
+            self._put_last(data)
+        if not self.over:
+            self._finish()
 
     def respond(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """The whole answer in one write."""
@@ -123,7 +134,7 @@ class Exchange:
         if not self.over:
             self.over = True
             self._fast = False
-            self._line.transport.abort()
+            reset(self._line.transport)
 
     def lost(self) -> None:
         """The connection is gone."""
@@ -141,6 +152,8 @@ class Exchange:
     def _head(self, status: int, headers: Sequence[tuple[bytes, bytes]], length: int | None) -> bytes:
         assert not self.started, "an exchange has one answer"
         self.started = True
+        if self.body:
+            self._line.answering(self)
         framing = self._frame(status, length)
         lines = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
         lines += [b"%b: %b\r\n" % header for header in headers]
@@ -168,14 +181,30 @@ class Exchange:
             return
         assert self.started, "write before start"
         if self._clogged:
-            self._cut_off()
+            self.cut_off()
             return
+        self._put(self._framed(data))
+
+    def _framed(self, data: bytes) -> bytes:
+        if self._chunked:
+            return b"%x\r\n%b\r\n" % (len(data), data)
         if self._left is not None:
             assert len(data) <= self._left, "the body is longer than announced"
             self._left -= len(data)
-        self._put(data)
+        return data
 
-    def _cut_off(self) -> None:
+    def _put_last(self, data: bytes) -> None:
+        last = self._framed(data) if data else b""
+        if self._chunked:
+            last += _LAST_CHUNK
+        if last:
+            self._put(last)
+        if self._left:
+            log.error("answer to %s %s ended %d bytes short of its length", self.method, self.path, self._left)
+            self.abort()
+
+    def cut_off(self) -> None:
+        """The client does not read what there is for it."""
         transport = self._line.transport
         unsent, peer = transport.get_write_buffer_size(), transport.get_extra_info("peername")
         log.warning("client %s reads too slowly: cut off with %d bytes unsent, %s", peer, unsent, self.path)
@@ -187,3 +216,15 @@ class Exchange:
         self.over = True
         self._fast = False
         self._line.ended(self)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """End a connection at once, and so that the client sees an error.
+
+    Closed in the usual way, the kernel would go on sending what it holds, and where only the connection's end
+    tells the end of an answer (HTTP/1.0), the answer would look whole.
+    """
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()

@@ -7,49 +7,15 @@ are up, the phase is ready, and a real completion has proven it (`proven`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from proxy.spec import PoolCaps, ProxySpec
+from proxy.spec import ProxySpec
+from proxy.worker import Key, Life, Pair, Peer, Proof, Worker
 from workers.lifecycle import NEXT, READY
 from workers.protocol import OLDEST_PROTOCOL, PROTOCOL, Capabilities, Load, Part, Register
-
-# (worker, generation): two generations of a worker may live at once.
-Key = tuple[str, int]
-# A peer of the link layer: its socket identity.
-Peer = bytes
-# What must have been proven: KV from the first to the second; without a first, a whole completion.
-Pair = tuple[Key | None, Key]
+from workers.stages import StageTimes
 
 MAX_REFUSALS = 32
-
-
-@dataclass(slots=True)
-class Worker:
-    """One life of one worker, and the work that this proxy has given it."""
-
-    key: Key
-    pool: str
-    role: str
-    incarnation: str
-    caps: PoolCaps
-    agent: Peer | None = None
-    host: Peer | None = None
-    phase: str = ""
-    detail: str = ""
-    node: str = ""
-    job: str = ""
-    end_time: float | None = None
-    capabilities: Capabilities | None = None
-    load: Load = field(default_factory=lambda: Load(0, 0, 0, 0))
-    prefill_tokens: int = 0  # of prompts given and not yet through
-    num_decodes: int = 0
-    pinned_blocks: int = 0  # of open tickets that it holds for us
-    last_chosen: int = 0  # for turns among equals
-
-    @property
-    def up(self) -> bool:
-        return self.agent is not None and self.host is not None and self.phase == READY
-
 
 # ---------------------------------------------------------------- events
 
@@ -65,6 +31,7 @@ class PhaseTold:
     peer: Peer
     phase: str
     detail: str
+    stages: StageTimes = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +57,14 @@ class ProofFailed:
     reason: str
 
 
-Event = Registering | PhaseTold | LoadTold | PeerLost | Proven | ProofFailed
+@dataclass(frozen=True, slots=True)
+class ProvenElsewhere:
+    """By other processes of this proxy. A proof is of two engines, whoever asked them."""
+
+    proofs: frozenset[Proof]
+
+
+Event = Registering | PhaseTold | LoadTold | PeerLost | Proven | ProofFailed | ProvenElsewhere
 
 # ---------------------------------------------------------------- effects
 
@@ -135,28 +109,60 @@ class Fleet:
         self.workers: dict[Key, Worker] = {}
         self.by_peer: dict[Peer, Worker] = {}
         self.proven: set[Pair] = set()
-        self._proven_decodes: frozenset[Key] = frozenset()  # asked for with every request
+        # Asked for with every request, so kept: who answers, and who may prefill for each of them.
+        self.decoders: tuple[Worker, ...] = ()
+        self.prefillers: dict[Key, tuple[Worker, ...]] = {}
+        self._elsewhere: frozenset[Proof] = frozenset()
         self.unproven: dict[Pair, str] = {}  # why the last proof failed
         self.refusals: list[str] = []
 
     def apply(self, event: Event, now: float) -> list[Effect]:
+        if isinstance(event, LoadTold):
+            worker = self.workers[event.key]
+            worker.load, worker.load_at = event.load, now
+            return []
+        effects = self._change(event)
+        self._find_able()
+        self._date_starts(now)
+        return effects
+
+    def _change(
+        self, event: Registering | PhaseTold | PeerLost | Proven | ProofFailed | ProvenElsewhere
+    ) -> list[Effect]:
         match event:
             case Registering(peer, register):
                 return self._register(peer, register)
-            case PhaseTold(peer, phase, detail):
-                return self._set_phase(peer, phase, detail)
-            case LoadTold(key, load):
-                self.workers[key].load = load
-                return []
+            case PhaseTold():
+                return self._set_phase(event)
             case PeerLost(peer, reason):
                 return self._lose(peer, reason)
             case Proven(pair):
-                self._set_proven(self.proven | {pair})
+                self.proven.add(pair)
                 self.unproven.pop(pair, None)
                 return [Changed()]
             case ProofFailed(pair, reason):
                 self.unproven[pair] = reason
                 return [Changed()]
+            case ProvenElsewhere(proofs):
+                self._elsewhere = proofs
+                return self._believe()
+
+    def _find_able(self) -> None:
+        proven = {decode for _, decode in self.proven}
+        up = [worker for worker in self.workers.values() if worker.up]
+        self.decoders = tuple(w for w in up if w.caps.max_decodes and w.key in proven)
+        self.prefillers = {d.key: tuple(p for p in up if (p.key, d.key) in self.proven) for d in self.decoders}
+
+    def _date_starts(self, now: float) -> None:
+        """What of a worker's start only a proxy can see."""
+        proven = {key for pair in self.proven for key in pair}
+        for worker in self.workers.values():
+            if worker.phase == READY and worker.ready_at is None:
+                worker.ready_at = now
+            if worker.up and worker.up_at is None:
+                worker.up_at = now
+            if worker.up and worker.key in proven and worker.proven_at is None:
+                worker.proven_at = now
 
     # ------------------------------------------------------------ registration
 
@@ -169,11 +175,11 @@ class Fleet:
         worker = self.workers.setdefault((register.worker, register.generation), self._new_worker(register))
         if register.part == Part.AGENT:
             worker.agent, worker.node, worker.job = peer, register.node, register.job
-            worker.end_time = register.end_time
+            worker.end_time, worker.gpus = register.end_time, register.gpus
         else:
             worker.host, worker.capabilities = peer, register.capabilities
         self.by_peer[peer] = worker
-        return [*effects, Accept(peer, register.protocol), Changed()]
+        return [*effects, Accept(peer, register.protocol), Changed(), *self._believe()]
 
     def _fault_of(self, register: Register) -> str | None:
         if not OLDEST_PROTOCOL <= register.protocol <= PROTOCOL:
@@ -203,13 +209,13 @@ class Fleet:
             caps=self._spec.pools[register.pool],
         )
 
-    def _set_phase(self, peer: Peer, phase: str, detail: str) -> list[Effect]:
-        worker = self.by_peer[peer]
-        if peer != worker.agent:
+    def _set_phase(self, told: PhaseTold) -> list[Effect]:
+        worker = self.by_peer[told.peer]
+        if told.peer != worker.agent:
             return []  # a host has no say in this
-        worker.phase, worker.detail = phase, detail
-        if not NEXT.get(phase, {phase}):  # its engine is gone already; its links end a moment later
-            return [WorkerLost(worker.key, detail.split("\n")[0]), Changed()]
+        worker.phase, worker.detail, worker.agent_stages = told.phase, told.detail, told.stages
+        if not NEXT.get(told.phase, {told.phase}):  # its engine is gone already; its links end a moment later
+            return [WorkerLost(worker.key, told.detail.split("\n")[0]), Changed()]
         return [Changed()]
 
     def _lose(self, peer: Peer, reason: str) -> list[Effect]:
@@ -223,13 +229,23 @@ class Fleet:
                 self.by_peer.pop(other, None)
                 effects.append(Refuse(other, f"the worker's other link is lost: {reason}", final=False))
         self.workers.pop(worker.key, None)
-        self._set_proven({pair for pair in self.proven if worker.key not in pair})
+        self.proven = {pair for pair in self.proven if worker.key not in pair}
         self.unproven = {pair: why for pair, why in self.unproven.items() if worker.key not in pair}
         return effects
 
-    def _set_proven(self, pairs: set[Pair]) -> None:
-        self.proven = pairs
-        self._proven_decodes = frozenset(decode for _, decode in pairs)
+    def _believe(self) -> list[Effect]:
+        """What others have proven holds here too, once its workers are here."""
+        here = {worker.life: key for key, worker in self.workers.items()}
+        new: set[Pair] = {
+            (None if prefill is None else here[prefill], here[decode])
+            for prefill, decode in self._elsewhere
+            if decode in here and (prefill is None or prefill in here)
+        }
+        if new <= self.proven:
+            return []
+        self.proven |= new
+        self.unproven = {pair: why for pair, why in self.unproven.items() if pair not in new}
+        return [Changed()]
 
     # ------------------------------------------------------------ what is possible
 
@@ -255,9 +271,6 @@ class Fleet:
         """What the engines that are there say of themselves."""
         return [worker.capabilities for worker in self.workers.values() if worker.capabilities is not None]
 
-    def is_proven(self, key: Key) -> bool:
-        return key in self._proven_decodes
-
     @property
     def ready(self) -> bool:
         """Every worker that the run wants is up, and every hand-over between them is proven."""
@@ -267,4 +280,17 @@ class Fleet:
     @property
     def serving(self) -> bool:
         """At least one request could be answered now."""
-        return any(w.up and w.caps.max_decodes and self.is_proven(w.key) for w in self.workers.values())
+        return bool(self.decoders)
+
+    # ------------------------------------------------------------ what other processes of this proxy want to know
+
+    def serving_lives(self) -> frozenset[Life]:
+        """Of the workers that requests could go to now."""
+        prefillers = (worker for workers in self.prefillers.values() for worker in workers)
+        return frozenset(worker.life for worker in (*self.decoders, *prefillers))
+
+    def proofs(self) -> frozenset[Proof]:
+        lives = {key: worker.life for key, worker in self.workers.items()}
+        return frozenset(
+            (None if prefill is None else lives[prefill], lives[decode]) for prefill, decode in self.proven
+        )

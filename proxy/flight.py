@@ -10,14 +10,14 @@ Owns what a step may be, not when it is taken: that is `flights`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 
-from proxy.fleet import Worker
 from proxy.router import Demand, Route
+from proxy.worker import Worker
 from workers.protocol import Submit
 
 
-class State(Enum):
+class State(StrEnum):
     QUEUED = "queued"
     PREFILL = "prefill"
     DECODE = "decode"

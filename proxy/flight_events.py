@@ -1,128 +1,80 @@
-"""What `flights` is told, and what it wants done: its events and effects, as values."""
+"""What `flights` is told, and what it wants done: its events and effects, as values.
+
+A worker's own messages about a leg are events as they came: Prefilled, Start, End, Failed, Cancelled.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import msgspec
 
 from proxy.errors import ApiError
-from proxy.fleet import Key
 from proxy.flight import Flight
-from workers.protocol import Message, Ticket
+from proxy.worker import Key
+from workers.protocol import Cancelled, End, Failed, Message, Prefilled, Start
 
 # ---------------------------------------------------------------- events
 
 
-@dataclass(frozen=True, slots=True)
-class Arrived:
+class Arrived(msgspec.Struct, frozen=True):
     flight: Flight
 
 
-@dataclass(frozen=True, slots=True)
-class PrefillDone:
-    rid: int
-    ticket: Ticket | None
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerStarted:
-    rid: int
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerEnded:
-    rid: int
-
-
-@dataclass(frozen=True, slots=True)
-class LegFailed:
-    rid: int
-    reason: str
-    retryable: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LegCancelled:
-    rid: int
-
-
-@dataclass(frozen=True, slots=True)
-class ClientGone:
+class ClientGone(msgspec.Struct, frozen=True):
     flight: Flight
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerGone:
+class WorkerGone(msgspec.Struct, frozen=True):
     key: Key
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class RoomMade:
+class RoomMade(msgspec.Struct, frozen=True):
     """The fleet has changed: something may fit now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
-Event = (
-    Arrived
-    | PrefillDone
-    | AnswerStarted
-    | AnswerEnded
-    | LegFailed
-    | LegCancelled
-    | ClientGone
-    | WorkerGone
-    | RoomMade
-    | Tick
-)
+Event = Arrived | Prefilled | Start | End | Failed | Cancelled | ClientGone | WorkerGone | RoomMade | Tick
 
 # ---------------------------------------------------------------- effects
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(msgspec.Struct, frozen=True):
     worker: Key
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The answer's head goes to the client; its chunks follow under `rid`."""
+class Begin(msgspec.Struct, frozen=True):
+    """The answer's head and first bytes go to the client; its chunks follow under the leg's id."""
 
     flight: Flight
-    rid: int
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
+    start: Start
 
 
-@dataclass(frozen=True, slots=True)
-class Finish:
+class Finish(msgspec.Struct, frozen=True):
+    """The answer is complete with these bytes."""
+
     flight: Flight
+    data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Reject:
+class Reject(msgspec.Struct, frozen=True):
     """Nothing was sent yet: a real status."""
 
     flight: Flight
     error: ApiError
 
 
-@dataclass(frozen=True, slots=True)
-class Break:
+class Break(msgspec.Struct, frozen=True):
     """The answer has begun and cannot be completed."""
 
     flight: Flight
     error: ApiError
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(msgspec.Struct, frozen=True):
     """The client has left; nobody is told anything."""
 
     flight: Flight

@@ -8,18 +8,21 @@ those straight to the client once `Begin` has named the leg.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
 from proxy import flight_events as ev
 from proxy.errors import ApiError, Deadline, NoWorker, QueueFull, WorkerFailed
-from proxy.fleet import Fleet, Key
+from proxy.fleet import Fleet
 from proxy.flight import Flight, LegRecord, State
 from proxy.open_tickets import Notice, OpenTickets
 from proxy.router import Route, Router
 from proxy.spec import Deadlines, Limits
-from workers.protocol import Cancel, Leg, Ticket
+from proxy.worker import Key
+from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Start, Ticket
 
 MAX_ATTEMPTS = 3
 RETRY_AFTER_S = 5
@@ -33,6 +36,7 @@ class Flights:
         self._router = router
         self._limits = limits
         self._deadlines = deadlines
+        self._shortest_s = min(msgspec.structs.astuple(deadlines))
         self._next_rid = 0
         self.queue: deque[Flight] = deque()
         self.open: dict[int, Flight] = {}
@@ -41,34 +45,18 @@ class Flights:
         self._out: list[ev.Effect] = []
 
     def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
-        match event:
-            case ev.Arrived(flight):
-                self._arrive(flight, now)
-            case ev.PrefillDone(rid, ticket):
-                self._prefill_done(rid, ticket, now)
-            case ev.AnswerStarted(rid, status, headers):
-                self._answer_started(rid, status, headers, now)
-            case ev.AnswerEnded(rid):
-                self._answer_ended(rid, now)
-            case ev.LegFailed():
-                self._leg_failed(event, now)
-            case ev.LegCancelled(rid):
-                self._leg_cancelled(rid)
-            case ev.ClientGone(flight):
-                self._client_gone(flight, now)
-            case ev.WorkerGone(key, reason):
-                self._worker_gone(key, reason, now)
-            case ev.RoomMade():
-                pass
-            case ev.Tick():
-                self._pass_deadlines(now)
+        _HANDLERS[type(event)](self, event, now)
         self._place_queued(now)
         effects, self._out = self._out, []
         return effects
 
     # ------------------------------------------------------------ arriving and being placed
 
-    def _arrive(self, flight: Flight, now: float) -> None:
+    def _room_made(self, event: ev.RoomMade, now: float) -> None:
+        """The queue is looked at after every event."""
+
+    def _arrive(self, event: ev.Arrived, now: float) -> None:
+        flight = event.flight
         flight.arrived_at = flight.progress_at = now
         self.open[flight.id] = flight
         if flight.demand.forced is not None:
@@ -99,7 +87,8 @@ class Flights:
     def _start(self, flight: Flight, route: Route, now: float) -> None:
         flight.route = route
         flight.attempts += 1
-        route.decode.num_decodes += 1
+        if not flight.demand.scrape:
+            route.decode.num_decodes += 1
         if route.prefill is None:
             self._send_answering_leg(flight, None, now)
             return
@@ -113,7 +102,8 @@ class Flights:
         decode = flight.route.decode
         flight.move(State.DECODE, now)
         if ticket is None:
-            leg = LegRecord(flight, Leg.WHOLE, decode, flight.demand.num_tokens, decode)
+            place = None if flight.demand.scrape else decode
+            leg = LegRecord(flight, Leg.WHOLE, decode, flight.demand.num_tokens, place)
         else:
             leg = LegRecord(flight, Leg.DECODE, decode, 0, decode, ticket.id)
         self._send_leg(leg, ticket, None)
@@ -123,7 +113,8 @@ class Flights:
         rid = leg.flight.leg = self._next_rid
         self.legs[rid] = leg
         leg.worker.prefill_tokens += leg.prefill_tokens
-        leg.worker.last_chosen = rid
+        if leg.place is not None:
+            leg.worker.last_chosen = rid
         submit = msgspec.structs.replace(leg.flight.submit, rid=rid, leg=leg.kind, ticket=ticket, deadline_s=deadline_s)
         self._out.append(ev.Send(leg.worker.key, submit))
 
@@ -144,7 +135,8 @@ class Flights:
             leg.place.num_decodes -= 1
             leg.place = None
 
-    def _prefill_done(self, rid: int, ticket: Ticket | None, now: float) -> None:
+    def _prefill_done(self, done: Prefilled, now: float) -> None:
+        rid, ticket = done.rid, done.ticket
         leg = self.legs.get(rid)
         place = leg.place if leg is not None and not leg.cancelled else None
         if leg is not None and place is not None:
@@ -164,26 +156,28 @@ class Flights:
             return
         self._send_answering_leg(leg.flight, ticket, now)
 
-    def _answer_started(self, rid: int, status: int, headers: tuple[tuple[bytes, bytes], ...], now: float) -> None:
-        leg = self.legs.get(rid)
+    def _answer_started(self, start: Start, now: float) -> None:
+        leg = self.legs.get(start.rid)
         if leg is None or leg.cancelled:
             return
         leg.worker.prefill_tokens -= leg.prefill_tokens
         leg.prefill_tokens = 0
         self._notify(self.tickets.read(leg.ticket))
-        leg.flight.move(State.STREAMING, now)
-        self._out.append(ev.Begin(leg.flight, rid, status, headers))
+        flight = leg.flight
+        flight.move(State.STREAMING, now)
+        flight.submit = msgspec.structs.replace(flight.submit, body=b"")  # it is not tried again from here on
+        self._out.append(ev.Begin(flight, start))
 
-    def _answer_ended(self, rid: int, now: float) -> None:
-        leg = self._take_leg(rid)
+    def _answer_ended(self, end: End, now: float) -> None:
+        leg = self._take_leg(end.rid)
         if leg is None:
             return
         self._notify(self.tickets.read(leg.ticket))
         if not leg.cancelled:
             self._end(leg.flight, now)
-            self._out.append(ev.Finish(leg.flight))
+            self._out.append(ev.Finish(leg.flight, end.data))
 
-    def _leg_failed(self, failed: ev.LegFailed, now: float) -> None:
+    def _leg_failed(self, failed: Failed, now: float) -> None:
         leg = self._take_leg(failed.rid)
         if leg is None:
             return
@@ -200,8 +194,8 @@ class Flights:
         else:
             self._fail(flight, error, now)
 
-    def _leg_cancelled(self, rid: int) -> None:
-        leg = self._take_leg(rid)
+    def _leg_cancelled(self, cancelled: Cancelled, now: float) -> None:
+        leg = self._take_leg(cancelled.rid)
         if leg is not None:
             self._notify(self.tickets.release(leg.ticket))
 
@@ -234,7 +228,8 @@ class Flights:
         flight.move(State.ENDED, now)
         self.open.pop(flight.id, None)
 
-    def _client_gone(self, flight: Flight, now: float) -> None:
+    def _client_gone(self, event: ev.ClientGone, now: float) -> None:
+        flight = event.flight
         if flight.state is not State.ENDED:
             self._withdraw(flight)
             self._end(flight, now)
@@ -250,23 +245,27 @@ class Flights:
             assert flight.leg is not None
             self._out.append(ev.Send(leg.worker.key, Cancel(flight.leg)))
 
-    def _worker_gone(self, key: Key, reason: str, now: float) -> None:
+    def _worker_gone(self, event: ev.WorkerGone, now: float) -> None:
+        key, reason = event.key, event.reason
         lost = set(self.tickets.lost_with(key))
         for leg in [leg for leg in self.legs.values() if leg.ticket in lost and not leg.cancelled]:
             # A decode leg that still waits for these blocks would only find out seconds later.
             self._withdraw(leg.flight)
             self._again(leg.flight, f"its prefill worker is gone: {reason}", now)
         for rid in [rid for rid, leg in self.legs.items() if leg.worker.key == key]:
-            self._leg_failed(ev.LegFailed(rid, reason, retryable=True), now)
+            self._leg_failed(Failed(rid, reason, retryable=True), now)
 
     def _notify(self, notices: list[Notice]) -> None:
         self._out += [ev.Send(worker, message) for worker, message in notices]
 
     # ------------------------------------------------------------ deadlines
 
-    def _pass_deadlines(self, now: float) -> None:
-        for flight in [f for f in self.open.values() if now - f.progress_at > self._limit_s(f)]:
-            self._expire(flight, now)
+    def _pass_deadlines(self, tick: ev.Tick, now: float) -> None:
+        silent_since = now - self._shortest_s  # most have been heard of later, and there may be 10,000
+        silent = [flight for flight in self.open.values() if flight.progress_at < silent_since]
+        for flight in silent:
+            if now - flight.progress_at > self._limit_s(flight):
+                self._expire(flight, now)
 
     def _limit_s(self, flight: Flight) -> float:
         deadlines = self._deadlines
@@ -289,3 +288,17 @@ class Flights:
         else:
             error = Deadline(f"{state.value} took more than {limit_s:.0f} s")
         self._out.append(ev.Break(flight, error) if state is State.STREAMING else ev.Reject(flight, error))
+
+
+_HANDLERS: dict[type[ev.Event], Callable[[Flights, Any, float], None]] = {
+    ev.Arrived: Flights._arrive,
+    Prefilled: Flights._prefill_done,
+    Start: Flights._answer_started,
+    End: Flights._answer_ended,
+    Failed: Flights._leg_failed,
+    Cancelled: Flights._leg_cancelled,
+    ev.ClientGone: Flights._client_gone,
+    ev.WorkerGone: Flights._worker_gone,
+    ev.RoomMade: Flights._room_made,
+    ev.Tick: Flights._pass_deadlines,
+}

@@ -11,55 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
-from enum import Enum, auto
 from math import inf
 from typing import cast
 
 from proxy.errors import BadRequest, Internal, Response, Timeout, TooManyConnections, response
-from proxy.exchange import Exchange
-from proxy.request_reader import Admit, Refused, RequestReader
-from proxy.spec import Limits
+from proxy.exchange import Exchange, reset
+from proxy.request_reader import Refused, RequestReader
+from proxy.service import Phase, Service
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[Exchange], None]
-
 MAX_PIPELINED = 16  # requests read ahead of the one in service
+MAX_DISCARDED_BODIES = 8  # of the largest size that is taken, after a refusal
 MAX_AHEAD_BYTES = 64 << 10  # read while a request is in service; then reading pauses
-LINGER_S = 5.0  # for a refused or closed client to take its answer
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-
-class Phase(Enum):
-    """What is awaited from the client; each has a time limit, which stands still during service."""
-
-    NEW = auto()  # its first request
-    IDLE = auto()  # another request
-    HEAD = auto()  # the rest of a head
-    BODY = auto()  # the rest of a body
-    LINGER = auto()  # nothing: what comes is thrown away until it has read its refusal
-    CLOSING = auto()  # nothing: what was written is flushed
-
-
-class Service:
-    """What all connections of a server share."""
-
-    def __init__(self, handler: Handler, admit: Admit, limits: Limits) -> None:
-        self.handler = handler
-        self.admit = admit
-        self.limits = limits
-        self.draining = False
-        self.connections: set[Connection] = set()
-        self.emptied = asyncio.Event()
-        self.time_limits_s = {
-            Phase.NEW: limits.header_timeout_s,
-            Phase.IDLE: limits.idle_timeout_s,
-            Phase.HEAD: limits.header_timeout_s,
-            Phase.BODY: limits.body_timeout_s,
-            Phase.LINGER: LINGER_S,
-            Phase.CLOSING: LINGER_S,
-        }
 
 
 class Connection(asyncio.Protocol):
@@ -70,7 +35,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, service: Service) -> None:
         self._service = service
         self._loop = asyncio.get_running_loop()
-        self._reader = RequestReader(self, service.admit, service.limits)
+        self._reader = RequestReader(self, service.admit, service.limits, service.bodies)
         self._phase = Phase.NEW
         self.deadline = inf
         self.current: Exchange | None = None
@@ -89,7 +54,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport = cast(asyncio.Transport, transport)  # uvloop's is one by duck type only
-        if len(self._service.connections) >= self._service.limits.max_connections:
+        if not self._service.make_room():
             busy = TooManyConnections("too many connections to this proxy: try again later", retry_after_s=1)
             refused = self._reader.refusal(busy)
             refused.exchange.respond(*refused.answer)  # and close: see `ended`
@@ -101,12 +66,11 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._phase = Phase.CLOSING
-        self._queue.clear()
-        connections = self._service.connections
-        connections.discard(self)
-        if not connections:
-            self._service.emptied.set()
+        self._service.forget(self)
+        self._reader.drop_body()
+        self._drop_queue()
         if self.current is not None:
+            self.answering(self.current)
             self.current.lost()
 
     def eof_received(self) -> None:
@@ -129,17 +93,21 @@ class Connection(asyncio.Protocol):
             self._serve_next()
 
     def data_received(self, data: bytes) -> None:
-        if self._phase in (Phase.LINGER, Phase.CLOSING):
-            self._discard(len(data))
-            return
+        if self._phase is Phase.LINGER or self._phase is Phase.CLOSING:
+            if self.current is None:
+                self._discard(len(data))
+        else:
+            self._read(data)
+        if self.current is not None:
+            self._bound_ahead(len(data))
+
+    def _read(self, data: bytes) -> None:
         try:
             self._reader.feed(data)
         except Refused as refused:
             self._refuse(refused)
         if self.current is None:
             self._serve_next()
-        else:
-            self._bound_ahead(len(data))
 
     # ------------------------------------------------------------ reader
 
@@ -188,6 +156,10 @@ class Connection(asyncio.Protocol):
             else:
                 exchange.respond(*response(Internal("a fault of this proxy, not of the request: see its log")))
 
+    def answering(self, exchange: Exchange) -> None:
+        self._service.bodies.give_back(len(exchange.body))
+        exchange.body = b""
+
     def ended(self, exchange: Exchange) -> None:
         self.current = None
         self._ahead_bytes = 0
@@ -196,9 +168,8 @@ class Connection(asyncio.Protocol):
             return
         if self._queue:
             self._loop.call_soon(self._serve_next)
-        elif self._reading_paused:
-            self._reading_paused = False
-            self.transport.resume_reading()
+        else:
+            self._read_on()
         self._continue()
         self._restart_clock()
 
@@ -214,10 +185,15 @@ class Connection(asyncio.Protocol):
             self._reading_paused = True
             self.transport.pause_reading()
 
+    def _read_on(self) -> None:
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+
     def _discard(self, num_bytes: int) -> None:
         """A client that still sends would get a reset instead of its answer; but not for ever."""
         self._discarded_bytes += num_bytes
-        if self._discarded_bytes > self._service.limits.max_body_bytes:
+        if self._discarded_bytes > MAX_DISCARDED_BODIES * self._service.limits.max_body_bytes:
             self.transport.abort()
 
     # ------------------------------------------------------------ clock and end
@@ -227,8 +203,16 @@ class Connection(asyncio.Protocol):
         self._restart_clock()
 
     def _restart_clock(self) -> None:
-        waits = self.current is None
-        self.deadline = self._loop.time() + self._service.time_limits_s[self._phase] if waits else inf
+        service, phase = self._service, self._phase
+        if self.current is not None:
+            self.deadline = inf
+            service.waiting.pop(self, None)
+            return
+        self.deadline = self._loop.time() + service.time_limits_s[phase]
+        if phase is Phase.BODY or phase is Phase.CLOSING:
+            service.waiting.pop(self, None)
+        else:
+            service.waiting[self] = None  # where it stands, if it waits already
 
     def expire(self) -> None:
         """The server's sweep found the deadline passed."""
@@ -240,13 +224,26 @@ class Connection(asyncio.Protocol):
         else:
             self.transport.abort()
 
+    def cut_off(self) -> None:
+        """It does not read what there is for it."""
+        if self.current is not None:
+            self.current.cut_off()
+        else:
+            reset(self.transport)
+
     def close_if_idle(self) -> None:
         if self._phase in (Phase.NEW, Phase.IDLE) and self.current is None and not self._queue:
             self._close()
 
-    def _close(self) -> None:
+    def _drop_queue(self) -> None:
+        for exchange, _ in self._queue:
+            self.answering(exchange)
         self._queue.clear()
+
+    def _close(self) -> None:
+        self._drop_queue()
         if self._phase is Phase.LINGER:
+            self._read_on()
             if self.transport.can_write_eof():
                 self.transport.write_eof()
         else:

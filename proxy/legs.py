@@ -24,12 +24,14 @@ class BodyFields(msgspec.Struct):
     prompt_logprobs: Any = None
     echo: Any = None
     prompt: Any = None
+    prompt_embeds: Any = None
     background: Any = None
     previous_response_id: Any = None
 
 
 _decoder = msgspec.json.Decoder(BodyFields)
 # Other modalities are served whole: *_url, *_embeds, input_audio. A false match only costs the split.
+_TYPED_PART = b'"type"'
 _MEDIA = (b'_url"', b'_embeds"', b'"input_audio"')
 
 
@@ -61,9 +63,14 @@ def whole_because(route: Route, fields: BodyFields, body: bytes) -> str | None:
         return "log probabilities of the prompt"
     if not _one_prompt(fields.prompt):
         return "several prompts"
-    if any(kind in body for kind in _MEDIA):
-        return "multimodal"
-    return None
+    if fields.prompt_embeds is not None:
+        return "prompt embeddings"
+    return "multimodal" if fields.prompt is None and _has_media(body) else None
+
+
+def _has_media(body: bytes) -> bool:
+    """Most bodies cost one search: the parts of a message have types, a message of text alone has none."""
+    return _TYPED_PART in body and any(kind in body for kind in _MEDIA)
 
 
 def _one_prompt(prompt: Any) -> bool:

@@ -55,7 +55,7 @@ class Listener(Protocol):
     """What the link layer reports to. None of these may raise."""
 
     def on_hello(self, peer: bytes, who: str, hello: Register | ControllerHello) -> None: ...
-    def on_chunk(self, chunk: Chunk) -> None: ...
+    def on_chunk(self, chunk: Chunk, now: float) -> None: ...
     def on_message(self, peer: bytes, message: Any) -> None: ...
     def on_lost(self, peer: bytes, reason: str) -> None: ...
 
@@ -127,11 +127,12 @@ class Links:
         except LinkLost as lost:
             self._lose(peer, str(lost), tell=True)
             return
+        now = self._loop.time()
         for message in batch.messages:
             if type(message) is Chunk:  # nearly all are: nothing is in the way of these
-                self._on_chunk(message)
-            else:
-                self._hand_on(peer, state, message)
+                self._on_chunk(message, now)
+                continue
+            self._hand_on(peer, state, message)
             if self._peers.get(peer) is not state:
                 return  # refused, or gone: the rest of its batch is void
         if state.outbox or state.session.owes_ack():

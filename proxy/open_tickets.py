@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from proxy.fleet import Fleet, Key
+from proxy.fleet import Fleet
+from proxy.worker import Key
 from workers.protocol import Message, Release, Ticket, TicketClosed
 
 # To the holder, if it is still there.

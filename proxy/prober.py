@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from proxy.fleet import Event, Fleet, Key, Pair, ProofFailed, Proven
-from workers.protocol import Load
+from proxy.fleet import Event, Fleet, ProofFailed, Proven
+from proxy.worker import Key, Pair
+from workers.protocol import Leg, Load, Submit
 
 RETRY_S = 2.0
 COUNTER_TIMEOUT_S = 5.0
@@ -89,7 +90,16 @@ class Prober:
         return events
 
 
-def proof_body(model: str, block_size: int, nonce: str) -> bytes:
+def proof(request_id: str, model: str, block_size: int, nonce: str) -> Submit:
     """A completion whose prompt fills at least two blocks and shares its first one with nothing."""
     words = " ".join(f"{nonce}{i:x}" for i in range(2 * block_size))
-    return msgspec.json.encode({"model": model, "prompt": words, "max_tokens": 2, "temperature": 0})
+    return Submit(
+        rid=0,
+        request_id=request_id,
+        leg=Leg.WHOLE,
+        method="POST",
+        path="/v1/completions",
+        query=b"",
+        headers=((b"content-type", b"application/json"),),
+        body=msgspec.json.encode({"model": model, "prompt": words, "max_tokens": 2, "temperature": 0}),
+    )

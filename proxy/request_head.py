@@ -7,7 +7,7 @@ smuggled, so whatever could be read in two ways is refused. Decides nothing abou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from proxy.errors import BadRequest
@@ -23,25 +23,19 @@ class RequestHead(NamedTuple):
     expects_continue: bool
 
 
-class _Framing(NamedTuple):
-    hosts: int
-    length: int
-    coding: bytes | None
-    expects_continue: bool
-
-
-def read_head(version: str, target: bytes, headers: Sequence[tuple[bytes, bytes]], upgrade: bool) -> RequestHead:
-    """Names are lower-case. Raises BadRequest."""
+def read_head(version: str, target: bytes, headers: Mapping[bytes, bytes], upgrade: bool) -> RequestHead:
+    """Names are lower-case, the values of repeated ones joined by commas. Raises BadRequest."""
     if version not in VERSIONS:
         raise BadRequest(f"HTTP/{version} is not spoken here: use HTTP/1.1")
     if upgrade:
         raise BadRequest("this server does not upgrade or tunnel connections: send a plain HTTP/1.1 request")
     path, query = _split_target(target)
-    framing = _framing(headers)
-    _check_framing(version, framing)
-    has_body = framing.coding is not None or framing.length > 0
-    expects = framing.expects_continue and has_body and version == "1.1"
-    return RequestHead(path, query, has_body, framing.length, expects)
+    host, coding = headers.get(b"host"), headers.get(b"transfer-encoding")
+    _check_framing(version, host, coding)
+    length = int(headers.get(b"content-length", 0))  # llhttp has checked it, and that there is only one
+    has_body = coding is not None or length > 0
+    expects = has_body and version == "1.1" and headers.get(b"expect", b"").lower() == b"100-continue"
+    return RequestHead(path, query, has_body, length, expects)
 
 
 def _split_target(target: bytes) -> tuple[str, bytes]:
@@ -53,24 +47,10 @@ def _split_target(target: bytes) -> tuple[str, bytes]:
     return path.decode(), query
 
 
-def _framing(headers: Sequence[tuple[bytes, bytes]]) -> _Framing:
-    hosts = length = 0
-    coding = None
-    expects = False
-    for name, value in headers:
-        if name == b"host":
-            hosts += 1
-        elif name == b"content-length":
-            length = int(value)  # llhttp has checked it, and that there is only one
-        elif name == b"transfer-encoding":
-            coding = value
-        elif name == b"expect":
-            expects = value.lower() == b"100-continue"
-    return _Framing(hosts, length, coding, expects)
-
-
-def _check_framing(version: str, framing: _Framing) -> None:
-    if framing.hosts > 1 or (framing.hosts == 0 and version == "1.1"):
-        raise BadRequest(f"a request needs exactly one Host header, this one has {framing.hosts}")
-    if framing.coding is not None and (version == "1.0" or framing.coding.strip().lower() != b"chunked"):
+def _check_framing(version: str, host: bytes | None, coding: bytes | None) -> None:
+    if host is None and version == "1.1":
+        raise BadRequest("a request needs a Host header")
+    if host is not None and b"," in host:
+        raise BadRequest("a request needs exactly one Host header")
+    if coding is not None and (version == "1.0" or coding.strip().lower() != b"chunked"):
         raise BadRequest("the only transfer coding taken is `chunked`, and only in HTTP/1.1")

@@ -5,11 +5,12 @@ Pure: reads the fleet, changes nothing. Decode is chosen first; prefill is optio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from proxy.fleet import Fleet, Pair, Worker
+from proxy.fleet import Fleet
 from proxy.spec import RoutingSpec
+from proxy.worker import Pair, Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,8 @@ class Demand:
     num_tokens: int  # estimated from the prompt's bytes
     whole_because: str | None
     avoid: frozenset[tuple[str, int]] = frozenset()  # workers that failed it
-    forced: Pair | None = None  # a proof goes where it must, proven or not
+    forced: Pair | None = None  # a proof or a scrape goes where it must, proven or not
+    scrape: bool = False  # of an engine's metrics: no work, it takes nobody's place
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,10 @@ def estimated_tokens(body: bytes, spec: RoutingSpec) -> int:
 def least_loaded(worker: Worker) -> float:
     """Work outstanding in tokens: prompts on their way, and a share for each running decode.
 
-    The host's own figures include what other proxies gave it; ours are ahead of them by one report.
+    The host counts what has reached it, in the engine's tokens; our own count is ahead of it by one report.
     """
-    prompt_tokens = max(worker.prefill_tokens, worker.load.prefill_tokens)
-    num_requests = max(worker.num_decodes, worker.load.running + worker.load.waiting)
+    prompt_tokens = max(worker.all_prefill_tokens, worker.load.prefill_tokens)
+    num_requests = max(worker.all_decodes, worker.load.running + worker.load.waiting)
     return prompt_tokens + DECODE_TOKENS * num_requests
 
 
@@ -68,15 +70,16 @@ class Router:
         """None: nothing can take it now; it waits."""
         if demand.forced is not None:
             return self._forced(fleet, demand.forced)
-        decode = self._pick(w for w in fleet.workers.values() if self._can_decode(fleet, w, demand))
+        decode = self._pick([w for w in fleet.decoders if self._can_decode(w, demand)])
         if decode is None:
             return None
         why_whole = self._why_whole(demand)
         if why_whole is None:
-            prefill = self._pick(w for w in fleet.workers.values() if self._can_prefill(fleet, w, decode, demand))
+            partners = [w for w in fleet.prefillers[decode.key] if w.key not in demand.avoid]
+            prefill = self._pick([w for w in partners if self._has_room(w, demand) and self._may_pin(w, demand)])
             if prefill is not None:
-                return Route(prefill, decode, f"least loaded of its role, {demand.num_tokens} tokens estimated")
-            if self._has_partner(fleet, decode, demand):
+                return Route(prefill, decode, "least loaded of its role")
+            if partners:
                 return None  # the prefill workers are busy: waiting is better than disturbing decodes
             why_whole = "no prefill worker is up"
         return Route(None, decode, why_whole) if self._has_room(decode, demand) else None
@@ -86,45 +89,25 @@ class Router:
             return f"short prompt: {demand.num_tokens} tokens estimated"
         return demand.whole_because
 
-    def _can_decode(self, fleet: Fleet, worker: Worker, demand: Demand) -> bool:
-        return (
-            worker.up
-            and worker.num_decodes < worker.caps.max_decodes
-            and worker.key not in demand.avoid
-            and fleet.is_proven(worker.key)
-        )
-
-    def _can_prefill(self, fleet: Fleet, worker: Worker, decode: Worker, demand: Demand) -> bool:
-        return (
-            worker.up
-            and (worker.key, decode.key) in fleet.proven
-            and worker.key not in demand.avoid
-            and self._has_room(worker, demand)
-            and self._may_pin(worker, demand)
-        )
-
     @staticmethod
-    def _has_partner(fleet: Fleet, decode: Worker, demand: Demand) -> bool:
-        return any(
-            worker.up and key not in demand.avoid and (key, decode.key) in fleet.proven
-            for key, worker in fleet.workers.items()
-        )
+    def _can_decode(worker: Worker, demand: Demand) -> bool:
+        return worker.all_decodes < worker.caps.max_decodes and worker.key not in demand.avoid
 
     @staticmethod
     def _has_room(worker: Worker, demand: Demand) -> bool:
         """A prompt larger than the cap may run where nothing else does."""
-        cap = worker.caps.max_prefill_tokens
-        return cap > 0 and (worker.prefill_tokens == 0 or worker.prefill_tokens + demand.num_tokens <= cap)
+        cap, given = worker.caps.max_prefill_tokens, worker.all_prefill_tokens
+        return cap > 0 and (given == 0 or given + demand.num_tokens <= cap)
 
     def _may_pin(self, worker: Worker, demand: Demand) -> bool:
         """Blocks prefilled and not yet pulled stall a prefill engine when they fill its cache."""
         assert worker.capabilities is not None
-        pinned = max(worker.pinned_blocks, worker.load.pinned_blocks)
+        pinned = max(worker.all_pinned_blocks, worker.load.pinned_blocks)
         wanted = -(-demand.num_tokens // worker.capabilities.block_size)
         budget = self._spec.pinned_fraction * worker.capabilities.num_blocks
         return pinned == 0 or pinned + wanted <= budget
 
-    def _pick(self, workers: Iterable[Worker]) -> Worker | None:
+    def _pick(self, workers: Sequence[Worker]) -> Worker | None:
         return min(workers, key=lambda w: (self._score(w), w.last_chosen), default=None)
 
     @staticmethod
@@ -133,4 +116,4 @@ class Router:
         decode = fleet.workers.get(pair[1])
         if decode is None or not decode.up or (pair[0] is not None and (prefill is None or not prefill.up)):
             return None
-        return Route(prefill, decode, "proof")
+        return Route(prefill, decode, "it must be this one")

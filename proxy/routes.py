@@ -8,7 +8,7 @@ and one test. Paths are compared as sent, without decoding, so there is one spel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 import msgspec
@@ -57,17 +57,20 @@ ROUTES = (
     _engine("/v1/rerank"),
     _engine("/v2/rerank"),
     Route("GET", "/v1/models"),
+    Route("GET", "/", Access.FREE),
     Route("GET", "/health", Access.FREE),
     Route("GET", "/ready", Access.FREE),
     Route("GET", "/fleet", Access.READER),
+    Route("GET", "/overview", Access.READER),
     Route("GET", "/metrics", Access.READER),
+    Route("GET", "/metrics/targets", Access.READER),
 )
 
 _BY_PATH: dict[str, Route] = {route.path: route for route in ROUTES}
 _WORKER_METRICS_PATH = re.compile(r"/workers/([A-Za-z0-9][A-Za-z0-9_.-]*)/metrics")
 
 # The engine obeys headers of its own: none but these reach it. The request id is ours.
-_FORWARDED_REQUEST_HEADERS = frozenset({b"content-type", b"accept"})
+_FORWARDED_REQUEST_HEADERS = (b"content-type", b"accept")
 _FORWARDED_RESPONSE_HEADERS = frozenset({b"content-type", b"cache-control"})
 # Would choose a priority, a rank or a session on the engine: refused rather than dropped in silence.
 _FORBIDDEN_REQUEST_HEADERS = frozenset({b"x-vllm-priority", b"x-data-parallel-rank", b"x-session-id"})
@@ -92,16 +95,15 @@ def worker_name(path: str) -> str | None:
     return match[1] if match else None
 
 
-def check_headers(headers: HeaderList) -> None:
+def check_headers(headers: Mapping[bytes, bytes]) -> None:
     """Raises BadRequest for a header by which a client would steer the engine."""
-    for name, _ in headers:
-        if name in _FORBIDDEN_REQUEST_HEADERS:
-            raise BadRequest(f"the header {name.decode()} is not accepted here: remove it", param=name.decode())
+    for name in _FORBIDDEN_REQUEST_HEADERS & headers.keys():
+        raise BadRequest(f"the header {name.decode()} is not accepted here: remove it", param=name.decode())
 
 
-def to_engine(headers: HeaderList) -> tuple[tuple[bytes, bytes], ...]:
+def to_engine(headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
     """The client's headers that travel with the request; names are lower-case."""
-    return tuple(header for header in headers if header[0] in _FORWARDED_REQUEST_HEADERS)
+    return tuple([(name, headers[name]) for name in _FORWARDED_REQUEST_HEADERS if name in headers])
 
 
 def to_client(headers: HeaderList) -> tuple[tuple[bytes, bytes], ...]:

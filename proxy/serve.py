@@ -1,7 +1,7 @@
-"""The HTTP server: listens, counts connections, sweeps their clocks, drains.
+"""The HTTP server: accepts, counts connections, sweeps their clocks, drains.
 
-Owns the listening socket and the one timer of all connections. A request is `admit`ted when its head
-is complete, before its body is read, and handed to `handler` when it is whole; both are plain calls
+Owns the one timer of all connections; the sockets it accepts on are lent to it. A request is `admit`ted when
+its head is complete, before its body is read, and handed to `handler` when it is whole; both are plain calls
 on the event loop. Knows nothing of routes, keys or workers, and never waits for a client.
 """
 
@@ -11,50 +11,48 @@ import asyncio
 import contextlib
 import socket
 import ssl as tls
+from collections.abc import Mapping
 
 from proxy.exchange import Exchange
-from proxy.http_connection import Connection, Handler, Service
+from proxy.http_connection import Connection
+from proxy.listening import BACKLOG
 from proxy.request_reader import Admit
+from proxy.service import Handler, Service
 from proxy.spec import Limits
 
 __all__ = ["Exchange", "Server"]
 
 SWEEP_S = 1.0
-BACKLOG = 1024
-# A node that vanishes sends no FIN: the kernel asks it, so that a silent wait does not hold its work for ever.
-_KEEPALIVE = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-_UNACKNOWLEDGED_MS = 30_000
 
 
 class Server:
-    """One listening socket and its connections."""
-
-    port: int
+    """All connections of this process."""
 
     def __init__(self) -> None:
-        self._server: asyncio.Server | None = None
+        self._accepting: dict[int, asyncio.Server] = {}
         self._service: Service | None = None
+        self._ssl: tls.SSLContext | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(
-        self,
-        host: str,
-        port: int,
-        handler: Handler,
-        admit: Admit,
-        limits: Limits,
-        ssl: tls.SSLContext | None = None,
-    ) -> None:
-        """Raises OSError where the address is taken. Port 0 takes any free one; see `port`."""
-        service = self._service = Service(handler, admit, limits)
-        loop = asyncio.get_running_loop()
-        listener = _listener(host, port)
-        self.port = listener.getsockname()[1]
-        handshake_s = limits.header_timeout_s if ssl else None
-        self._server = await loop.create_server(
-            lambda: Connection(service), sock=listener, backlog=BACKLOG, ssl=ssl, ssl_handshake_timeout=handshake_s
-        )
-        self._timer = loop.call_later(SWEEP_S, self._sweep)
+    def start(self, handler: Handler, admit: Admit, limits: Limits, ssl: tls.SSLContext | None = None) -> None:
+        """Ready to `accept_on`."""
+        self._service = Service(handler, admit, limits)
+        self._ssl = ssl
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+
+    async def accept_on(self, listeners: Mapping[int, socket.socket]) -> None:
+        """On these and no others, from now on. What waits in a queue stays there for whoever else holds its socket."""
+        service = self._running
+        for number in self._accepting.keys() - listeners.keys():
+            self._accepting.pop(number).close()
+        for number in listeners.keys() - self._accepting.keys():
+            self._accepting[number] = await asyncio.get_running_loop().create_server(
+                lambda: Connection(service),
+                sock=listeners[number].dup(),
+                backlog=BACKLOG,
+                ssl=self._ssl,
+                ssl_handshake_timeout=service.limits.header_timeout_s if self._ssl else None,
+            )
 
     @property
     def connections(self) -> int:
@@ -74,18 +72,18 @@ class Server:
         assert self._service is not None, "not started"
         return self._service
 
-    def stop_accepting(self) -> None:
-        """Close the listening socket; open connections go on."""
-        if self._server is not None:
-            self._server.close()
-
     async def close(self, grace_s: float) -> None:
         """Let what runs finish for so long, then cut it."""
-        self.stop_accepting()
+        for connection in list(self._running.connections):
+            connection.close_if_idle()
+        await self.retire(grace_s)
+
+    async def retire(self, grace_s: float) -> None:
+        """Like `close`, but a client that waits to ask again may still do so once: closing a connection just when
+        a request is on its way would lose it."""
+        await self.accept_on({})
         service = self._running
         service.draining = True
-        for connection in list(service.connections):
-            connection.close_if_idle()
         with contextlib.suppress(TimeoutError):
             await self._all_gone(grace_s)
         for connection in list(service.connections):
@@ -103,20 +101,5 @@ class Server:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
-        now = loop.time()
-        for connection in list(self._running.connections):
-            if connection.deadline < now:
-                connection.expire()
+        self._running.sweep(loop.time())
         self._timer = loop.call_later(SWEEP_S, self._sweep)
-
-
-def _listener(host: str, port: int) -> socket.socket:
-    """What is set here, accepted sockets inherit."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _KEEPALIVE.items():
-        listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
-    listener.setblocking(False)
-    return listener

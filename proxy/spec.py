@@ -16,13 +16,15 @@ class PoolCaps(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Nothing that a client controls grows without one of these."""
+    """Nothing that a client controls grows without one of these. Each process has them for itself."""
 
-    max_connections: int = 4096
+    max_connections: int = 16384
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 32 << 20
+    max_total_body_bytes: int = 512 << 20  # of all requests that are not answered yet
     max_queued: int = 1024
     stream_buffer_bytes: int = 1 << 20  # unsent bytes of one slow client before it is cut off
+    max_total_unsent_bytes: int = 512 << 20  # of all clients; the slowest are cut off first
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
     idle_timeout_s: float = 75.0
@@ -62,3 +64,4 @@ class ProxySpec(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits
     deadlines: Deadlines
     routing: RoutingSpec
+    processes: int = 1

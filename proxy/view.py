@@ -7,14 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from proxy.fleet import Fleet, Key, Pair, Worker
+from proxy.fleet import Fleet
 from proxy.flights import Flights
-from proxy.metrics import Gauge
+from proxy.snapshot import Gauge
+from proxy.worker import Key, Pair, Worker
 from workers.protocol import FleetView, JobView, WorkerView
 
 
 def fleet_json(
-    fleet: Fleet, flights: Flights, jobs: tuple[JobView, ...], strangers: tuple[str, ...], run: str, now_unix: float
+    fleet: Fleet,
+    flights: Flights,
+    jobs: tuple[JobView, ...],
+    strangers: tuple[str, ...],
+    run: str,
+    *,
+    now: float,
+    unix: float,
 ) -> dict[str, Any]:
     """Seconds and unix times; a job without a worker yet is listed with its Slurm state."""
     return {
@@ -24,14 +32,14 @@ def fleet_json(
         "queued": len(flights.queue),
         "open_requests": len(flights.open),
         "open_tickets": len(flights.tickets),
-        "workers": [_worker_json(worker, now_unix) for worker in fleet.workers.values()],
+        "workers": [_worker_json(worker, now, unix) for worker in fleet.workers.values()],
         "jobs": [_job_json(job) for job in jobs],
         "pairs": [_pair_json(fleet, pair) for pair in fleet.expected_pairs()],
         "refusals": [*fleet.refusals, *strangers],
     }
 
 
-def _worker_json(worker: Worker, now_unix: float) -> dict[str, Any]:
+def _worker_json(worker: Worker, now: float, unix: float) -> dict[str, Any]:
     capabilities = worker.capabilities
     return {
         "worker": worker.key[0],
@@ -41,16 +49,20 @@ def _worker_json(worker: Worker, now_unix: float) -> dict[str, Any]:
         "phase": worker.phase,
         "detail": worker.detail,
         "node": worker.node,
+        "gpus": worker.gpus,
         "job": worker.job,
-        "time_left_s": None if worker.end_time is None else round(worker.end_time - now_unix),
+        "time_left_s": None if worker.end_time is None else round(worker.end_time - unix),
+        "heard_s_ago": None if worker.load_at is None else round(now - worker.load_at, 1),
         "running": worker.load.running,
         "waiting": worker.load.waiting,
         "prefill_tokens": worker.prefill_tokens,
         "decodes": worker.num_decodes,
         "pinned_blocks": worker.load.pinned_blocks,
+        "kv_used": worker.load.kv_used,
         "kv_tokens_received": worker.load.kv_tokens_received,
         "kv_blocks": capabilities.num_blocks if capabilities else None,
         "max_model_len": capabilities.max_model_len if capabilities else None,
+        "stages": {stage: round(seconds, 2) for stage, seconds in worker.stages},
     }
 
 
@@ -93,6 +105,7 @@ def _worker_view(worker: Worker) -> WorkerView:
         end_time=worker.end_time,
         running=worker.load.running,
         waiting=worker.load.waiting,
+        stages=worker.stages,
     )
 
 
@@ -105,23 +118,29 @@ def _pair_name(pair: Pair) -> str:
     return f"{prefill or 'whole'} -> {decode}"
 
 
-def gauges(fleet: Fleet, flights: Flights, num_connections: int) -> list[Gauge]:
+def gauges(fleet: Fleet, flights: Flights, process: str, num_connections: int) -> list[Gauge]:
     workers = list(fleet.workers.values())
     per_worker: list[Gauge] = [
         ("sluice_worker_up", "1 while the worker takes requests.", [(_label(w.key), float(w.up)) for w in workers]),
         ("sluice_worker_running", "Running, by the host.", [(_label(w.key), w.load.running) for w in workers]),
         ("sluice_worker_waiting", "Waiting, by the host.", [(_label(w.key), w.load.waiting) for w in workers]),
+        ("sluice_worker_kv_used", "Part of the KV cache in use.", [(_label(w.key), w.load.kv_used) for w in workers]),
         (
             "sluice_worker_pinned_blocks",
             "KV blocks held for unread tickets.",
             [(_label(w.key), w.load.pinned_blocks) for w in workers],
+        ),
+        (
+            "sluice_worker_end_time_seconds",
+            "Unix time at which Slurm ends its job.",
+            [(_label(w.key), w.end_time) for w in workers if w.end_time is not None],
         ),
     ]
     return [
         ("sluice_open_tickets", "Tickets neither read nor released.", [({}, len(flights.tickets))]),
         ("sluice_queued_requests", "Requests that wait for a worker.", [({}, len(flights.queue))]),
         ("sluice_open_requests", "Requests not yet ended.", [({}, len(flights.open))]),
-        ("sluice_connections", "Open client connections.", [({}, num_connections)]),
+        ("sluice_connections", "Open client connections, by process.", [({"process": process}, num_connections)]),
         *[gauge for gauge in per_worker if gauge[2]],
     ]
 
