@@ -13,24 +13,33 @@ from launcher import actions
 from launcher.config import choices, load
 from launcher.jobs import JobError
 from launcher.models import ModelUnavailable
+from launcher.multirun import plan_all
 from launcher.refusal import Refused
 from launcher.resume import AlreadyLive
 from launcher.schema import Action, Config
+from launcher.site.doctor import doctor
+from launcher.site.new_cluster import new_cluster
 from launcher.slurm import clean_environment
 from launcher.start import CannotStart
 from launcher.stopping import StillThere
 
 USAGE = """\
 python -m launcher +cluster=NAME [model=NAME] [run=NAME] [key=value ...]   start a run
+python -m launcher +recipe=NAME [run=NAME] [key=value ...]                 the same: cluster, model and split at once
 python -m launcher +cluster=NAME ... action=plan [output=json]             what would run; changes nothing
+python -m launcher -m ... key=value,value ... action=plan                  one plan per combination
 python -m launcher action=status run=NAME [output=json]
 python -m launcher action=logs run=NAME worker=NAME [follow=true]
 python -m launcher action=stop run=NAME
+python -m launcher action=doctor [+cluster=NAME] [submit=true] [output=json]   what the site is like, what to set
+python -m launcher action=new-cluster name=NAME                            writes conf/cluster/NAME.yaml
 
 clusters: {clusters}
+recipes: {recipes}
 models: {models}
 Every key of conf/ can be set; a wrong one is answered with the closest known one. More in README.md."""
 
+MULTIRUN = {"-m", "--multirun"}
 INTERRUPTED = 130
 READER_GONE = 141  # as a shell reports SIGPIPE
 
@@ -40,17 +49,19 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.status: actions.status,
     Action.logs: actions.logs,
     Action.stop: actions.stop,
+    Action.doctor: doctor,
+    Action.new_cluster: new_cluster,
 }
 
 
 def main(arguments: Sequence[str]) -> int:
     if {"-h", "--help"}.intersection(arguments):
-        print(USAGE.format(clusters=", ".join(choices("cluster")), models=", ".join(choices("model"))))
+        groups = {f"{group}s": ", ".join(choices(group)) for group in ("cluster", "recipe", "model")}
+        print(USAGE.format(**groups))
         return 0
     clean_environment()
     try:
-        config = load(arguments)
-        status = ACTIONS[config.action](config)
+        status = _act(arguments)
         sys.stdout.flush()
         return status
     except (Refused, ModelUnavailable, CannotStart, AlreadyLive, JobError, actions.NoSuchRun) as fault:
@@ -70,6 +81,13 @@ def main(arguments: Sequence[str]) -> int:
             raise
         print(f"{fault.filename}: {fault.strerror}; run and runs_dir say where a run lies", file=sys.stderr)
         return 2
+
+
+def _act(arguments: Sequence[str]) -> int:
+    if MULTIRUN.intersection(arguments):
+        return plan_all([argument for argument in arguments if argument not in MULTIRUN])
+    config = load(arguments)
+    return ACTIONS[config.action](config)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -27,11 +27,18 @@ from launcher.rundir import RunDir, read_optional
 from launcher.schema import Config, Output
 from launcher.start import Controlled, plan_run, run_dir, start_controller, write_run
 from launcher.status import RunStatus
+from launcher.steps import commands
 from launcher.stopping import kill_local, stop_run
 from launcher.submit import scripts
 from launcher.watch import LaunchFailed, await_ready
 
 INTERRUPTED = 130
+# What a plan shows of how its workers are started.
+COMMANDS: dict[str, Callable[[RunDir, Plan], dict[str, str]]] = {
+    "slurm": scripts,
+    "steps": commands,
+    "local": lambda run, made: {},
+}
 
 
 class NoSuchRun(Exception):
@@ -44,13 +51,22 @@ class Terminated(BaseException):
 
 def plan(config: Config) -> int:
     """Needs no Slurm and changes nothing."""
-    run, made, _ = plan_run(config)
-    texts = scripts(run, made) if made.executor == "slurm" else {}
+    made, texts = planned(config)
     if config.output is Output.json:
-        print(msgspec.json.format(msgspec.json.encode({"plan": made, "scripts": texts}), indent=2).decode())
+        print_json({"plan": made, "scripts": texts})
     else:
         print(render_plan(made, texts), end="")
     return 0
+
+
+def planned(config: Config) -> tuple[Plan, dict[str, str]]:
+    """A plan, and how its workers are started."""
+    run, made, _ = plan_run(config)
+    return made, COMMANDS[made.executor](run, made)
+
+
+def print_json(value: Any) -> None:
+    print(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())
 
 
 def up(config: Config) -> int:
@@ -91,7 +107,7 @@ def _accompany(run: RunDir, made: Plan, controlled: Controlled, progress: Progre
     if controlled.process is None:
         print(f"\n{how_to_return(run, made.run)}", flush=True)
         return 0
-    print("\nCtrl-C stops it" if made.executor == "local" else "\nCtrl-C detaches", flush=True)
+    print(f"\n{_how_it_ends(run, made)}", flush=True)
     controlled.process.wait()
     status = read_optional(run.status, RunStatus)
     if status is not None and status.ended:
@@ -101,10 +117,17 @@ def _accompany(run: RunDir, made: Plan, controlled: Controlled, progress: Progre
     return 1
 
 
+def _how_it_ends(run: RunDir, made: Plan) -> str:
+    if made.executor == "local":
+        return "Ctrl-C stops it"
+    where = "it ends with this job" if made.executor == "steps" else "Ctrl-C detaches"
+    return f"{where}\n{how_to_return(run, made.run)}"
+
+
 def _interrupted(run: RunDir, made: Plan, controlled: Controlled, progress: Progress, interrupt: BaseException) -> int:
-    """Only a run on this machine, or one whose job ends, stops with its launcher."""
+    """Only a run on this machine or in this job, or one whose job ends, stops with its launcher."""
     served = run.endpoint.exists()
-    if made.executor == "local" or (controlled.process is not None and isinstance(interrupt, Terminated)):
+    if made.executor != "slurm" or (controlled.process is not None and isinstance(interrupt, Terminated)):
         print("\nstopping; once more kills", flush=True)
         _stop(run, made, controlled, progress)
     else:
@@ -129,7 +152,7 @@ def _stop(run: RunDir, made: Plan, controlled: Controlled, progress: Progress) -
         kill_local(run)
     if controlled.process is not None:
         controlled.process.wait()
-    print("stopped: nothing of the run is left", flush=True)
+    print("stopped: " + ("this job ends" if made.executor == "steps" else "nothing of the run is left"), flush=True)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
-from launcher.capacity import COMPUTE_DTYPES, DTYPE_BYTES
+from launcher.capacity import DTYPE_BYTES
 from launcher.schema import Config, Device, PoolConfig
+from launcher.shapes import COMPUTE_DTYPES
 from workers.engines.sim_args import SimArgs
 
 COUNTS = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")

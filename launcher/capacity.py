@@ -1,48 +1,22 @@
 """What a model takes of a GPU: weights, work space and KV cache, from its shape alone.
 
-Pure arithmetic on dense Llama- and Qwen-like decoders. Weights and KV are exact; the work space (activations,
-logits, CUDA context, graphs) is an estimate and said to be one. Refuses nothing: `plan` reads the figures.
+Pure arithmetic. Weights and KV are exact; the work space (activations, logits, CUDA context, graphs) is an estimate
+and said to be one. Refuses nothing: `plan` reads the figures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import msgspec
 
+from launcher.shapes import Shape
+
 GIB = 1 << 30
-COMPUTE_DTYPES = ("float32", "bfloat16", "float16")
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1}
+# With their scales: 8 bits for 32 values in MXFP4, 8 bits for 16 in NVFP4, 32 bits for a tile of 128 x 128 in fp8.
+WEIGHT_BITS = {"mxfp4": 4.25, "nvfp4": 4.5, "fp8": 8 + 32 / 128**2}
+# The kernels for MXFP4 experts pad what a rank holds of an expert, and the hidden size, to whole tiles.
+MXFP4_TILE, MXFP4_HIDDEN_TILE = 128, 256
 RUNTIME_BYTES = 2 * GIB  # CUDA context, NCCL buffers, captured graphs; without a GPU: Python and torch
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-
-
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """A dense decoder with grouped-query attention and a gated MLP."""
-
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int
-    vocab_size: int
-    tied_embeddings: bool
-    dtype: str  # of the checkpoint's weights
-
-    @property
-    def compute_dtype(self) -> str:
-        """What the engine computes in where nobody says: quantised weights stay as they are, their results do not."""
-        return self.dtype if self.dtype in COMPUTE_DTYPES else "bfloat16"
-
-    @property
-    def num_parameters(self) -> int:
-        """Without biases and per-head norms: less than a thousandth of the whole."""
-        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied_embeddings else 2)
-        return self.num_layers * layer + embeddings + self.hidden_size
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +29,7 @@ class Demand(msgspec.Struct, frozen=True, kw_only=True):
     kv_dtype: str
     max_num_batched_tokens: int
     max_num_seqs: int
+    hybrid_kv: bool = False  # layers with a sliding window give up what they no longer see
 
 
 class Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,10 +40,11 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     kv_bytes: int  # negative: by so much the model does not fit
     kv_bytes_per_token: int
     kv_tokens: int
+    window_tokens: int = 0  # what the sliding windows of one request take, in tokens of the other layers
 
     def concurrency(self, max_model_len: int) -> float:
         """How many requests of the full length a worker holds at once."""
-        return self.kv_tokens / max_model_len
+        return self.kv_tokens / (max_model_len + self.window_tokens)
 
 
 def memory_in_budget(shape: Shape, demand: Demand, budget_bytes: int) -> Memory:
@@ -87,20 +63,49 @@ def memory_with_kv(shape: Shape, demand: Demand, kv_bytes: int) -> Memory:
         kv_bytes=kv_bytes,
         kv_bytes_per_token=per_token,
         kv_tokens=num_blocks * demand.block_size,
+        window_tokens=window_tokens(shape, demand),
     )
 
 
 def weights_bytes(shape: Shape, demand: Demand) -> int:
+    """Of one rank. What every rank holds whole (norms, routers, the latent projections) counts as shared out."""
     ranks = demand.tensor_parallel * demand.pipeline_parallel
-    held_as = demand.dtype if shape.dtype in COMPUTE_DTYPES else shape.dtype
-    return -(-shape.num_parameters * DTYPE_BYTES[held_as] // ranks)
+    plain = 8 * DTYPE_BYTES[demand.dtype]
+    bits = 0.0
+    for part, number in shape.parameters.items():
+        held_as = WEIGHT_BITS[shape.weight_format] if shape.weight_format and part in shape.quantised else plain
+        bits += number * held_as * (_padding(shape, demand) if part == "experts" else 1)
+    return -(-round(bits) // (8 * ranks))
+
+
+def _padding(shape: Shape, demand: Demand) -> float:
+    if shape.weight_format != "mxfp4" or shape.experts is None:
+        return 1
+    size = shape.experts.intermediate_size / demand.tensor_parallel
+    hidden = shape.hidden_size
+    return _round_up(size, MXFP4_TILE) / size * _round_up(hidden, MXFP4_HIDDEN_TILE) / hidden
 
 
 def kv_bytes_per_token(shape: Shape, demand: Demand) -> int:
-    """With more ranks than KV heads each head is held several times."""
-    layers = -(-shape.num_layers // demand.pipeline_parallel)
-    kv_heads = max(1, shape.num_kv_heads // demand.tensor_parallel)
-    return 2 * layers * kv_heads * shape.head_dim * DTYPE_BYTES[demand.kv_dtype]
+    """Of one rank, in the layers that keep every token. With more ranks than KV heads each head is held several
+    times; a latent cache has no heads, so every rank holds all of it.
+    """
+    layers = -(-(shape.num_layers - _num_window_layers(shape, demand)) // demand.pipeline_parallel)
+    width = DTYPE_BYTES[demand.kv_dtype]
+    if shape.latent is not None:
+        return layers * (shape.latent.kv_rank + shape.latent.rope_dim) * width
+    return 2 * layers * max(1, shape.num_kv_heads // demand.tensor_parallel) * shape.head_dim * width
+
+
+def window_tokens(shape: Shape, demand: Demand) -> int:
+    """A request holds its window and the batch that is being computed."""
+    sliding = _num_window_layers(shape, demand)
+    held = _round_up(shape.sliding_window + demand.max_num_batched_tokens, demand.block_size)
+    return -(-held * sliding // (shape.num_layers - sliding))
+
+
+def _num_window_layers(shape: Shape, demand: Demand) -> int:
+    return shape.num_sliding_layers if demand.hybrid_kv else 0
 
 
 def workspace_bytes(shape: Shape, demand: Demand) -> int:
@@ -111,38 +116,5 @@ def workspace_bytes(shape: Shape, demand: Demand) -> int:
     return activations + logits + RUNTIME_BYTES
 
 
-def shape_from_config(config: Mapping[str, Any]) -> Shape:
-    """From a model's config.json. Raises ValueError naming what is unknown or missing: nothing is guessed."""
-    architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"architecture {architecture} is unknown; known: {', '.join(ARCHITECTURES)}")
-    if "quantization_config" in config:
-        raise ValueError("quantization_config is not understood")
-    required = ("num_hidden_layers", "num_attention_heads", "hidden_size", "intermediate_size", "vocab_size")
-    missing = [key for key in required if key not in config]
-    dtype = config.get("torch_dtype") or config.get("dtype")
-    if missing or dtype not in DTYPE_BYTES:
-        raise ValueError(f"missing or unknown: {', '.join(missing or ['torch_dtype'])}")
-    heads = config["num_attention_heads"]
-    return Shape(
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        hidden_size=config["hidden_size"],
-        intermediate_size=config["intermediate_size"],
-        vocab_size=config["vocab_size"],
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        dtype=dtype,
-    )
-
-
-def agrees(shape: Shape, config: Mapping[str, Any]) -> bool:
-    """Whether a shape that someone wrote down can be that of a config.json which is not understood otherwise."""
-    written = {
-        "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "hidden_size": shape.hidden_size,
-        "vocab_size": shape.vocab_size,
-    }
-    return all(config.get(key) == value for key, value in written.items())
+def _round_up(number: float, multiple: int) -> int:
+    return int(-(-number // multiple)) * multiple

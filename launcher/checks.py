@@ -8,21 +8,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 
 from launcher.arguments import argument_faults, engine_args
-from launcher.capacity import DTYPE_BYTES, GIB, Memory, Shape
+from launcher.capacity import GIB, Memory
+from launcher.fit import SCRIPT, allocation_faults
+from launcher.job import Allocation
 from launcher.layout import count_faults, place, size_faults
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
 from launcher.pools import PoolPlan
-from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, Executor, PoolConfig, PoolRole
+from launcher.schema import (
+    Action,
+    ClusterConfig,
+    Config,
+    ControllerPlace,
+    Device,
+    Executor,
+    LimitsConfig,
+    PoolConfig,
+    PoolRole,
+)
+from launcher.shapes import Shape
 from proxy.router import POLICIES
 from workers.engines import ENGINES
-from workers.engines.vllm_args import SUPPORTED_VERSIONS, owned_flags
+from workers.engines.vllm_args import PUSH_CONNECTOR, SUPPORTED_VERSIONS, owned_flags
 from workers.spec import Role
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
-CONNECTORS = ("NixlConnector",)
+CONNECTORS = ("NixlConnector", PUSH_CONNECTOR)
 # sbatch options that Sluice sets, and what to do instead. With pinned nodes a job waits for ever when one fails.
 OWNED_SBATCH = {
     "signal": "workers drain by the clock",
@@ -54,11 +68,12 @@ def form_faults(config: Config, model: ResolvedModel) -> list[str]:
     return faults
 
 
-def rule_faults(config: Config, model: ResolvedModel) -> list[str]:
+def rule_faults(config: Config, model: ResolvedModel, allocation: Allocation | None) -> list[str]:
     cluster = config.cluster
     if cluster is None:
         return []  # told by form_faults
-    faults = [*_run_faults(config), *_cluster_faults(config, cluster)]
+    faults = [*_run_faults(config), *_limit_faults(config.proxy.limits)]
+    faults += [*_cluster_faults(config, cluster), *_executor_faults(config, cluster, allocation)]
     for name, pool in config.pools.items():
         faults += _pool_faults(name, pool, config)
         if list(count_faults(name, pool)):
@@ -69,11 +84,18 @@ def rule_faults(config: Config, model: ResolvedModel) -> list[str]:
     return faults
 
 
-def pool_plan_faults(config: Config, pools: Sequence[PoolPlan], pairs: Sequence[Pair]) -> list[str]:
+def pool_plan_faults(
+    config: Config,
+    model: ResolvedModel,
+    pools: Sequence[PoolPlan],
+    pairs: Sequence[Pair],
+    allocation: Allocation | None,
+) -> list[str]:
     cluster = config.cluster
     assert cluster is not None
     faults = [fault for pair in pairs if pair.required for fault in pair.faults]
-    faults += [fault for pool in pools for fault in _fit_faults(config, pool)]
+    for pool in pools:
+        faults += list(_latent_faults(pool, model.shape)) or _fit_faults(config, pool)
     workers = [pool.layout for pool in pools for _ in range(pool.replicas)]
     if place(workers, cluster) is None:
         asked = sum(layout.num_nodes * layout.ranks_per_node for layout in workers)
@@ -81,7 +103,8 @@ def pool_plan_faults(config: Config, pools: Sequence[PoolPlan], pairs: Sequence[
             f"pools: all workers together take {asked} GPUs and do not fit on {cluster.nodes} nodes of"
             f" {cluster.gpus_per_node}; lower replicas or tensor_parallel, or raise cluster.nodes"
         )
-    return faults
+        return faults
+    return [*faults, *allocation_faults(config, pools, allocation)]
 
 
 def _run_faults(config: Config) -> Iterator[str]:
@@ -106,6 +129,24 @@ def _run_faults(config: Config) -> Iterator[str]:
         )
     if (config.proxy.tls_cert is None) != (config.proxy.tls_key is None):
         yield "proxy.tls_cert: TLS needs both tls_cert and tls_key"
+    yield from _process_faults(config)
+
+
+def _process_faults(config: Config) -> Iterator[str]:
+    number, cpus = config.proxy.processes, config.controller.cpus
+    if number < 1:
+        yield f"proxy.processes: {number} is not a count; use 1 or more"
+    if config.controller.where is ControllerPlace.job and number > cpus:
+        yield f"proxy.processes: {number} processes need as many cores, controller.cpus gives {cpus}; raise that"
+
+
+def _limit_faults(limits: LimitsConfig) -> Iterator[str]:
+    for limit in fields(limits):
+        if getattr(limits, limit.name) <= 0:
+            yield f"proxy.limits.{limit.name}: {getattr(limits, limit.name)} lets nothing through; use more than 0"
+    for one, total in (("max_body_bytes", "max_total_body_bytes"), ("stream_buffer_bytes", "max_total_unsent_bytes")):
+        if getattr(limits, total) < getattr(limits, one):
+            yield f"proxy.limits.{total}: less than {one}, which is for one client alone; use at least as much"
 
 
 def _cluster_count_faults(cluster: ClusterConfig) -> Iterator[str]:
@@ -114,13 +155,26 @@ def _cluster_count_faults(cluster: ClusterConfig) -> Iterator[str]:
             yield f"cluster.{field}: {getattr(cluster, field)} is not a count; use {least} or more"
 
 
-def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
-    if cluster.executor is Executor.local and config.controller.where is ControllerPlace.job:
+def _executor_faults(config: Config, cluster: ClusterConfig, allocation: Allocation | None) -> Iterator[str]:
+    apart = config.controller.where is ControllerPlace.job
+    if cluster.executor is Executor.local and apart:
         yield "controller.where: without Slurm there is no job for the controller; use foreground"
     if cluster.executor is Executor.local and cluster.nodes > 1:
         yield f"cluster.nodes: {cluster.nodes} with executor local; this machine is one node"
+    if cluster.executor is Executor.steps and apart:
+        yield "controller.where: with executor steps it runs in the same job as the workers; use foreground"
+    if cluster.executor is Executor.steps and config.action is Action.up and allocation is None:
+        yield f"cluster.executor: steps runs inside a batch job; use sbatch {SCRIPT}"
+
+
+def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
     if config.engine.device is Device.cuda and not cluster.gpus_per_node:
         yield f"engine.device: cuda, but {cluster.name} has no GPUs; use engine=vllm_cpu"
+    if cluster.stage_dir is not None and not re.fullmatch(r"/[^$~]+", cluster.stage_dir):
+        yield (
+            f"cluster.stage_dir: {cluster.stage_dir} is not the same absolute path on every node, as KV is exchanged"
+            " only between engines whose model has one path; write it out, without variables"
+        )
     for option in cluster.sbatch:
         if option in OWNED_SBATCH:
             yield f"cluster.sbatch.{option}: Sluice sets this itself; {OWNED_SBATCH[option]}"
@@ -128,9 +182,7 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
 
 def _model_faults(model: ResolvedModel) -> Iterator[str]:
     if model.shape is None:
-        yield f"model.shape: {model.shape_fault or 'the model is not here'}; give model.shape"
-    elif model.shape.dtype not in DTYPE_BYTES:
-        yield f"model.shape.dtype: unknown {model.shape.dtype!r}; known: {', '.join(DTYPE_BYTES)}"
+        yield f"model.config_json: {model.shape_fault}; give what the model's config.json says"
 
 
 def _pool_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
@@ -157,6 +209,25 @@ def _split_faults(name: str, pool: PoolConfig, shape: Shape) -> Iterator[str]:
 
 def _divisors(number: int) -> str:
     return ", ".join(str(size) for size in range(1, number + 1) if number % size == 0)
+
+
+def _latent_faults(pool: PoolPlan, shape: Shape | None) -> Iterator[str]:
+    if pool.memory is None or shape is None or shape.latent is None or pool.tensor_parallel == 1:
+        return
+    size, memory = pool.tensor_parallel, pool.memory
+    weights_bytes = memory.weights_bytes * size * pool.pipeline_parallel
+    copies = (
+        f"pools.{pool.name}.tensor_parallel: latent attention has no KV heads to share out: {size} ranks would hold"
+        f" {size} copies of the same cache, each of {memory.kv_bytes_per_token / 1024:.1f} KiB per token"
+    )
+    if weights_bytes < (pool.budget_bytes or 0):
+        yield f"{copies}; use 1, and more replicas"
+        return
+    yield (
+        f"{copies}, and one GPU's {(pool.budget_bytes or 0) / GIB:.1f} GiB do not hold the"
+        f" {weights_bytes / GIB:.0f} GiB of weights. This takes data-parallel attention with expert parallelism,"
+        " which is not available yet; use a model with KV heads, such as model=gpt-oss-120b"
+    )
 
 
 def _fit_faults(config: Config, pool: PoolPlan) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Loads the configuration: conf/ and the command line's overrides become one checked `Config`.
 
-Owns Hydra: its compose API is used and nothing else of it, so there is no output folder and no chdir.
+Owns Hydra, with `sweep` for the grammar: only its compose API is used, so there is no output folder and no chdir.
 All faults are told at once. What a value means for the others is `plan`'s concern.
 """
 
@@ -22,11 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from launcher.refusal import Refused
 from launcher.schema import Action, Config
+from launcher.sweep import sweep_faults
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 # Mappings whose keys belong to the engine, the shell or Slurm: any key may be set without Hydra's leading +.
-FREE_MAPPINGS = ("engine_args", "environment", "sbatch")
+FREE_MAPPINGS = ("engine_args", "environment", "sbatch", "config_json")
 STARTS_A_RUN = (Action.up, Action.plan)
+LOOKS_AT_A_SITE = (Action.doctor, Action.new_cluster)
 
 ConfigStore.instance().store(name="schema", node=Config)
 
@@ -37,9 +39,12 @@ class ConfigRefused(Refused):
 
 def load(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Config:
     """Raises ConfigRefused."""
-    overrides = [_open_free_mapping(override) for override in overrides]
+    overrides = [re.sub(r"^action=new-cluster$", "action=new_cluster", override) for override in overrides]
+    swept = dict(sweep_faults(overrides))
+    overrides = [_open_free_mapping(override) for override in overrides if override not in swept]
     pools = [override for override in overrides if re.match(r"\+*pools\.", override)]
     tree, faults = _compose_all([override for override in overrides if override not in pools], conf_dir)
+    faults += swept.values()
     for override in pools:
         faults += _set_in_pool(tree, override)
     faults += _tree_faults(tree)
@@ -124,6 +129,8 @@ def _explain(override: str, error: Exception, conf_dir: Path) -> str:
         return f"{key}: there is no {value!r}; choose one of {', '.join(choices(key, conf_dir))}"
     if key == "cluster" and not override.startswith("+"):
         return f"cluster: is chosen with a plus sign; write +cluster={value}"
+    if key == "cluster" and "Multiple values" in reason:
+        return f"cluster: the recipe brings one; write cluster={value}, without the plus sign, for another"
     full_key = re.search(r"full_key: (\S+\.\S+)", story)  # in a file it is not the override's key
     key = full_key.group(1) if full_key else key
     if "not in" in reason or "Could not override" in reason:
@@ -204,7 +211,12 @@ def did_you_mean(key: str) -> str:
 def _incomplete(config: Config, conf_dir: Path) -> Iterator[str]:
     if config.action in STARTS_A_RUN and config.cluster is None:
         yield f"cluster: choose a cluster: +cluster=... ({', '.join(choices('cluster', conf_dir))})"
-    if config.action not in STARTS_A_RUN and config.cluster is None and config.run is None:
+    needs_a_run = config.action not in STARTS_A_RUN + LOOKS_AT_A_SITE
+    if needs_a_run and config.cluster is None and config.run is None:
         yield f"run: {config.action.value} needs to know which; set run=NAME"
+    if config.action is Action.doctor and config.submit and config.cluster is None:
+        yield "submit: jobs need to know of which cluster; set +cluster=NAME"
+    if config.action is Action.new_cluster and not config.name:
+        yield "name: new-cluster needs to know what to call it; set name=NAME"
     if (config.model.path is None) == (config.model.generate is None):
         yield "model.path: give exactly one of model.path and model.generate"

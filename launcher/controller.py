@@ -47,6 +47,7 @@ from launcher.reconcile import Reconciler
 from launcher.reporter import Reporter
 from launcher.rundir import STOP, Owner, RunDir
 from launcher.status import job_views
+from launcher.steps import StepJobs, stop_at
 from launcher.submit import SlurmJobs
 from workers.logs import start_logging
 from workers.protocol import DrainWorker, Jobs
@@ -118,7 +119,7 @@ class Controller:
         for effect in self._core.apply(event, time.time()):
             log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
             self._effects.put_nowait(effect)
-        self._proxies.tell(Jobs(job_views(self._plan, self._core)))
+        self._proxies.tell(Jobs(job_views(self._plan, self._core), self._plan.gpus_per_node))
 
     async def _read_desired(self) -> None:
         """A file that cannot be read just now changes nothing."""
@@ -142,7 +143,7 @@ class Controller:
                 log.error("%s", fault)
             else:
                 self._apply(QueueRead(tuple(rows), asked_at))
-            await asyncio.sleep(self._plan.poll_interval_s * random.uniform(1.0, 1.2))
+            await asyncio.sleep(self._jobs.look_every_s * random.uniform(1.0, 1.2))
 
     def _proxy_died(self, reason: str, deaths: int) -> None:
         self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
@@ -205,8 +206,7 @@ def restore(run: RunDir, plan: Plan) -> Reconciler:
 
 
 async def main(run: RunDir, plan: Plan, owner: Owner) -> None:
-    jobs: JobSystem = LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
-    controller = Controller(run, plan, owner, restore(run, plan), jobs)
+    controller = Controller(run, plan, owner, restore(run, plan), job_system(run, plan))
     loop = asyncio.get_running_loop()
     # In a job of its own it may be preempted or requeued: that must not take the run's workers along.
     end = controller.stop if plan.controller is None else controller.leave
@@ -214,7 +214,16 @@ async def main(run: RunDir, plan: Plan, owner: Owner) -> None:
         loop.add_signal_handler(number, end, signal.Signals(number).name)
     if plan.executor == "local":
         _end_with_parent(loop, controller)
+    if plan.allocation is not None and plan.allocation.end_time is not None:
+        left_s = stop_at(plan, plan.allocation.end_time, time.time()) - time.time()
+        loop.call_later(left_s, controller.stop, "the job's walltime ends")
     await controller.run()
+
+
+def job_system(run: RunDir, plan: Plan) -> JobSystem:
+    if plan.allocation is not None:
+        return StepJobs(run, plan.allocation)
+    return LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
 
 
 def _end_with_parent(loop: asyncio.AbstractEventLoop, controller: Controller) -> None:
@@ -233,8 +242,9 @@ def start(run: RunDir) -> int:
     slurm.clean_environment()
     listener = start_logging("controller")
     try:
-        owner = claim(run, job)
-        uvloop.run(main(run, run.read_plan(), owner))
+        plan = run.read_plan()
+        owner = claim(run, plan.allocation.job if plan.allocation else job)
+        uvloop.run(main(run, plan, owner))
         return 0
     except OwnedByOther as fault:
         log.error("%s", fault)

@@ -19,7 +19,7 @@ class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
     """One Slurm job (or local process group), before it has an id."""
 
     name: str  # run and worker; the generation is added when it is submitted
-    executor: str  # slurm | local
+    executor: str  # slurm | steps | local
     num_nodes: int
     gpus_per_node: int  # 0: none, or they are asked for as slurm["gres"]
     cpus_per_task: int
@@ -47,13 +47,30 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     memory: Memory | None = None  # of each of its GPUs
 
 
+class AllocatedNode(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job holds of one node."""
+
+    name: str
+    cpus: int
+    gpus: int
+    mem_mb: int | None  # None: this Slurm does not share memory out
+
+
+class Allocation(msgspec.Struct, frozen=True, kw_only=True):
+    """One Slurm job with a whole run in it."""
+
+    job: str
+    nodes: tuple[AllocatedNode, ...]
+    end_time: float | None  # unix time
+
+
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """All of a run. `controller` is None where the controller runs in the foreground."""
 
     run: str
     run_dir: str
     cluster: str
-    executor: str  # slurm | local
+    executor: str  # slurm | steps | local
     workers: tuple[PlannedWorker, ...]
     proxy: ProxySpec
     controller: JobRequest | None
@@ -61,3 +78,4 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     num_nodes: int = 0  # of the cluster
     gpus_per_node: int = 0
     poll_interval_s: float = 30.0  # Slurm is asked no more often than this
+    allocation: Allocation | None = None  # with executor steps; None where it is planned outside of the job

@@ -77,7 +77,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobSystem(Protocol):
-    """Slurm, or processes of this machine. All calls block; all raise JobError."""
+    """Slurm, steps of one job, or processes of this machine. All calls block; all raise JobError."""
+
+    look_every_s: float  # how often `rows` may be asked
 
     def submit(self, planned: PlannedWorker) -> str:
         """Returns the id of the new job."""

@@ -28,7 +28,7 @@ class KeyPair(msgspec.Struct, frozen=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """One entry of `api_keys.json`. `class` is `user`, or `reader` for /metrics and /fleet only."""
+    """One entry of `api_keys.json`. `class` is `user`, or `reader` for what shows the run only."""
 
     name: str
     hash: str  # SHA-256 of the key, hexadecimal
@@ -46,11 +46,16 @@ def write_keys(folder: Path) -> None:
         if not path.exists():
             public, secret = zmq.curve_keypair()
             write_json(path, KeyPair(public.decode(), secret.decode()))
-    if not api_key_file(folder).exists():
-        key = API_KEY_PREFIX + secrets.token_urlsafe(32)
-        descriptor = os.open(api_key_file(folder), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(key)
+    keys = [("default", api_key_file(folder), "user"), ("default reader", folder / "reader_key", "reader")]
+    entries = [ApiKey(name, hashlib.sha256(_api_key(path).encode()).hexdigest(), kind) for name, path, kind in keys]
     if not (folder / "api_keys.json").exists():
-        key = api_key_file(folder).read_text().strip()
-        write_json(folder / "api_keys.json", [ApiKey("default", hashlib.sha256(key.encode()).hexdigest())])
+        write_json(folder / "api_keys.json", entries)
+
+
+def _api_key(path: Path) -> str:
+    """What the file holds; made where there is none."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(API_KEY_PREFIX + secrets.token_urlsafe(32))
+    return path.read_text().strip()

@@ -22,7 +22,8 @@ from launcher.ownership import living_owner
 from launcher.rundir import RunDir, read_optional
 from launcher.status import LAUNCHING, LOST, QUEUED, STALE_S, WAITING, RunStatus, WorkerStatus, with_row
 from workers import lifecycle
-from workers.rendezvous import read_proxies
+from workers.proxy_file import read_proxies
+from workers.stages import QUEUE, StageTimes
 
 TIMEOUT_S = 3.0
 
@@ -43,12 +44,14 @@ def current_status(run: RunDir, plan: Plan) -> tuple[RunStatus, str]:
     kept = living_owner(run) is not None or (written is None and plan.controller is None)
     if kept and written is not None and age_s < STALE_S:
         return told, source
-    if plan.executor != "slurm":
+    if plan.executor == "local":
         return told if kept else msgspec.structs.replace(told, phase=LOST, ready=False), source
     try:
-        rows = slurm.run_rows(plan.run, run.path)
+        rows = slurm.plan_rows(plan, run.path)
     except JobError as fault:
         return told, f"{source}; Slurm cannot be asked: {fault}"
+    if plan.allocation is not None and any(row.state == "RUNNING" for row in rows):
+        return told, f"{source}; its job {plan.allocation.job} runs"  # its steps are known to its controller alone
     return overlay_queue(told, rows, kept=kept), f"Slurm, asked just now; {source}"
 
 
@@ -98,7 +101,7 @@ def _with_job(worker: WorkerStatus, job: dict[str, Any]) -> WorkerStatus:
     names = ("generation", "job", "state", "reason", "estimated_start", "end_time", "node")
     if job["generation"] != worker.generation:
         phase = QUEUED if job["state"] in ("", "PENDING") else lifecycle.STARTING
-        worker = msgspec.structs.replace(worker, phase=phase, detail="", running=0, waiting=0)
+        worker = msgspec.structs.replace(worker, phase=phase, detail="", running=0, waiting=0, stages=())
     return msgspec.structs.replace(worker, **{name: job[name] for name in names})
 
 
@@ -112,7 +115,13 @@ def _with_worker(worker: WorkerStatus, seen: dict[str, Any], now: float) -> Work
         end_time=worker.end_time if left is None else now + left,
         running=seen["running"],
         waiting=seen["waiting"],
+        stages=_queued(worker) + tuple(seen["stages"].items()),
     )
+
+
+def _queued(worker: WorkerStatus) -> StageTimes:
+    """What only the controller knows of a start."""
+    return tuple(stage for stage in worker.stages if stage[0] == QUEUE)
 
 
 # ---------------------------------------------------------------- Slurm's word

@@ -15,26 +15,33 @@ from pathlib import Path
 from submitit import LocalExecutor
 from submitit.local.local import LocalJob
 
-from launcher.job import JobRequest, Plan, PlannedWorker
+from launcher.job import Plan, PlannedWorker
 from launcher.jobs import EXITED, Row, job_name
 from launcher.rundir import RunDir
 from launcher.submit import run_worker
+from launcher.task import task_command
 
 # submitit's supervisor ends its job after this; a local run ends with its terminal instead.
 NO_TIMEOUT_MIN = 365 * 24 * 60
+LOOK_EVERY_S = 1.0
 MODULES = {
     "launcher.controller",
     "proxy",
+    "proxy.process",
     "submitit.core._submit",
     "submitit.local._local",
     "workers",
     "workers.engine_process",
+    "workers.probe",
+    "workers.staging_process",
 }
 STATES = {"RUNNING": "RUNNING", "FINISHED": EXITED, "INTERRUPTED": "FAILED"}
 
 
 class LocalJobs:
     """A `JobSystem`. It knows the jobs that it started itself."""
+
+    look_every_s = LOOK_EVERY_S
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
         self._run = run
@@ -44,7 +51,7 @@ class LocalJobs:
     def submit(self, planned: PlannedWorker) -> str:
         spec = planned.spec
         command = task_command(planned.job, self._run.code_dir(spec.code))
-        executor = LocalExecutor(self._run.log_dir(spec.worker), python=command)
+        executor = LocalExecutor(self._run.log_dir(spec.worker), python=shlex.join(command))
         executor.update_parameters(
             timeout_min=NO_TIMEOUT_MIN,
             gpus_per_node=spec.gpus_per_node,
@@ -62,13 +69,6 @@ class LocalJobs:
         for job_id in jobs:
             if job_id in self._jobs and self._jobs[job_id][1].state == "RUNNING":
                 end_job(int(job_id), force=force)
-
-
-def task_command(job: JobRequest, code_dir: Path) -> str:
-    """What submitit puts in front of its own arguments: the site's set-up, then the interpreter in the snapshot."""
-    code = shlex.quote(str(code_dir))
-    lines = [*job.setup, f"cd {code}", f"export PYTHONPATH={code}", f'exec {shlex.quote(job.interpreter)} "$@"']
-    return shlex.join(["bash", "-c", "\n".join(lines), "bash"])
 
 
 def end_job(pid: int, *, force: bool) -> None:

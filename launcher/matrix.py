@@ -34,14 +34,14 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[str, ...]
 
 
-def pairs(pools: Sequence[PoolTraits]) -> tuple[Pair, ...]:
-    """Every pair that roles suggest. A pool pairs with itself only where it has two workers."""
+def pairs(pools: Sequence[PoolTraits], *, push: bool) -> tuple[Pair, ...]:
+    """Every pair that roles suggest. A pool pairs with itself only where it has two workers. `push`: prefill writes."""
     return tuple(
         Pair(
             prefill=prefill.name,
             decode=decode.name,
             required=Role.ANY not in (prefill.role, decode.role),
-            faults=tuple(_faults(prefill, decode)),
+            faults=tuple(_faults(prefill, decode, push)),
         )
         for prefill in pools
         for decode in pools
@@ -50,13 +50,10 @@ def pairs(pools: Sequence[PoolTraits]) -> tuple[Pair, ...]:
     )
 
 
-def _faults(prefill: PoolTraits, decode: PoolTraits) -> Iterator[str]:
+def _faults(prefill: PoolTraits, decode: PoolTraits, push: bool) -> Iterator[str]:
     key = f"pools.{prefill.name}"
-    if prefill.pipeline_parallel > 1:
-        yield (
-            f"{key}.pipeline_parallel: prefill over pipeline stages needs the push connector, which is not"
-            " available yet; use tensor_parallel"
-        )
+    if prefill.pipeline_parallel > 1 and not push:
+        yield f"{key}.pipeline_parallel: prefill over pipeline stages hands over by push only; use handoff=nixl_push"
     if decode.pipeline_parallel > 1:
         yield f"pools.{decode.name}.pipeline_parallel: KV cannot be handed to pipeline stages; use tensor_parallel"
     kv_heads = prefill.num_kv_heads

@@ -7,14 +7,14 @@ huggingface_hub: workers run offline, so what is not complete here is told with 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
-from launcher.capacity import Shape, agrees, shape_from_config
 from launcher.schema import ModelConfig
+from launcher.shapes import Shape, agrees, shape_from_config
 
 GENERATORS = {"tiny": "workers.engines.tiny_model"}  # python -m MODULE FOLDER
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
@@ -24,7 +24,7 @@ class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
     """`missing` says what keeps workers from loading it and what to do; `shape_fault` why capacity is unknown."""
 
     path: str
-    shape: Shape | None
+    shape: Shape | None = None
     shape_fault: str | None = None
     missing: str | None = None
     generator: str | None = None  # a module that makes it first
@@ -44,12 +44,11 @@ def resolve(model: ModelConfig, cache_dir: Path, hub_dir: Path) -> ResolvedModel
         return _local(model, folder.resolve(), f"{folder} is not a complete model: copy what is missing into it")
     if _looks_like_a_path(model.path):
         missing = f"model.path: there is no folder {model.path}"
-        return ResolvedModel(path=model.path, shape=_configured(model), missing=missing)
+        return _absent(model, model.path, missing)
     command = download_command(model.path, model.revision)
     snapshot = _snapshot(hub_dir, model.path, model.revision or "main")
     if snapshot is None:
-        missing = f"model.path: {model.path} is not in {hub_dir}; run: {command}"
-        return ResolvedModel(path=model.path, shape=_configured(model), missing=missing)
+        return _absent(model, model.path, f"model.path: {model.path} is not in {hub_dir}; run: {command}")
     return _local(model, snapshot, f"run: {command}")
 
 
@@ -63,16 +62,6 @@ def prepare(resolved: ResolvedModel, interpreter: str) -> None:
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode != 0 or missing_files(Path(resolved.path)):
         raise ModelUnavailable(f"{' '.join(command)} failed:\n{made.stderr[-2000:]}")
-
-
-def default_cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "sluice"
-
-
-def default_hub_dir() -> Path:
-    """Where `hf download` puts models, by Hugging Face's own rules."""
-    home = os.environ.get("HF_HOME") or str(Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
 
 
 def download_command(repository: str, revision: str | None) -> str:
@@ -99,24 +88,46 @@ def _generated(model: ModelConfig, cache_dir: Path) -> ResolvedModel:
     if generator is None:
         known = ", ".join(GENERATORS)
         missing = f"model.generate: nothing is known of {model.generate!r}; choose one of {known}"
-        return ResolvedModel(path=str(folder), shape=_configured(model), missing=missing)
+        return _absent(model, str(folder), missing)
     lacks = missing_files(folder)
     not_yet = f"{folder} is not generated yet; action=up does it" if lacks else None
-    return ResolvedModel(path=str(folder), shape=_configured(model), missing=not_yet, generator=generator)
+    return _absent(model, str(folder), not_yet, generator)
+
+
+def _absent(model: ModelConfig, path: str, missing: str | None, generator: str | None = None) -> ResolvedModel:
+    """Its own config.json is not at hand: what the configuration says of it has to do."""
+    shape, fault = _understood(model.config_json)
+    return ResolvedModel(path=path, shape=shape, shape_fault=fault, missing=missing, generator=generator)
 
 
 def _local(model: ModelConfig, folder: Path, remedy: str) -> ResolvedModel:
     lacks = missing_files(folder)
     missing = f"model.path: {folder} lacks {', '.join(lacks)}; {remedy}" if lacks else None
-    shape, fault = _configured(model), None
-    if (folder / "config.json").exists():
-        config = json.loads((folder / "config.json").read_bytes())
-        try:
-            shape = shape_from_config(config)
-        except ValueError as error:
-            fault = f"{folder}/config.json: {error}"
-            shape = shape if shape and agrees(shape, config) else None
-    return ResolvedModel(path=str(folder), shape=shape, shape_fault=None if shape else fault, missing=missing)
+    if not (folder / "config.json").exists():
+        return _absent(model, str(folder), missing)
+    config = _read_config(folder)
+    shape, fault = _understood(config, f"{folder}/config.json: ")
+    if shape is None and agrees(model.config_json, config):
+        shape, fault = _understood(model.config_json)
+    return ResolvedModel(path=str(folder), shape=shape, shape_fault=fault, missing=missing)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """NVIDIA's checkpoints may say how they are quantised in a file of its own."""
+    config: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
+    apart = folder / "hf_quant_config.json"
+    if "quantization_config" not in config and apart.exists():
+        config["quantization_config"] = {"quant_method": "modelopt"} | json.loads(apart.read_bytes())["quantization"]
+    return config
+
+
+def _understood(config: dict[str, Any], where: str = "") -> tuple[Shape | None, str | None]:
+    if not config:
+        return None, f"{where}has no value"
+    try:
+        return shape_from_config(config), None
+    except ValueError as error:
+        return None, f"{where}{error}"
 
 
 def _snapshot(hub_dir: Path, repository: str, revision: str) -> Path | None:
@@ -130,9 +141,3 @@ def _snapshot(hub_dir: Path, repository: str, revision: str) -> Path | None:
 
 def _looks_like_a_path(path: str) -> bool:
     return path.startswith(("/", ".", "~")) or path.count("/") != 1
-
-
-def _configured(model: ModelConfig) -> Shape | None:
-    if model.shape is None:
-        return None
-    return Shape(**{name: getattr(model.shape, name) for name in Shape.__struct_fields__})

@@ -8,19 +8,23 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from launcher.capacity import GIB
+from launcher.fit import allocation_note
+from launcher.folders import Folders
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
 from launcher.pools import PoolPlan
-from launcher.schema import Config
+from launcher.schema import Config, Executor
 
 
 def plan_notes(
-    config: Config, model: ResolvedModel, pools: Sequence[PoolPlan], pairs: Sequence[Pair]
+    config: Config, model: ResolvedModel, folders: Folders, pools: Sequence[PoolPlan], pairs: Sequence[Pair]
 ) -> tuple[str, ...]:
     return (
         *([f"not ready to start: {model.missing}"] if model.missing and not config.engine.simulated else []),
         *(note for pool in pools for note in _pool_notes(config, pool)),
         *_whole_notes(config, pairs),
+        *_folder_notes(config, folders),
+        *([allocation_note(config, pools)] if config.cluster and config.cluster.executor is Executor.steps else []),
     )
 
 
@@ -36,6 +40,18 @@ def _pool_notes(config: Config, pool: PoolPlan) -> Iterator[str]:
         f" weights, about {memory.workspace_bytes / GIB:.1f} GiB to work, {memory.kv_bytes / GIB:.1f} GiB KV{of},"
         f" {memory.kv_bytes_per_token} bytes per token"
     )
+
+
+def _folder_notes(config: Config, folders: Folders) -> Iterator[str]:
+    """On a cluster a home is small and slow; on a laptop it is all there is."""
+    assert config.cluster is not None
+    if config.cluster.stage_dir is not None and not config.engine.simulated:
+        yield f"each node copies the model to {config.cluster.stage_dir} once and loads it from there"
+    if config.cluster.executor is not Executor.local and folders.cache.is_relative_to(folders.home):
+        yield (
+            f"cluster.cache_dir: engines will keep what they compile, gigabytes, in {folders.cache}: that is in your"
+            " home; set it to a folder on a scratch file system"
+        )
 
 
 def _whole_notes(config: Config, pairs: Sequence[Pair]) -> Iterator[str]:

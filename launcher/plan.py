@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from launcher.checks import form_faults, pool_plan_faults, rule_faults
-from launcher.job import JobRequest, Plan, PlannedWorker
+from launcher.folders import Folders
+from launcher.job import Allocation, JobRequest, Plan, PlannedWorker
 from launcher.layout import place
 from launcher.matrix import Pair
 from launcher.models import ResolvedModel
@@ -30,12 +31,21 @@ class PlanRefused(Refused):
     """The configuration is well formed but cannot run."""
 
 
-def make_plan(config: Config, *, model: ResolvedModel, code: str, interpreter: str, run_dir: str) -> Plan:
+def make_plan(
+    config: Config,
+    *,
+    model: ResolvedModel,
+    folders: Folders,
+    code: str,
+    interpreter: str,
+    run_dir: str,
+    allocation: Allocation | None = None,
+) -> Plan:
     """Raises PlanRefused with every fault that was found."""
     form = form_faults(config, model)
-    faults = form + rule_faults(config, model)
+    faults = form + rule_faults(config, model, allocation)
     pools, pairs = ((), ()) if form else plan_pools(config, model)
-    faults += [] if form else pool_plan_faults(config, pools, pairs)
+    faults += [] if form else pool_plan_faults(config, model, pools, pairs, allocation)
     if faults:
         raise PlanRefused(list(dict.fromkeys(faults)))
     assert config.cluster is not None and config.run is not None
@@ -44,18 +54,25 @@ def make_plan(config: Config, *, model: ResolvedModel, code: str, interpreter: s
         run_dir=run_dir,
         cluster=config.cluster.name,
         executor=config.cluster.executor.value,
-        workers=tuple(_workers(config, pools, model, code, interpreter, run_dir)),
+        workers=tuple(_workers(config, pools, model, folders, code, interpreter, run_dir)),
         proxy=_proxy(config, pools, pairs, code, run_dir),
         controller=_controller(config, interpreter),
-        notes=plan_notes(config, model, pools, pairs),
+        notes=plan_notes(config, model, folders, pools, pairs),
         num_nodes=config.cluster.nodes,
         gpus_per_node=config.cluster.gpus_per_node,
         poll_interval_s=config.controller.poll_interval_s,
+        allocation=allocation,
     )
 
 
 def _workers(
-    config: Config, pools: tuple[PoolPlan, ...], model: ResolvedModel, code: str, interpreter: str, run_dir: str
+    config: Config,
+    pools: tuple[PoolPlan, ...],
+    model: ResolvedModel,
+    folders: Folders,
+    code: str,
+    interpreter: str,
+    run_dir: str,
 ) -> list[PlannedWorker]:
     assert config.cluster is not None and config.run is not None
     layouts = [pool.layout for pool in pools for _ in range(pool.replicas)]
@@ -63,7 +80,7 @@ def _workers(
     assert example is not None, "checked before"
     workers: list[PlannedWorker] = []
     for pool in pools:
-        engine = _engine(config, pool, model)
+        engine = _engine(config, pool, model, folders)
         for replica in range(pool.replicas):
             spec = WorkerSpec(
                 run=config.run,
@@ -77,6 +94,8 @@ def _workers(
                 gpus_per_node=pool.gpus_per_node,
                 engine=engine,
                 interface=config.cluster.interface,
+                cache_dir=str(folders.cache),
+                stage_dir=None if config.engine.simulated else config.cluster.stage_dir,
                 code=code,
                 interpreter=interpreter,
                 load_timeout_s=config.engine.load_timeout_s,
@@ -87,7 +106,7 @@ def _workers(
     return workers
 
 
-def _engine(config: Config, pool: PoolPlan, model: ResolvedModel) -> EngineSpec:
+def _engine(config: Config, pool: PoolPlan, model: ResolvedModel, folders: Folders) -> EngineSpec:
     assert config.cluster is not None
     handoff = HandoffSpec(
         connector=config.handoff.connector,
@@ -98,6 +117,7 @@ def _engine(config: Config, pool: PoolPlan, model: ResolvedModel) -> EngineSpec:
     return EngineSpec(
         kind=config.engine.kind,
         version=config.engine.version,
+        device=config.engine.device.value,
         model_path=model.path,
         served_names=_served_names(config),
         max_model_len=config.model.max_model_len,
@@ -105,8 +125,10 @@ def _engine(config: Config, pool: PoolPlan, model: ResolvedModel) -> EngineSpec:
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         args=pool.engine_args,
-        environment=pool.environment,
+        # Engines get a home of their own for what they write; what has been downloaded stays where it is.
+        environment={"HF_HUB_CACHE": str(folders.hub)} | pool.environment,
         prefix=tuple(config.cluster.engine_prefix),
+        python=config.cluster.engine_python,
         handoff=handoff if pool.hands_over else None,
     )
 
@@ -182,6 +204,7 @@ def _proxy(config: Config, pools: tuple[PoolPlan, ...], pairs: tuple[Pair, ...],
         limits=Limits(**{name: getattr(limits, name) for name in Limits.__struct_fields__}),
         deadlines=Deadlines(**{name: getattr(deadlines, name) for name in Deadlines.__struct_fields__}),
         routing=RoutingSpec(**{name: getattr(routing, name) for name in RoutingSpec.__struct_fields__}),
+        processes=config.proxy.processes,
     )
 
 

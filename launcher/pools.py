@@ -10,12 +10,14 @@ from typing import Any
 import msgspec
 
 from launcher.arguments import engine_args, given
-from launcher.capacity import GIB, Demand, Memory, Shape, memory_in_budget, memory_with_kv
+from launcher.capacity import GIB, Demand, Memory, memory_in_budget, memory_with_kv
 from launcher.layout import PoolLayout, pool_layout
 from launcher.matrix import Pair, PoolTraits, pairs
 from launcher.models import ResolvedModel
-from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, PoolConfig
+from launcher.schema import ClusterConfig, Config, ControllerPlace, Device, Executor, PoolConfig
+from launcher.shapes import Shape
 from workers.engines.sim_args import SimArgs
+from workers.engines.vllm_args import PUSH_CONNECTOR
 from workers.spec import Role
 
 # What the engine takes where the arguments do not say.
@@ -38,7 +40,7 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str]
     memory: Memory | None  # None: the engine holds no real KV
     budget_bytes: int | None  # of one GPU or CPU rank; None: unknown
-    kv_tokens: int
+    kv_tokens: int  # of one request alone
     max_prefill_tokens: int
     max_decodes: int
     hands_over: bool
@@ -46,7 +48,7 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
 
 def plan_pools(config: Config, model: ResolvedModel) -> tuple[tuple[PoolPlan, ...], tuple[Pair, ...]]:
     traits = [_traits(name, pool, config, model.shape) for name, pool in config.pools.items()]
-    found = pairs(traits)
+    found = pairs(traits, push=config.handoff.connector == PUSH_CONNECTOR)
     linked = {name for pair in found if not pair.faults for name in (pair.prefill, pair.decode)}
     plans = tuple(_pool(name, pool, config, model.shape, name in linked) for name, pool in config.pools.items())
     return plans, found
@@ -68,7 +70,10 @@ def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, link
     args, layout = engine_args(config, pool), pool_layout(pool, cluster)
     budget = _budget(config, args, layout)
     memory = _memory(config, pool, args, shape, budget)
-    kv_tokens = memory.kv_tokens if memory else msgspec.convert(args, SimArgs).num_blocks * config.engine.block_size
+    if memory is None:
+        kv_tokens = msgspec.convert(args, SimArgs).num_blocks * config.engine.block_size
+    else:
+        kv_tokens = memory.kv_tokens - memory.window_tokens
     cpus, mem_gb = _share(config, layout)
     role = Role(pool.role.value)
     batch = args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS)
@@ -102,7 +107,7 @@ def _memory(
     if config.engine.simulated:
         return None
     assert shape is not None
-    dtype = given(args, "dtype") or shape.compute_dtype
+    dtype = given(args, "dtype") or shape.dtype
     demand = Demand(
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
@@ -111,6 +116,7 @@ def _memory(
         kv_dtype=given(args, "kv_cache_dtype") or dtype,
         max_num_batched_tokens=args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS),
         max_num_seqs=args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS),
+        hybrid_kv=config.engine.device is Device.cuda and not args.get("disable_hybrid_kv_cache_manager"),
     )
     if "kv_cache_memory_bytes" in args:
         return memory_with_kv(shape, demand, args["kv_cache_memory_bytes"])
@@ -121,12 +127,13 @@ def _memory(
 def _share(config: Config, layout: PoolLayout) -> tuple[int, int | None]:
     """A worker's part of a node's CPUs and memory: by GPUs, or evenly where there are none.
 
-    A controller job in the same partition starts first: what it takes is left out, or a worker that needs a
-    whole node would wait for it for ever.
+    What a controller in the same partition or in the same job takes is left out: it starts first, and a worker that
+    needs a whole node would wait for it for ever.
     """
     cluster, controller = config.cluster, config.controller
     assert cluster is not None
-    shares_nodes = controller.where is ControllerPlace.job and controller.partition in (None, cluster.partition)
+    beside = controller.where is ControllerPlace.job and controller.partition in (None, cluster.partition)
+    shares_nodes = beside or cluster.executor is Executor.steps
     taken_cpus, taken_gb = (controller.cpus, controller.mem_gb or 0) if shares_nodes else (0, 0)
     if cluster.gpus_per_node:
         part, whole = layout.ranks_per_node, cluster.gpus_per_node
@@ -143,7 +150,7 @@ def _workers_per_node(config: Config, cluster: ClusterConfig) -> int:
 
 def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) -> PoolTraits:
     args = engine_args(config, pool)
-    dtype = given(args, "dtype") or (shape.compute_dtype if shape else "auto")
+    dtype = given(args, "dtype") or (shape.dtype if shape else "auto")
     return PoolTraits(
         name=name,
         role=Role(pool.role.value),

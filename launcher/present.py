@@ -15,6 +15,7 @@ from launcher.effects import Failure
 from launcher.logs import logs_of, tail
 from launcher.rundir import Endpoint, RunDir
 from launcher.status import LOST, QUEUED, RunStatus, WorkerStatus
+from workers.stages import ORDER
 
 HEADER = ("worker", "phase", "role", "node", "job", "left", "")
 
@@ -52,6 +53,7 @@ def status_text(status: RunStatus, source: str) -> str:
         lines.append(f"url {status.url}")
     shown = [status.controller_job, *status.workers] if status.controller_job else status.workers
     lines += table([HEADER, *(worker_cells(worker, now) for worker in shown)])
+    lines += start_table(status.workers)
     lines += [f"not proven: {pair}" for pair in status.unproven]
     lines += [f"refused: {refusal}" for refusal in status.refusals]
     if status.failure is not None:
@@ -61,6 +63,21 @@ def status_text(status: RunStatus, source: str) -> str:
             "no controller keeps it: the command that started it brings one back, action=stop ends what is left"
         )
     return "\n".join(lines)
+
+
+def start_table(workers: Sequence[WorkerStatus]) -> list[str]:
+    """How long each worker took for each stage of its start."""
+    shown = [worker for worker in workers if worker.stages]
+    if not shown:
+        return []
+    told = {stage for worker in shown for stage, _ in worker.stages}
+    stages = [stage for stage in ORDER if stage in told]
+    rows = [["start, seconds", *stages, "sum"]]
+    for worker in shown:
+        took = dict(worker.stages)
+        cells = [f"{took[stage]:.1f}" if stage in took else "" for stage in stages]
+        rows.append([worker.worker, *cells, f"{sum(took.values()):.1f}"])
+    return table(rows)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -83,6 +100,7 @@ def ready_text(endpoint: Endpoint) -> str:
             "ready",
             f"  url      {endpoint.url}",
             f"  API key  {endpoint.api_key_file}",
+            f"  page     {endpoint.url.removesuffix('v1')} shows the run; it asks for a key",
             f"  models   {', '.join(endpoint.models)}",
             "",
             f'curl -sS {endpoint.url}/chat/completions -H "Authorization: Bearer $(cat {key})" '

@@ -1,6 +1,6 @@
-"""The controller's links to the run's live proxies: the fleet comes in, jobs and drain commands go out.
+"""The controller's links to the processes of the run's proxy: the fleet comes in, jobs and drain commands go out.
 
-Owns the sockets. A new proxy is told the jobs at once; one that is lost tells no fleet any more.
+Owns the sockets. A new process is told the jobs at once; one that is lost tells no fleet any more.
 """
 
 from __future__ import annotations
@@ -12,15 +12,26 @@ from typing import Any
 import zmq
 
 from launcher.rundir import RunDir
+from launcher.views import merged
 from workers.link import Link
-from workers.protocol import PROTOCOL, PROXY_SILENCE_S, ControllerHello, DrainWorker, FleetView, Jobs, Message
-from workers.rendezvous import ProxyFile, Rendezvous
+from workers.protocol import (
+    PROTOCOL,
+    PROXY_SILENCE_S,
+    ControllerHello,
+    DrainWorker,
+    FleetView,
+    Jobs,
+    Message,
+    Registered,
+)
+from workers.proxy_file import ProxyFile
+from workers.rendezvous import Rendezvous
 from workers.wire import decode_to_controller, identity
 from workers.zmq_loop import read_keys
 
 
 class ProxyLinks:
-    """`on_fleet(view)`: what a proxy sees, None when it is lost."""
+    """`on_fleet(view)`: what all of them see, None when nobody tells."""
 
     def __init__(self, run: RunDir, name: str, on_fleet: Callable[[FleetView | None], None]) -> None:
         self._run = run
@@ -29,7 +40,8 @@ class ProxyLinks:
         self._jobs = Jobs(())
         self._context: zmq.Context[Any] = zmq.Context()
         self._rendezvous = Rendezvous(run.proxies, self._open)
-        self.http = ""  # of the proxy that was found last
+        self._views: dict[str, FleetView] = {}
+        self.http = ""  # of the process that was found last
 
     async def run(self) -> None:
         await self._rendezvous.run()
@@ -54,7 +66,8 @@ class ProxyLinks:
 
         def gone(reason: str, final: bool) -> None:
             lost(reason, final)
-            self._on_fleet(None)
+            self._views.pop(proxy.id, None)
+            self._on_fleet(merged(self._views.values()))
 
         link = Link(
             self._context,
@@ -64,13 +77,16 @@ class ProxyLinks:
             keys=read_keys(str(self._run.path), "controller"),
             hello=ControllerHello(PROTOCOL, self._name, session),
             decode=decode_to_controller,
-            on_message=self._hear,
+            on_message=lambda message: self._hear(proxy.id, message),
             on_lost=gone,
             silence_s=PROXY_SILENCE_S,
         )
         link.send(self._jobs)
         return link
 
-    def _hear(self, message: Message) -> None:
+    def _hear(self, proxy: str, message: Message) -> None:
         if isinstance(message, FleetView):
-            self._on_fleet(message)
+            self._views[proxy] = message
+            self._on_fleet(merged(self._views.values()))
+        elif isinstance(message, Registered):
+            self._rendezvous.heard(proxy, message)

@@ -11,6 +11,13 @@ from launcher.capacity import GIB
 from launcher.job import JobRequest, Plan, PlannedWorker
 from launcher.present import table
 
+TITLES = {
+    "slurm": "Slurm jobs",
+    "steps": "Steps of one Slurm job",
+    "local": "Processes on this machine",
+}
+NO_MEMORY = {"slurm": "the site's default", "steps": "the job's", "local": "this machine's"}
+
 
 def render_plan(plan: Plan, scripts: Mapping[str, str]) -> str:
     engine = plan.workers[0].spec.engine
@@ -39,7 +46,12 @@ def _gpus(plan: Plan) -> str:
                     free -= set(use.gpus)
         if free:
             rows.append((str(node), _numbers(sorted(free)), "unused"))
-    title = "GPU by GPU, memory per GPU (one way to place the workers; Slurm chooses the nodes)"
+    nodes = (
+        "nodes in the order of the job's"
+        if plan.executor == "steps"
+        else "one way to place the workers; Slurm chooses the nodes"
+    )
+    title = f"GPU by GPU, memory per GPU ({nodes})"
     if not plan.gpus_per_node:
         title = "Workers, memory per rank"
     return f"{title}\n{_table(header, rows)}"
@@ -58,10 +70,9 @@ def _worker_cells(worker: PlannedWorker) -> tuple[str, ...]:
 def _jobs(plan: Plan) -> str:
     jobs = [worker.job for worker in plan.workers] + ([plan.controller] if plan.controller else [])
     header = ("job", "nodes", "GPUs/node", "CPUs/node", "memory/node", "minutes", "partition")
-    title = "Slurm jobs" if plan.executor == "slurm" else "Processes on this machine"
     table = _table(header, [_job_cells(job) for job in jobs])
     where = "" if plan.controller else "\ncontroller and proxy: in the foreground"
-    return f"{title}\n{table}{where}"
+    return f"{TITLES[plan.executor]}\n{table}{where}"
 
 
 def _job_cells(job: JobRequest) -> tuple[str, ...]:
@@ -70,7 +81,7 @@ def _job_cells(job: JobRequest) -> tuple[str, ...]:
         str(job.num_nodes),
         str(job.slurm.get("gres", job.gpus_per_node)),
         str(job.cpus_per_task),
-        "the site's default" if job.mem_gb is None else f"{job.mem_gb} GB",
+        NO_MEMORY[job.executor] if job.mem_gb is None else f"{job.mem_gb} GB",
         str(job.time_min),
         job.slurm.get("partition", "the site's default"),
     )

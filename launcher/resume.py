@@ -14,10 +14,10 @@ from omegaconf import OmegaConf
 
 from launcher import local, slurm
 from launcher.job import Plan
-from launcher.jobs import controller_name
+from launcher.jobs import Row, controller_name
 from launcher.ownership import living_owner
 from launcher.present import how_to_return
-from launcher.rundir import STOP, RunDir
+from launcher.rundir import STOP, Owner, RunDir, read_optional
 from launcher.schema import Config
 
 MAX_SHOWN = 8
@@ -36,20 +36,29 @@ def lost_run(run: RunDir, made: Plan, config: Config) -> Plan | None:
     """The plan of a run whose workers live without a controller; None where nothing of the run is left. Raises
     AlreadyLive for everything else, or JobError where Slurm cannot be asked."""
     owner = living_owner(run)
-    if owner is not None:
+    if owner is not None and not _is_of_our_job(owner, made):
         raise _live(run, made, f"its controller is process {owner.pid} on {owner.host}")
     if made.executor == "local":
         pids = local.run_processes(run)
         if pids:
             raise _live(run, made, f"processes of it are left: {', '.join(map(str, pids))}")
         return None
-    rows = [row for row in slurm.run_rows(made.run, run.path) if not row.ended]
+    rows = [row for row in slurm.plan_rows(read_optional(run.plan, Plan) or made, run.path) if _is_left(row)]
     if not rows:
         return None
     jobs = ", ".join(f"{row.name} (job {row.job}, {row.state})" for row in rows)
     if any(row.name == controller_name(made.run) for row in rows):
         raise _live(run, made, f"Slurm holds its jobs {jobs}")
     return _same_plan(run, made, config, f"its controller is gone, and Slurm holds its jobs {jobs}")
+
+
+def _is_of_our_job(owner: Owner, made: Plan) -> bool:
+    """Of an earlier life of the job that holds the run: Slurm ended all of it when it queued the job again."""
+    return made.allocation is not None and owner.job == made.allocation.job
+
+
+def _is_left(row: Row) -> bool:
+    return not row.ended and row.job != slurm.surrounding_job()
 
 
 def _same_plan(run: RunDir, made: Plan, config: Config, held: str) -> Plan:

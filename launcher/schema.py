@@ -20,6 +20,8 @@ class Action(Enum):
     status = "status"
     logs = "logs"
     stop = "stop"
+    doctor = "doctor"
+    new_cluster = "new_cluster"
 
 
 class Output(Enum):
@@ -28,7 +30,8 @@ class Output(Enum):
 
 
 class Executor(Enum):
-    slurm = "slurm"
+    slurm = "slurm"  # a job per worker
+    steps = "steps"  # all in one job: a step per worker
     local = "local"
 
 
@@ -69,23 +72,10 @@ class ClusterConfig:
     setup: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     engine_prefix: list[str] = field(default_factory=list)
-    cache_dir: str | None = None  # of generated models, on the shared file system; null: ~/.cache/sluice
+    engine_python: str | None = None  # behind engine_prefix; null: the launcher's own
+    stage_dir: str | None = None  # of a disk that each node has, the same path on all; null: no copies of models
+    cache_dir: str | None = None  # of what engines compile, by version and GPU; null: .cache in runs_dir
     sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options of the site
-
-
-@dataclass(slots=True, kw_only=True)
-class ShapeConfig:
-    """What capacity needs to know of a dense decoder when its config.json is not at hand."""
-
-    num_layers: int = MISSING
-    num_heads: int = MISSING
-    num_kv_heads: int = MISSING
-    head_dim: int = MISSING
-    hidden_size: int = MISSING
-    intermediate_size: int = MISSING
-    vocab_size: int = MISSING
-    tied_embeddings: bool = False
-    dtype: str = "bfloat16"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -96,7 +86,7 @@ class ModelConfig:
     revision: str | None = None
     generate: str | None = None  # instead of a path: a model that the project makes itself
     max_model_len: int = MISSING
-    shape: ShapeConfig | None = None
+    config_json: dict[str, Any] = field(default_factory=dict)  # what capacity reads of it while it is not here
     engine_args: dict[str, dict[str, Any]] = field(default_factory=dict)  # by engine kind
 
 
@@ -148,13 +138,15 @@ class RoutingConfig:
 
 @dataclass(slots=True, kw_only=True)
 class LimitsConfig:
-    """Mirrors proxy.spec.Limits."""
+    """Mirrors proxy.spec.Limits: of each process of the proxy."""
 
-    max_connections: int = 4096
+    max_connections: int = 16384
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 32 << 20
+    max_total_body_bytes: int = 512 << 20
     max_queued: int = 1024
     stream_buffer_bytes: int = 1 << 20
+    max_total_unsent_bytes: int = 512 << 20
     header_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
     idle_timeout_s: float = 75.0
@@ -173,6 +165,7 @@ class DeadlinesConfig:
 
 @dataclass(slots=True, kw_only=True)
 class ProxyConfig:
+    processes: int = 1  # one core each; all on one port
     http_port: int = 0  # 0: any free one, kept over restarts
     tls_cert: str | None = None
     tls_key: str | None = None
@@ -200,6 +193,9 @@ class Config:
     output: Output = Output.text
     worker: str | None = None
     follow: bool = False
+    submit: bool = False  # of doctor: check compute nodes too, by a small job per partition
+    partitions: list[str] = field(default_factory=list)  # of doctor's jobs; none: those of the cluster
+    name: str | None = None  # of a new cluster
     timeout_s: float | None = None  # of up and stop; null: as long as Slurm takes
     cluster: ClusterConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
+
+from launcher.job import Plan
 from launcher.jobs import JobError, Row, controller_name, parse_job_name
 
 # Order matters to parse_queue. %Z, the job's working directory, lies in the run folder: two runs of one
@@ -25,14 +28,22 @@ NO_SLURM = "this machine has no Slurm: start from a login node of the cluster, o
 # Variables of a surrounding job or of sbatch itself would silently change what a script asks for.
 FOREIGN_PREFIXES = ("SLURM_", "SLURMD_", "SRUN_", "SBATCH_", "SUBMITIT_")
 KEPT_VARIABLES = ("SLURM_CONF", "SLURM_TIME_FORMAT")
+SURROUNDING_JOB = "SLUICE_JOB_ID"  # SLURM_JOB_ID under a name that no command of Slurm reads
 
 
 def clean_environment() -> None:
-    """For processes that submit jobs, at their start: inside a job sbatch would inherit its SLURM_*."""
+    """For processes that submit jobs or steps, at their start: inside a job these would inherit its SLURM_*."""
+    if "SLURM_JOB_ID" in os.environ:
+        os.environ[SURROUNDING_JOB] = os.environ["SLURM_JOB_ID"]
     for name in list(os.environ):
         if name.startswith(FOREIGN_PREFIXES) and name not in KEPT_VARIABLES:
             del os.environ[name]
     os.environ["SLURM_TIME_FORMAT"] = "standard"
+
+
+def surrounding_job() -> str:
+    """The job around this process, "" outside of one. After `clean_environment`."""
+    return os.environ.get(SURROUNDING_JOB, "")
 
 
 def queue_command() -> list[str]:
@@ -80,6 +91,14 @@ def run_rows(run: str, run_dir: Path) -> list[Row]:
     return [row for row in parse_queue(ask(queue_command())) if is_of_run(row, run, run_dir)]
 
 
+def plan_rows(plan: Plan, run_dir: Path) -> list[Row]:
+    """Every job of a started plan. One that holds the whole run stands for its controller, which it ends with."""
+    if plan.allocation is None:
+        return run_rows(plan.run, run_dir)
+    rows = [row for row in parse_queue(ask(queue_command())) if row.job == plan.allocation.job]
+    return [msgspec.structs.replace(row, name=controller_name(plan.run)) for row in rows]
+
+
 def cancel(jobs: Sequence[str]) -> None:
     """Raises JobError. Slurm itself follows SIGTERM with SIGKILL after its KillWait."""
     if jobs:
@@ -88,6 +107,15 @@ def cancel(jobs: Sequence[str]) -> None:
 
 def ask(command: Sequence[str]) -> str:
     """Run one Slurm command and return what it prints. Raises JobError with Slurm's own words."""
+    return _answered(command).stdout
+
+
+def try_only(command: Sequence[str]) -> str:
+    """`sbatch --test-only` tells on standard error. Raises JobError where Slurm would refuse."""
+    return _answered(command).stderr
+
+
+def _answered(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     try:
         done = subprocess.run(
             command,
@@ -108,7 +136,7 @@ def ask(command: Sequence[str]) -> str:
         if NOT_CONFIGURED in words:
             raise JobError(f"{command[0]}: {words}\n{NO_SLURM}")
         raise JobError(f"{command[0]}: {words}", transient=is_transient(words))
-    return done.stdout
+    return done
 
 
 def is_transient(words: str) -> bool:

@@ -14,14 +14,16 @@ from pathlib import Path
 import msgspec
 from omegaconf import OmegaConf
 
-from launcher import models
+from launcher import models, slurm
+from launcher.allocation import read_allocation
+from launcher.folders import folders
 from launcher.job import Plan
 from launcher.jobs import CONTROLLER
 from launcher.keys import write_keys
 from launcher.ownership import MODULE
 from launcher.plan import make_plan
 from launcher.rundir import SERVE, SOURCE, Desired, RunDir, code_hash, snapshot_code
-from launcher.schema import Config
+from launcher.schema import Config, Executor
 from launcher.submit import submit_controller
 from workers.spec import write_json
 
@@ -45,10 +47,19 @@ def run_dir(config: Config) -> RunDir:
 def plan_run(config: Config) -> tuple[RunDir, Plan, models.ResolvedModel]:
     """Writes nothing. Raises Refused with every fault."""
     assert config.cluster is not None
-    cache_dir = Path(config.cluster.cache_dir).expanduser() if config.cluster.cache_dir else models.default_cache_dir()
-    model = models.resolve(config.model, cache_dir, models.default_hub_dir())
+    where = folders(config)
+    model = models.resolve(config.model, where.cache, where.hub)
     run = run_dir(config)
-    plan = make_plan(config, model=model, code=code_hash(), interpreter=sys.executable, run_dir=str(run.path))
+    job = slurm.surrounding_job() if config.cluster.executor is Executor.steps else ""
+    plan = make_plan(
+        config,
+        model=model,
+        folders=where,
+        code=code_hash(),
+        interpreter=sys.executable,
+        run_dir=str(run.path),
+        allocation=read_allocation(job) if job else None,
+    )
     return run, plan, model
 
 

@@ -10,12 +10,14 @@ from datetime import datetime
 import msgspec
 
 from launcher.effects import Failure
+from launcher.hostlist import expand_hostlist
 from launcher.job import Plan
 from launcher.job_book import Job
 from launcher.jobs import EXITED, Row
 from launcher.reconcile import Reconciler
 from workers import lifecycle
 from workers.protocol import FleetView, JobView, WorkerView
+from workers.stages import QUEUE, StageTimes
 
 LAUNCHING = "launching"
 SERVING = "serving"
@@ -49,6 +51,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     node: str = ""
     running: int = 0
     waiting: int = 0
+    stages: StageTimes = ()  # of its start, from the queue on
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +122,11 @@ def job_views(plan: Plan, core: Reconciler) -> tuple[JobView, ...]:
                 estimated_start=seen.estimated_start,
                 end_time=seen.end_time,
                 node=seen.node,
+                nodes=expand_hostlist(seen.node),
+                num_nodes=spec.num_nodes,
+                gpus=spec.gpus_per_node,
+                tensor_parallel=spec.engine.tensor_parallel,
+                pipeline_parallel=spec.engine.pipeline_parallel,
             )
         )
     return tuple(views)
@@ -163,6 +171,8 @@ def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
     seen = _find(fleet, status)
     if seen is None:
         return status
+    started = None if row is None or row.state == "PENDING" else row.start_time
+    queued: StageTimes = () if started is None else ((QUEUE, max(0.0, started - record.submitted_at)),)
     return msgspec.structs.replace(
         status,
         phase=seen.phase,
@@ -171,6 +181,7 @@ def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
         end_time=seen.end_time or status.end_time,
         running=seen.running,
         waiting=seen.waiting,
+        stages=queued + seen.stages if seen.stages else (),
     )
 
 

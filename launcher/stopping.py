@@ -34,10 +34,15 @@ def stop_run(run: RunDir, plan: Plan, progress: Progress, timeout_s: float | Non
     deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     run.write_desired(msgspec.structs.replace(run.read_desired(), target=STOP))
     _await_controller(run, progress, deadline)
-    if plan.executor == "local":
-        _end_processes(run, plan, progress, deadline)
-    else:
+    if plan.executor != "local" and not _in_its_job(plan):
         _end_jobs(run, plan, progress, deadline)
+    if plan.controller is None:
+        _end_processes(run, plan, progress, deadline)
+
+
+def _in_its_job(plan: Plan) -> bool:
+    """Whether this process runs in the one job that holds the run, and which ends with the launcher in it."""
+    return plan.allocation is not None and plan.allocation.job == slurm.surrounding_job()
 
 
 def kill_local(run: RunDir) -> None:
@@ -61,7 +66,7 @@ def _end_jobs(run: RunDir, plan: Plan, progress: Progress, deadline: float) -> N
     what = "the jobs of the run: Slurm did not answer"
     while True:
         try:
-            rows = [row for row in slurm.run_rows(plan.run, run.path) if not row.ended]
+            rows = [row for row in slurm.plan_rows(plan, run.path) if not row.ended]
             if not rows:
                 return
             what = ", ".join(f"{row.name} (job {row.job}, {row.state})" for row in rows)
@@ -77,7 +82,7 @@ def _end_jobs(run: RunDir, plan: Plan, progress: Progress, deadline: float) -> N
 
 
 def _end_processes(run: RunDir, plan: Plan, progress: Progress, deadline: float) -> None:
-    """Only what a controller that died left behind: a live one has ended them all."""
+    """On this machine, and only what a controller that died left behind: a live one has ended them all."""
     patience_s = max(planned.spec.drain_timeout_s for planned in plan.workers) + KILL_GRACE_S
     kill_at = time.monotonic() + patience_s
     asked: set[int] = set()

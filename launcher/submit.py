@@ -34,10 +34,16 @@ def run_controller(run_dir: str) -> None:
     os.execv(sys.executable, [sys.executable, "-m", "launcher.controller", run_dir])
 
 
+def run_check(folder: str) -> None:
+    """The function of a doctor's job, once per node."""
+    os.execv(sys.executable, [sys.executable, "-m", "launcher.site.node_check", folder])
+
+
 class SlurmJobs:
     """The jobs of one run in Slurm: a `JobSystem`."""
 
     def __init__(self, run: RunDir, plan: Plan) -> None:
+        self.look_every_s = plan.poll_interval_s
         self._run = run
         self._plan = plan
 

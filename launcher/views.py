@@ -1,0 +1,36 @@
+"""One view of the fleet out of what the proxy's processes tell, each for itself.
+
+Pure. What one of them does not see yet is not there yet: the run is ready when all say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+
+from workers.protocol import FleetView, WorkerView
+
+
+def merged(views: Iterable[FleetView]) -> FleetView | None:
+    """None: nobody tells anything."""
+    views = list(views)
+    if len(views) < 2:
+        return views[0] if views else None
+    missing = dict.fromkeys(chain.from_iterable(view.missing_pairs for view in views))
+    proven = dict.fromkeys(chain.from_iterable(view.proven_pairs for view in views))
+    return FleetView(
+        workers=_workers(views),
+        ready=all(view.ready for view in views),
+        proven_pairs=tuple(pair for pair in proven if pair not in missing),
+        missing_pairs=tuple(missing),
+        refusals=tuple(dict.fromkeys(chain.from_iterable(view.refusals for view in views))),
+        faults=tuple(dict.fromkeys(chain.from_iterable(view.faults for view in views))),
+    )
+
+
+def _workers(views: list[FleetView]) -> tuple[WorkerView, ...]:
+    """A worker says the same of itself to all; its load is the hosts' own count, told a moment apart."""
+    seen: dict[tuple[str, int], WorkerView] = {}
+    for worker in chain.from_iterable(view.workers for view in views):
+        seen.setdefault((worker.worker, worker.generation), worker)
+    return tuple(seen.values())
