@@ -17,6 +17,7 @@ import msgspec
 
 LAST_CHUNK = b"0\r\n\r\n"
 PATH = "/v1/completions"
+ANSWER_TIMEOUT_S = 60.0
 WORDS = [f"w{number:04d} " for number in range(5000)]
 
 
@@ -29,6 +30,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     model: str
     key: str = ""
+    closing_chunks: int = 0  # chunks without a token that end a stream
 
 
 @dataclass(slots=True)
@@ -37,6 +39,7 @@ class Ask:
 
     data: bytes
     num_tokens: int
+    num_chunks: int
     streams: bool
 
 
@@ -48,6 +51,7 @@ class Outcome:
     num_tokens: int = 0
     ttft_s: list[float] = field(default_factory=list)
     gaps_s: list[float] = field(default_factory=list)
+    duration_s: float = 0.0
 
 
 class Rhythm(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +87,7 @@ def ask(endpoint: Endpoint, text: str, num_tokens: int, *, streams: bool = True)
         f"POST {PATH} HTTP/1.1\r\nhost: {endpoint.host}\r\nauthorization: Bearer {endpoint.key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    return Ask(head.encode() + body, num_tokens, streams)
+    return Ask(head.encode() + body, num_tokens, num_tokens + endpoint.closing_chunks, streams)
 
 
 class _Client(asyncio.Protocol):
@@ -138,14 +142,22 @@ class _Client(asyncio.Protocol):
         return True
 
 
-def _check(ask: Ask, answer: bytes) -> None:
+def check(ask: Ask, answer: bytes) -> None:
     """Raises BadAnswer."""
     if not answer.startswith(b"HTTP/1.1 200 "):
         raise BadAnswer(answer[:500].decode(errors="replace"))
     if ask.streams:
         found, complete = answer.count(b'"choices":[{'), b"data: [DONE]" in answer
-        if found != ask.num_tokens or not complete:
-            raise BadAnswer(f"{found} of {ask.num_tokens} tokens, {'with' if complete else 'without'} [DONE]")
+        if found != ask.num_chunks or not complete:
+            raise BadAnswer(f"{found} of {ask.num_chunks} chunks, {'with' if complete else 'without'} [DONE]")
+
+
+async def _answer(client: _Client, ask: Ask) -> bytes:
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            return await client.ask(ask.data)
+    except TimeoutError:
+        raise BadAnswer(f"no whole answer within {ANSWER_TIMEOUT_S:.0f} s") from None
 
 
 async def _user(
@@ -157,7 +169,7 @@ async def _user(
         for ask, pause_s in zip(asks, pauses_s, strict=True):
             await asyncio.sleep(pause_s)
             asked_at = time.perf_counter()
-            _check(ask, await client.ask(ask.data))
+            check(ask, await _answer(client, ask))
             arrivals = client.arrivals
             outcome.num_requests += 1
             outcome.num_tokens += ask.num_tokens
@@ -177,7 +189,9 @@ async def drive(
 ) -> Outcome:
     """`users`: what each of them asks, one after the other."""
     outcome = Outcome()
+    started_at = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
         for own in users:
             tasks.create_task(_user(endpoint, own, rhythm.pauses_s(len(own), rng), outcome, answered))
+    outcome.duration_s = time.perf_counter() - started_at
     return outcome

@@ -11,15 +11,18 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgspec
 import uvloop
 
 from benchmarks import processes
 from benchmarks.arguments import Count, Duration
-from benchmarks.direct import MODEL, DirectCost
+from benchmarks.direct import DirectCost
+from benchmarks.floor import MODEL
 from benchmarks.load import Ask, Endpoint, Outcome, Rhythm, ask, drive, prompt
 from benchmarks.processes import cpu_s
+from benchmarks.report import percentile
 
 STREAM_ROUNDS = 2  # streams that each user reads, one after the other
 START_STEPS = 25
@@ -28,14 +31,13 @@ PROMPT_TOKENS = 4
 SHORT_PROMPT_CHARS = 200
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class CommonOptions(msgspec.Struct, frozen=True, kw_only=True):
     streams: Count = 128
     tokens: Count = 100
     step_ms: Duration = 20.0
     prompt_chars: Count = 16_000
     repeats: Count = 3
     seed: int = 0
-    requests: Count = 20_000  # of the memory part
     output: str = "bench-results"
 
 
@@ -63,7 +65,7 @@ class Sample:
         return self.cpu_s[process] / units * 1e6
 
 
-def parts(options: Options) -> tuple[Part, ...]:
+def parts(options: CommonOptions) -> tuple[Part, ...]:
     """All streams in step, as relays are usually measured; then at all times, as users come; then long prompts."""
     step_s = options.step_ms / 1000
     dense = Rhythm(start_s=step_s, pause_s=step_s)
@@ -75,7 +77,7 @@ def parts(options: Options) -> tuple[Part, ...]:
     )
 
 
-def users_of(part: Part, options: Options, endpoint: Endpoint, rng: random.Random) -> list[list[Ask]]:
+def users_of(part: Part, options: CommonOptions, endpoint: Endpoint, rng: random.Random) -> list[list[Ask]]:
     """Half of each prompt is shared by all, as system prompts are."""
     shared = prompt(part.prompt_chars // 2, rng)
     num_own_chars = part.prompt_chars - len(shared)
@@ -88,7 +90,9 @@ def users_of(part: Part, options: Options, endpoint: Endpoint, rng: random.Rando
     ]
 
 
-def measure(part: Part, options: Options, endpoint: Endpoint, pids: Mapping[str, Sequence[int]], seed: int) -> Sample:
+def measure(
+    part: Part, options: CommonOptions, endpoint: Endpoint, pids: Mapping[str, Sequence[int]], seed: int
+) -> Sample:
     def cpu() -> dict[str, float]:
         return {name: sum(map(cpu_s, of)) for name, of in pids.items()}
 
@@ -100,11 +104,29 @@ def measure(part: Part, options: Options, endpoint: Endpoint, pids: Mapping[str,
     return Sample(outcome, {name: after[name] - before[name] for name in pids})
 
 
-def direct_us(part: Part, options: Options, num_hosts: int, seed: int, *, split: bool) -> float:
-    """CPU per unit of the app alone, with the streams that one host has."""
-    streams = -(-options.streams // num_hosts)
+class Alone(NamedTuple):
+    """An engine called in process, with the streams that one of several has."""
+
+    engine: str
+    num_engines: int
+    split: bool
+
+
+def alone_us(part: Part, options: CommonOptions, engines: Sequence[Alone], seed: int) -> list[float]:
+    """CPU per unit of each; at the same time, as they are idle for most of it."""
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        running += [_start_alone(part, options, engine, seed) for engine in engines]
+        costs = [msgspec.json.decode(process.communicate()[0], type=DirectCost) for process in running]
+    finally:
+        processes.end(running)
+    return [cost.cpu_s / (cost.num_tokens if part.unit == "token" else cost.num_requests) * 1e6 for cost in costs]
+
+
+def _start_alone(part: Part, options: CommonOptions, alone: Alone, seed: int) -> subprocess.Popen[bytes]:
     arguments = {
-        "streams": streams,
+        "engine": alone.engine,
+        "streams": -(-options.streams // alone.num_engines),
         "tokens": part.tokens,
         "step_ms": options.step_ms,
         "prompt_chars": part.prompt_chars,
@@ -113,21 +135,30 @@ def direct_us(part: Part, options: Options, num_hosts: int, seed: int, *, split:
         "pause_s": part.rhythm.pause_s,
         "staggered": str(part.rhythm.staggered).lower(),
         "seed": seed,
-        "split": str(split).lower(),
+        "split": str(alone.split).lower(),
     }
     words = [f"{key}={value}" for key, value in arguments.items()]
-    process = processes.start("benchmarks.direct", *words, output=subprocess.PIPE)
-    try:
-        output, _ = process.communicate()
-    finally:
-        processes.end([process])
-    cost = msgspec.json.decode(output, type=DirectCost)
-    return cost.cpu_s / (cost.num_tokens if part.unit == "token" else cost.num_requests) * 1e6
+    return processes.start("benchmarks.direct", *words, output=subprocess.PIPE)
+
+
+def latencies(outcome: Outcome) -> dict[str, float]:
+    return {
+        f"{name}_p{percent}_ms": 1e3 * percentile(values, percent / 100)
+        for name, values in (("ttft", outcome.ttft_s), ("itl", outcome.gaps_s))
+        for percent in (50, 99)
+    }
+
+
+def added_latencies(outcome: Outcome, floor: Outcome) -> dict[str, float]:
+    base = latencies(floor)
+    return {f"added_{name}": value - base[name] for name, value in latencies(outcome).items()}
 
 
 @contextmanager
-def floor_server(options: Options) -> Iterator[tuple[Endpoint, int]]:
-    process = processes.start("benchmarks.floor", f"step_ms={options.step_ms}", output=subprocess.PIPE)
+def floor_server(options: CommonOptions, *, role: str = "any") -> Iterator[tuple[Endpoint, int]]:
+    """And the process behind it."""
+    arguments = (f"step_ms={options.step_ms}", f"role={role}")
+    process = processes.start("benchmarks.floor", *arguments, output=subprocess.PIPE)
     try:
         assert process.stdout is not None
         with process.stdout as output:

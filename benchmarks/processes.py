@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import IO
 
 import httpx
-import msgspec
 
 from benchmarks.load import Endpoint
 from launcher.keys import api_key_file, write_keys
 from launcher.rundir import SOURCE, RunDir
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
-from workers.rendezvous import ProxyFile
+from workers.proxy_file import read_proxies
 from workers.spec import EngineSpec, Role, WorkerSpec, write_json
 
 START_TIMEOUT_S = 60.0
@@ -30,6 +29,10 @@ END_TIMEOUT_S = 20.0
 POLL_S = 0.05
 UNBOUNDED = 1 << 40
 CODE = "benchmark"
+FLEETS = {  # workers and their pools, a pool being named after its role
+    "whole": {"any-0": "any", "any-1": "any"},
+    "split": {"prefill-0": "prefill", "decode-0": "decode"},
+}
 
 
 class ProcessFault(Exception):
@@ -73,15 +76,16 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 class Fleet:
     """A proxy and its workers, all serving. `hosts` are the processes of the engines."""
 
-    def __init__(self, path: Path, workers: dict[str, str], engine: EngineSpec) -> None:
+    def __init__(self, path: Path, workers: dict[str, str], engine: EngineSpec, num_processes: int) -> None:
         self._run = RunDir(path)
         self._run.create()
         write_keys(self._run.keys)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._workers = workers
         self._engine = engine
+        self._num_processes = num_processes
         self.endpoint: Endpoint
-        self.proxy_pid = 0
+        self.proxy_pids: list[int] = []  # those that serve, without their parent
         self.hosts: list[int] = []
 
     def start(self) -> None:
@@ -89,14 +93,15 @@ class Fleet:
         spec = self._run.proxy_spec("p0")
         write_json(spec, self._proxy_spec())
         self._start("proxy", "proxy", spec)
-        file = self._run.proxies / "p0.json"
-        self._wait(file.exists)  # workers that look before it is there look again only seconds later
+        # Workers that look before one is there look again only seconds later.
+        self._wait(lambda: len(read_proxies(self._run.proxies)) == self._num_processes)
         for index, worker in enumerate(self._workers):
             spec = self._run.worker_spec(worker, 0)
             write_json(spec, self._worker_spec(worker, index))
             self._start(worker, "workers", spec)
-        self.proxy_pid = self._processes["proxy"].pid
-        url = httpx.URL(msgspec.json.decode(file.read_bytes(), type=ProxyFile).http)
+        files = read_proxies(self._run.proxies)
+        self.proxy_pids = [file.pid for file in files]
+        url = httpx.URL(files[0].http)
         key = api_key_file(self._run.keys).read_text()
         assert url.port is not None
         self.endpoint = Endpoint(host=url.host, port=url.port, model=self._engine.served_names[0], key=key)
@@ -142,6 +147,7 @@ class Fleet:
             limits=Limits(),
             deadlines=Deadlines(),
             routing=RoutingSpec(whole_below_tokens=0),
+            processes=self._num_processes,
         )
 
     def _worker_spec(self, worker: str, index: int) -> WorkerSpec:
@@ -157,6 +163,8 @@ class Fleet:
             gpus_per_node=0,
             engine=self._engine,
             interface="lo",
+            cache_dir=str(self._run.path / "cache"),
+            stage_dir=None,
             code=CODE,
             interpreter=sys.executable,
             load_timeout_s=START_TIMEOUT_S,
@@ -170,9 +178,9 @@ def _only_child(pid: int) -> int:
 
 
 @contextmanager
-def fleet(path: Path, workers: dict[str, str], engine: EngineSpec) -> Iterator[Fleet]:
-    """`workers`: their names and pools; a pool is named after its role."""
-    running = Fleet(path, workers, engine)
+def fleet(path: Path, workers: dict[str, str], engine: EngineSpec, num_processes: int = 1) -> Iterator[Fleet]:
+    """`workers`: their names and pools; a pool is named after its role. `num_processes`: the proxy's."""
+    running = Fleet(path, workers, engine, num_processes)
     try:
         running.start()
         yield running

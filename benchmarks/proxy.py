@@ -19,19 +19,31 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import report
-from benchmarks.arguments import read_arguments
+from benchmarks.arguments import Count, read_arguments
 from benchmarks.direct import engine_spec
-from benchmarks.load import Endpoint, Outcome, Rhythm, ask, drive, prompt
-from benchmarks.measure import SHORT_PROMPT_CHARS, Options, Part, Sample, direct_us, floor_server, measure, parts
+from benchmarks.load import Endpoint, Rhythm, ask, drive, prompt
+from benchmarks.measure import (
+    SHORT_PROMPT_CHARS,
+    Alone,
+    CommonOptions,
+    Part,
+    Sample,
+    added_latencies,
+    alone_us,
+    floor_server,
+    latencies,
+    measure,
+    parts,
+)
 from benchmarks.picture import draw
-from benchmarks.processes import Fleet, fleet, rss_mib
+from benchmarks.processes import FLEETS, Fleet, fleet, rss_mib
 
 MEMORY_MARKS = 20
 FLAT_FROM = 0.2  # by then every buffer and table has had its full size
-CASES = {
-    "whole": {"any-0": "any", "any-1": "any"},
-    "split": {"prefill-0": "prefill", "decode-0": "decode"},
-}
+
+
+class Options(CommonOptions, frozen=True, kw_only=True):
+    requests: Count = 20_000  # of the memory part
 
 
 def say(text: str) -> None:
@@ -43,10 +55,10 @@ def say(text: str) -> None:
 
 
 def case_figures(case: str, running: Fleet, part: Part, options: Options, floor: Sample, seed: int) -> dict[str, float]:
-    pids = {"proxy": [running.proxy_pid], "hosts": running.hosts}
+    pids = {"proxy": running.proxy_pids, "hosts": running.hosts}
     sample = measure(part, options, running.endpoint, pids, seed)
     split = case == "split"
-    app_us = direct_us(part, options, 1 if split else len(running.hosts), seed, split=split)
+    (app_us,) = alone_us(part, options, [Alone("instant", 1 if split else len(running.hosts), split)], seed)
     floor_us = floor.per_unit_us("floor", part)
     proxy_us, host_us = sample.per_unit_us("proxy", part), sample.per_unit_us("hosts", part)
     with_host_us = proxy_us + host_us - app_us
@@ -57,25 +69,13 @@ def case_figures(case: str, running: Fleet, part: Part, options: Options, floor:
         f"{head}.app_us_per_{part.unit}": app_us,
         f"{head}.proxy_to_floor": proxy_us / floor_us,
         f"{head}.proxy_and_host_to_floor": with_host_us / floor_us,
-        **latencies(head, sample.outcome, floor.outcome),
+        **{f"{head}.{name}": value for name, value in added_latencies(sample.outcome, floor.outcome).items()},
     }
 
 
-def latencies(head: str, outcome: Outcome, floor: Outcome) -> dict[str, float]:
-    figures = {}
-    for name, ours, base in (("ttft", outcome.ttft_s, floor.ttft_s), ("itl", outcome.gaps_s, floor.gaps_s)):
-        for percent in (50, 99):
-            ours_ms, base_ms = (1e3 * report.percentile(values, percent / 100) for values in (ours, base))
-            figures[f"{head}.added_{name}_p{percent}_ms"] = ours_ms - base_ms
-    return figures
-
-
 def floor_figures(part: Part, floor: Sample) -> dict[str, float]:
-    figures = {f"floor.{part.name}.us_per_{part.unit}": floor.per_unit_us("floor", part)}
-    for name, values in (("ttft", floor.outcome.ttft_s), ("itl", floor.outcome.gaps_s)):
-        for percent in (50, 99):
-            figures[f"floor.{part.name}.{name}_p{percent}_ms"] = 1e3 * report.percentile(values, percent / 100)
-    return figures
+    figures = {f"us_per_{part.unit}": floor.per_unit_us("floor", part), **latencies(floor.outcome)}
+    return {f"floor.{part.name}.{name}": value for name, value in figures.items()}
 
 
 def repeat(options: Options, fleets: Mapping[str, Fleet], floor: tuple[Endpoint, int], seed: int) -> dict[str, float]:
@@ -101,7 +101,7 @@ def memory(options: Options, running: Fleet) -> list[tuple[int, float]]:
         nonlocal num_answered
         num_answered += 1
         while len(curve) < len(marks) and num_answered >= marks[len(curve)]:
-            curve.append((num_answered, rss_mib(running.proxy_pid)))
+            curve.append((num_answered, sum(map(rss_mib, running.proxy_pids))))
 
     text = prompt(SHORT_PROMPT_CHARS, random.Random(options.seed))
     kinds = [ask(running.endpoint, text, 1, streams=streams) for streams in (True, False)]
@@ -136,10 +136,10 @@ def show(figures: Mapping[str, float], options: Options) -> str:
         for name in names:
             floor = name.replace("proxy_us", "us").removeprefix("added_")
             values = [
-                figures.get(f"{who}.{part.name}.{name if who != 'floor' else floor}") for who in ("floor", *CASES)
+                figures.get(f"{who}.{part.name}.{name if who != 'floor' else floor}") for who in ("floor", *FLEETS)
             ]
             rows.append([f"{part.name}: {name}", *("" if value is None else f"{value:.2f}" for value in values)])
-    return report.table(["", "floor", *CASES], rows)
+    return report.table(["", "floor", *FLEETS], rows)
 
 
 def run(options: Options) -> None:
@@ -147,7 +147,7 @@ def run(options: Options) -> None:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sluice-bench-")))
         say("starting two fleets")
         engine = engine_spec(options.step_ms)
-        fleets = {case: stack.enter_context(fleet(folder / case, workers, engine)) for case, workers in CASES.items()}
+        fleets = {case: stack.enter_context(fleet(folder / case, workers, engine)) for case, workers in FLEETS.items()}
         floor = stack.enter_context(floor_server(options))
         runs = []
         for number in range(options.repeats):

@@ -25,9 +25,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
-def report(benchmark: str, figures: Mapping[str, float]) -> Report:
+def report(benchmark: str, figures: Mapping[str, float], others: Mapping[str, str] | None = None) -> Report:
+    """`others`: versions of what else was measured."""
     digits = {name: round(value, 3) for name, value in figures.items()}
-    return Report(benchmark=benchmark, figures=digits, machine=machine(), versions=versions())
+    return Report(benchmark=benchmark, figures=digits, machine=machine(), versions=versions() | dict(others or {}))
 
 
 def machine() -> dict[str, Any]:
@@ -45,8 +46,9 @@ def versions() -> dict[str, str]:
 
 
 def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of each figure over the repeats; a ratio's is the median of ratios, each taken within one repeat."""
-    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+    """Of each figure over the repeats that have it; a ratio's is the median of ratios, each taken within one repeat."""
+    names = dict.fromkeys(name for run in runs for name in run)
+    return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
 
 
 def percentile(values: Sequence[float], fraction: float) -> float:
