@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.installing import installation, judge_last  # noqa: F401  (fixture)
 from tests.onebox import onebox, onebox_daemons  # noqa: F401  (fixtures)
+
+# How long an example takes says more about who else uses the machine.
+settings.register_profile("sluice", deadline=None)
+settings.load_profile("sluice")
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -33,10 +33,12 @@ class How(Enum):
     INSTALLED = "run in a fresh environment: integration/test_install.py"
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
-    SMALL = "run at its smallest: integration/test_benchmark_proxy.py"
+    SMALL = "run at its smallest: integration/test_benchmark_proxy.py, _peers.py, _streams.py"
+    SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
     ELSEWHERE = "needs a machine that is not here"
 
 
+READ = 'curl -sS -H "Authorization: Bearer $(cat runs/demo/keys/reader_key)"'
 HOW = {
     # README.md
     "make serve": How.LIVE,
@@ -57,9 +59,33 @@ HOW = {
     "python -m launcher action=logs run=demo worker=decode-0 follow=true": How.LIVE,
     "python -m launcher action=stop run=demo": How.LIVE,
     "sbatch slurm/controller.sbatch +cluster=h100x2 model=llama-3.3-70b run=demo": How.SUBMITTED,
+    "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo"
+    " cluster.executor=steps controller.where=foreground action=plan": How.HERE,
+    "sbatch --nodes=2 --ntasks-per-node=1 --cpus-per-task=96 --gpus-per-node=8 --mem=960G --time=480"
+    " slurm/one_allocation.sbatch +cluster=h100x2 model=llama-3.3-70b run=demo": How.SUBMITTED,
+    "python -m launcher action=new-cluster name=mysite": How.SITE,
+    "python -m launcher action=doctor +cluster=mysite": How.SITE,
+    "python -m launcher action=doctor +cluster=mysite submit=true": How.SITE,
+    "python -m launcher action=doctor": How.SITE,
     "cp conf/cluster/h100x2.yaml conf/cluster/mysite.yaml": How.HERE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b action=plan": How.HERE,
+    "python -m launcher +recipe=gpt-oss-120b-h100 cluster.partition=gpu cluster.account=me action=plan": How.HERE,
+    "python -m launcher -m +recipe=gpt-oss-120b-h100,llama-3.3-70b-h100 action=plan": How.HERE,
+    "python -m launcher -m +cluster=h100x2 pools.decode.tensor_parallel=4 pools.decode.replicas=1,2"
+    " action=plan": How.HERE,
     "python -m benchmarks.proxy": How.SMALL,
+    "python -m benchmarks.streams": How.SMALL,
+    "make bench-peers": How.MAKE,
+    "make bench-peers ARGS='peers=vllm-router,sluice parts=streams,prompts repeats=1'": How.SMALL,
+    # docs/monitoring.md
+    f"{READ} http://HOST:PORT/fleet": How.LIVE,
+    f"{READ} http://HOST:PORT/metrics": How.LIVE,
+    f"{READ} http://HOST:PORT/workers/decode-0/metrics": How.LIVE,
+    # docs/operating.md
+    "python -m launcher +cluster=mysite model=llama-3.1-8b run=demo": How.PLANNED,
+    "python -m launcher +cluster=mysite model=llama-3.1-8b engine=sim run=dry action=plan": How.HERE,
+    # docs/troubleshooting.md
+    "python -m launcher action=logs run=demo worker=proxy-0": How.LIVE,
     # docs/security.md
     "python -m launcher +cluster=h100x2 run=demo"
     " proxy.tls_cert=/path/cert.pem proxy.tls_key=/path/key.pem action=plan": How.HERE,

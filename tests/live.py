@@ -6,7 +6,6 @@ Owns the run folder, the processes and their end. What the launcher does around 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,7 @@ import msgspec
 import zmq
 
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
+from workers.proxy_file import ProxyFile, read_proxies
 from workers.spec import EngineSpec, HandoffSpec, Role, WorkerSpec, write_json
 
 SOURCE = Path(__file__).resolve().parent.parent
@@ -33,6 +33,7 @@ SIM_ARGS: dict[str, Any] = {"num_blocks": 2048}
 def sim_engine(**changes: Any) -> EngineSpec:
     fields: dict[str, Any] = {
         "kind": "sim",
+        "device": "cpu",
         "version": None,
         "model_path": "tiny",
         "served_names": ("tiny",),
@@ -95,13 +96,26 @@ class Live:
         path = self.path / "specs" / "p0.json"
         write_json(path, ProxySpec(**{**fields, **self.proxy_changes}))
         self._start("proxy", "-m", "proxy", str(path))
-        file = self.path / "proxies" / "p0.json"
+        num_processes = self.proxy_changes.get("processes", 1)
+        wait_for(lambda: len(self.proxy_files()) == num_processes, "the proxy's files")
+        self.url = self.proxy_files()[0].http
+
+    def proxy_files(self) -> list[ProxyFile]:
+        """Of the processes that live below the proxy."""
         pid = self.processes["proxy"].pid
-        wait_for(lambda: file.exists() and json.loads(file.read_text())["pid"] == pid, "the proxy's file")
-        self.url = json.loads(file.read_text())["http"]
+        return [file for file in read_proxies(self.path / "proxies") if parent_of(file.pid) == pid]
 
     def start_worker(
-        self, worker: str, engine: EngineSpec, *, generation: int = 0, index: int = 0, **environment: str
+        self,
+        worker: str,
+        engine: EngineSpec,
+        *,
+        generation: int = 0,
+        index: int = 0,
+        interface: str = "lo",
+        gpus_per_node: int = 0,
+        stage_dir: str | None = None,
+        **environment: str,
     ) -> None:
         pool = worker.rsplit("-", 1)[0]
         spec = WorkerSpec(
@@ -113,9 +127,11 @@ class Live:
             generation=generation,
             index=index,
             num_nodes=1,
-            gpus_per_node=0,
+            gpus_per_node=gpus_per_node,
             engine=engine,
-            interface="lo",
+            interface=interface,
+            cache_dir=str(self.path / "cache"),
+            stage_dir=stage_dir,
             code="test",
             interpreter=sys.executable,
             load_timeout_s=240.0,
@@ -181,6 +197,13 @@ class Live:
         with self.client() as client:
             lines = client.get(path).raise_for_status().text.splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+
+
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:

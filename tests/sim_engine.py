@@ -30,6 +30,7 @@ async def engine(
     handoff = HandoffSpec(connector="sim", buffer_device="cpu", lease_s=lease_s, redeem_s=LONG_S)
     spec = EngineSpec(
         kind="sim",
+        device="cpu",
         version="sim-1",
         model_path="/models/tiny",
         served_names=("tiny", "also-tiny"),
@@ -61,6 +62,8 @@ def _placement(local_dir: str) -> Placement:
         node_rank=0,
         num_nodes=1,
         local_dir=local_dir,
+        cache_dir=local_dir,
+        model_path="/models/tiny",
     )
 
 

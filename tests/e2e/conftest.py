@@ -59,6 +59,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass
+class PlainServer:
+    """vLLM's own server, on its way up."""
+
+    url: str
+    log: Path
+
+    def wait(self) -> None:
+        wait_for(lambda: answers(self.url), f"vLLM's own server, see {self.log}", 240.0)
+
+
+@dataclass
 class Real:
     """`plain` is the base URL of vLLM's own server, which knows nothing of us."""
 
@@ -68,16 +79,21 @@ class Real:
 
 
 @pytest.fixture(scope="session")
-def real(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainServer]:
     log = tmp_path_factory.mktemp("plain") / "server.log"
     server, url = start_plain(model, log)
     try:
-        engines = {"prefill-0": vllm_engine(model), "decode-0": vllm_engine(model)}
-        with live(tmp_path_factory.mktemp("real") / "run", engines) as run:
-            wait_for(lambda: answers(url), f"vLLM's own server, see {log}", 240.0)
-            yield Real(run, url, model)
+        yield PlainServer(url, log)
     finally:
         end_tree(server)
+
+
+@pytest.fixture(scope="session")
+def real(model: Path, plain: PlainServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
+    engines = {"prefill-0": vllm_engine(model), "decode-0": vllm_engine(model)}
+    with live(tmp_path_factory.mktemp("real") / "run", engines) as run:
+        plain.wait()
+        yield Real(run, plain.url, model)
 
 
 def start_plain(model: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:

@@ -28,7 +28,7 @@ def ours(real: Real) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plain(real: Real) -> Any:
+def theirs(real: Real) -> Any:
     with openai.OpenAI(base_url=f"{real.plain}/v1", api_key="none", timeout=120) as client:
         yield client
 
@@ -41,18 +41,18 @@ def tokens(client: openai.OpenAI, text: str) -> list[int]:
     return ids
 
 
-def test_the_models_output_depends_on_the_whole_prompt(plain: openai.OpenAI) -> None:
+def test_the_models_output_depends_on_the_whole_prompt(theirs: openai.OpenAI) -> None:
     """Else every test below would pass with garbage in the KV."""
     text = prompt(0, 200)
-    assert tokens(plain, text) != tokens(plain, text.replace(text.split()[0], "zebra", 1))
+    assert tokens(theirs, text) != tokens(theirs, text.replace(text.split()[0], "zebra", 1))
 
 
-def test_fifty_prompts_token_for_token(real: Real, ours: openai.OpenAI, plain: openai.OpenAI) -> None:
+def test_fifty_prompts_token_for_token(real: Real, ours: openai.OpenAI, theirs: openai.OpenAI) -> None:
     texts = [prompt(seed, 3 + seed * 17) for seed in range(50)]
     received = real.run.metric("vllm:external_prefix_cache_hits_total", "decode-0")
     with ThreadPoolExecutor(8) as pool:
         got = list(pool.map(lambda text: tokens(ours, text), texts))
-        expected = list(pool.map(lambda text: tokens(plain, text), texts))
+        expected = list(pool.map(lambda text: tokens(theirs, text), texts))
     assert got == expected
     # and it was really another engine's KV: most of these prompts' tokens travelled
     assert real.run.metric("vllm:external_prefix_cache_hits_total", "decode-0") - received > 10_000
@@ -104,10 +104,10 @@ def essence(choice: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CHAT)
-def test_chat(ours: openai.OpenAI, plain: openai.OpenAI, name: str) -> None:
+def test_chat(ours: openai.OpenAI, theirs: openai.OpenAI, name: str) -> None:
     messages: Any = [{"role": "user", "content": prompt(5, 150)}]
     options = {"max_tokens": 16, **CHAT[name]}
-    answers = [c.chat.completions.create(model="tiny", messages=messages, **options) for c in (ours, plain)]
+    answers = [c.chat.completions.create(model="tiny", messages=messages, **options) for c in (ours, theirs)]
     assert [essence(c) for c in answers[0].choices] == [essence(c) for c in answers[1].choices]
     assert answers[0].usage.completion_tokens == answers[1].usage.completion_tokens
     if "tool" in name:
@@ -136,13 +136,13 @@ def streamed(client: openai.OpenAI, options: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", CHAT)
-def test_chat_streamed(ours: openai.OpenAI, plain: openai.OpenAI, name: str) -> None:
+def test_chat_streamed(ours: openai.OpenAI, theirs: openai.OpenAI, name: str) -> None:
     options = {"max_tokens": 16, **CHAT[name]}
-    assert streamed(ours, options) == streamed(plain, options)
+    assert streamed(ours, options) == streamed(theirs, options)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_several_prompts_in_one_body(ours: openai.OpenAI, plain: openai.OpenAI, stream: bool) -> None:
+def test_several_prompts_in_one_body(ours: openai.OpenAI, theirs: openai.OpenAI, stream: bool) -> None:
     texts = [prompt(7, 120), prompt(8, 160), prompt(9, 40)]
 
     def texts_of(client: openai.OpenAI) -> list[str]:
@@ -153,19 +153,19 @@ def test_several_prompts_in_one_body(ours: openai.OpenAI, plain: openai.OpenAI, 
                 parts[choice.index] += choice.text
         return parts
 
-    assert texts_of(ours) == texts_of(plain)
+    assert texts_of(ours) == texts_of(theirs)
 
 
-def test_tokenize_and_models(ours: openai.OpenAI, plain: openai.OpenAI) -> None:
-    assert [m.id for m in ours.models.list()] == [m.id for m in plain.models.list()] == ["tiny"]
+def test_tokenize_and_models(ours: openai.OpenAI, theirs: openai.OpenAI) -> None:
+    assert [m.id for m in ours.models.list()] == [m.id for m in theirs.models.list()] == ["tiny"]
     body = {"model": "tiny", "prompt": "def f(x): return x"}
-    answers = [c.post("/../tokenize", body=body, cast_to=dict[str, Any]) for c in (ours, plain)]
+    answers = [c.post("/../tokenize", body=body, cast_to=dict[str, Any]) for c in (ours, theirs)]
     assert answers[0]["tokens"] == answers[1]["tokens"]
 
 
-def test_a_prompt_over_the_models_limit_gets_vllms_own_words(ours: openai.OpenAI, plain: openai.OpenAI) -> None:
+def test_a_prompt_over_the_models_limit_gets_vllms_own_words(ours: openai.OpenAI, theirs: openai.OpenAI) -> None:
     faults = []
-    for client in (ours, plain):
+    for client in (ours, theirs):
         with pytest.raises(openai.BadRequestError) as caught:
             client.completions.create(model="tiny", prompt=prompt(1, 6000), max_tokens=4)
         faults.append(caught.value.message)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.live import Live, replaced, sim_engine
-from workers.lifecycle import DRAINING, LOADING, READY, STOPPED
+from tests.live import Live, replaced, sim_engine, wait_for
+from workers.lifecycle import DRAINING, LOADING, READY, STARTING, STOPPED
 
-LIFE_S = 12  # half of it is more than enough to load
+LOAD_S = 0.2
+LIFE_S = 16  # half of it is more than enough to load
 
 
 @pytest.fixture
@@ -24,12 +30,20 @@ def run(tmp_path: Path) -> Iterator[Live]:
 
 
 def test_it_drains_by_itself_before_its_job_ends(run: Live) -> None:
-    end_time = int(time.time()) + LIFE_S
-    run.start_worker("decode-0", sim_engine(), SLURM_JOB_ID="77", SLURM_JOB_END_TIME=str(end_time))
+    now = int(time.time())
+    times = {"SLURM_JOB_START_TIME": str(now - 2), "SLURM_JOB_END_TIME": str(now + LIFE_S)}
+    run.start_worker("decode-0", sim_engine(args={"load_time_s": LOAD_S}), SLURM_JOB_ID="77", **times)
     assert run.processes["decode-0"].wait(60) == 0
     told = [line.split("sluice.agent: ")[1] for line in run.log("decode-0").splitlines() if "sluice.agent: " in line]
     assert told[0].startswith("the job's walltime ends in ")
-    assert [line.split(":")[0] for line in told[1:]] == [LOADING, READY, DRAINING, STOPPED]
+    assert [line.split(":")[0] for line in told[1:]] == [
+        STARTING,
+        *(LOADING, LOADING, "the start took"),
+        *(READY, DRAINING, STOPPED),
+    ]
+    stages = dict(re.findall(r"(\S+) ([\d.]+) s", told[4].partition(": ")[2]))
+    assert list(stages) == ["environment", "preflight", "import", "load"]
+    assert float(stages["load"]) >= LOAD_S
     assert told[-2:] == ["draining: walltime", "stopped: walltime"]
 
 
@@ -38,3 +52,35 @@ def test_an_engine_that_fails_at_start_ends_it_with_the_reason(run: Live) -> Non
     assert run.processes["decode-0"].wait(60) == 1
     _, story = run.log("decode-0").split("failed: the engine process ended by itself while loading", 1)
     assert "no memory for the weights" in story
+
+
+def test_everything_that_keeps_an_engine_from_starting_is_told_at_once(run: Live) -> None:
+    """A vLLM worker on a machine that is not what its plan says: nothing is loaded, and no engine process starts."""
+    engine = sim_engine(kind="vllm", device="cuda", version="0.1", model_path=str(run.path / "model"))
+    (run.path / "cache").write_text("a file is in the way of the folder")
+    run.start_worker("decode-0", engine, interface="ib7", gpus_per_node=2)
+    assert run.processes["decode-0"].wait(60) == 1
+    _, story = run.log("decode-0").split("failed: ", 1)
+    told = story.splitlines()
+    assert told[0].startswith("cluster.interface=ib7: this node has no such interface with an IPv4 address; it has lo")
+    assert [line.split(": ")[0] for line in told[1:5]] == [
+        "engine.version",
+        "cluster.gres",
+        "model.path",
+        "cluster.cache_dir",
+    ]
+    assert f"is installed for {sys.executable}, the plan was made for 0.1" in told[1]
+    assert "there is no NVIDIA driver" in told[2]
+    assert f"{run.path}/model: No such file or directory" in told[3]
+    assert "loading" not in run.log("decode-0")
+
+
+def test_a_worker_that_is_stopped_while_it_looks_around_stops(run: Live) -> None:
+    """The probe's prefix hangs; the agent does not, and nothing of the prefix is left."""
+    duration = f"1{os.getpid()}"
+    run.start_worker("decode-0", sim_engine(prefix=("sh", "-c", f'sleep {duration}; exec "$@"', "sh")))
+    wait_for(lambda: "starting: preflight" in run.log("decode-0"), "the preflight")
+    run.processes["decode-0"].send_signal(signal.SIGTERM)
+    assert run.processes["decode-0"].wait(30) == 0
+    assert "stopped: SIGTERM" in run.log("decode-0")
+    assert duration not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout

@@ -7,44 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
+from tests.benching import processes_of, start
 
-SOURCE = Path(__file__).resolve().parent.parent.parent
 SMALL = ("streams=2", "tokens=3", "step_ms=5", "prompt_chars=400", "repeats=1", "requests=40")
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
-    """Its folder for temporary files is its own: by that all of its processes are known."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.proxy", *SMALL, f"output={tmp_path / 'out'}", *arguments],
-        cwd=SOURCE,
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def processes_of(tmp_path: Path) -> list[list[str]]:
-    """Their command lines."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.environ().get("TMPDIR") == str(tmp_path):
-                found.append(process.cmdline())
-    return found
-
-
 def test_it_measures_and_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path) as process:
+    with start("proxy", tmp_path, *SMALL) as process:
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     result = json.loads(output.splitlines()[-1])
@@ -65,7 +38,7 @@ def test_it_measures_and_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    with start(tmp_path, "requests=1000000") as process:
+    with start("proxy", tmp_path, *SMALL, "requests=1000000") as process:
         deadline = time.monotonic() + 120
         while sum("workers.engine_process" in words for words in processes_of(tmp_path)) < 4:
             assert process.poll() is None and time.monotonic() < deadline, "its engines did not come up"

@@ -15,7 +15,7 @@ import pytest
 
 from launcher.local import run_processes
 from launcher.rundir import RunDir
-from tests.docs import How, activated, shell, shown_as
+from tests.docs import READ, How, activated, shell, shown_as
 from tests.launching import Launch, nothing_left
 from tests.live import SOURCE, wait_for
 
@@ -41,6 +41,22 @@ def checked_log(text: str) -> None:
     assert "agent sluice.agent: ready" in text
 
 
+def checked_fleet(text: str) -> None:
+    assert {worker["worker"] for worker in json.loads(text)["workers"]} == {"prefill-0", "decode-0"}
+
+
+def checked_metrics(text: str) -> None:
+    assert 'sluice_worker_up{generation="0",worker="decode-0"} 1.0' in text
+
+
+def checked_engine(text: str) -> None:
+    assert "vllm:kv_cache_usage_perc{" in text
+
+
+def checked_proxy_log(text: str) -> None:
+    assert "sluice.proxy: serves http" in text
+
+
 def checked_stop(text: str) -> None:
     assert "nothing of run demo is left" in text
 
@@ -51,6 +67,10 @@ ENDS: dict[str, Callable[[str], None]] = {
     f"{LAUNCHER}action=status run=demo": checked_status,
     f"{LAUNCHER}action=status run=demo output=json": checked_json,
     f"{LAUNCHER}action=logs run=demo worker=decode-0": checked_log,
+    f"{READ} http://HOST:PORT/fleet": checked_fleet,
+    f"{READ} http://HOST:PORT/metrics": checked_metrics,
+    f"{READ} http://HOST:PORT/workers/decode-0/metrics": checked_engine,
+    f"{LAUNCHER}action=logs run=demo worker=proxy-0": checked_proxy_log,
     f"{LAUNCHER}action=stop run=demo": checked_stop,
 }
 FOLLOWS = f"{LAUNCHER}action=logs run=demo worker=decode-0 follow=true"
@@ -63,12 +83,12 @@ def test_every_shown_command_is_run_here() -> None:
 
 def test_the_commands_on_a_run_do_what_the_readme_says(tmp_path: Path, run: RunDir) -> None:
     with Launch(tmp_path, "+cluster=local", "engine=sim", "run=demo") as launched:
-        launched.wait_ready()
-        for command in shown_as(How.LIVE):
+        address = launched.wait_ready().removeprefix("http://").removesuffix("/v1")
+        for command in sorted(set(shown_as(How.LIVE)), key=lambda command: "action=stop" in command):
             if command == FOLLOWS:
                 follow(command, tmp_path)
             elif command in ENDS:
-                answer = shell(command, tmp_path, PYTHONPATH=str(SOURCE))
+                answer = shell(command.replace("HOST:PORT", address), tmp_path, PYTHONPATH=str(SOURCE))
                 assert answer.returncode == 0, f"{command}\n{answer.stderr}"
                 ENDS[command](answer.stdout)
         assert launched.wait() == 0

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import openai
 import pytest
 import zmq
@@ -21,7 +20,6 @@ from tests.live import API_KEY, Live, live, sim_engine, wait_for
 from tests.unit.proxies import register
 from workers.link import Link
 from workers.protocol import Jobs, Message, Part
-from workers.rendezvous import ProxyFile
 from workers.wire import decode_to_worker, identity
 from workers.zmq_loop import CurveKeys, read_keys
 
@@ -35,7 +33,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 def knock(run: Live, keys: CurveKeys, *messages: Message) -> tuple[str, bool]:
     """Open a link and say something. Returns (reason, final) of its loss."""
-    file = msgspec.json.decode((run.path / "proxies" / "p0.json").read_bytes(), type=ProxyFile)
+    (file,) = run.proxy_files()
 
     async def attempt() -> tuple[str, bool]:
         lost: asyncio.Future[tuple[str, bool]] = asyncio.get_running_loop().create_future()
@@ -172,6 +170,7 @@ def test_a_worker_that_stands_still_leaves_and_comes_back(run: Live) -> None:
 def test_keys_and_folders_are_private(run: Live) -> None:
     for path in (run.path / "keys").iterdir():
         assert path.stat().st_mode & 0o077 == 0, path
-    assert (run.path / "proxies" / "p0.json").stat().st_mode & 0o077 == 0
+    for path in (run.path / "proxies").iterdir():
+        assert path.stat().st_mode & 0o077 == 0, path
     with httpx.Client(base_url=run.url) as client:
         assert client.post("/v1/completions", json={}).status_code == 401

@@ -54,6 +54,19 @@ def ask(run: RunDir) -> int:
     return httpx.post(f"{endpoint['url']}/completions", json=body, headers=headers, timeout=60).status_code
 
 
+def check_overview(run: RunDir) -> None:
+    """Which GPUs a worker has on which node, by its agent and by the queue: what the page draws."""
+    url = json.loads(run.endpoint.read_text())["url"].removesuffix("/v1")
+    key = (run.keys / "reader_key").read_text()
+    shown = httpx.get(f"{url}/overview", headers={"authorization": f"Bearer {key}"}).raise_for_status().json()
+    jobs = {job["worker"]: job for job in shown["jobs"]}
+    for worker in shown["workers"]:
+        job = jobs[worker["worker"]]
+        assert (worker["node"], worker["job"]) == (job["nodes"][0], job["job"])
+        assert len(worker["gpus"]) == job["gpus"] == 1 and set(worker["gpus"]) < set(range(4))
+    assert (shown["gpus_per_node"], shown["controller_silent_s"]) == (4, 0.0)
+
+
 def test_a_run_on_slurm_from_up_to_stop(tmp_path: Path, run: RunDir) -> None:
     up = launch(tmp_path, *ARGUMENTS)
     assert up.returncode == 0, up.stdout + up.stderr
@@ -66,6 +79,7 @@ def test_a_run_on_slurm_from_up_to_stop(tmp_path: Path, run: RunDir) -> None:
     assert shown["source"] == "live" and shown["ready"]
     assert all(worker["job"] and worker["node"] and worker["end_time"] for worker in shown["workers"])
     assert launch(tmp_path, *ARGUMENTS).returncode == 2, "it is live"
+    check_overview(run)
 
     # A worker whose job is lost comes back as a new generation.
     slurm.cancel([live_rows(run)[decode].job])

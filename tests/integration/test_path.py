@@ -151,6 +151,53 @@ def test_a_reader_may_look_and_not_ask(run: Live) -> None:
         assert client.post("/v1/completions", json={"model": "tiny", "prompt": "x"}).status_code == 403
 
 
+def test_a_scrape_is_nobodys_request(run: Live) -> None:
+    figures = ("sluice_routes_total", "sluice_ttft_seconds_count", "sluice_request_seconds_count")
+    before = [run.metric(figure) for figure in figures]
+    with run.client(READER_KEY) as client:
+        answer = client.get("/workers/prefill-0/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert "vllm:kv_cache_usage_perc" in answer.text
+    assert [run.metric(figure) for figure in figures] == before
+    assert completion(run, stream=True).status_code == 200
+    assert [run.metric(figure) for figure in figures] == [count + 1 for count in before]
+
+
+def test_the_metrics_of_an_unknown_worker_are_404_and_make_no_series(run: Live) -> None:
+    with run.client() as client:
+        answer = client.get("/workers/decode-9/metrics")
+        assert answer.status_code == 404
+        assert "decode-9" in error_of(answer)["message"]
+        assert "decode-9" not in client.get("/metrics").text
+
+
+def test_every_target_that_prometheus_is_told_answers(run: Live) -> None:
+    with run.client(READER_KEY) as client:
+        answer = client.get("/metrics/targets")
+        assert answer.headers["content-type"] == "application/json"
+        labels = [target["labels"] for target in answer.json()]
+        assert {target for each in answer.json() for target in each["targets"]} == {run.url.removeprefix("http://")}
+        assert [label.get("worker") for label in labels] == [None, "decode-0", "prefill-0"]
+        for label in labels:
+            assert "# TYPE" in client.get(label["__metrics_path__"]).raise_for_status().text
+
+
+def test_the_overview_shows_a_request_as_it_went(run: Live) -> None:
+    with run.client(READER_KEY) as client:
+        before = client.get("/overview").json()
+        assert completion(run, stream=True).status_code == 200
+        after = client.get(f"/overview?since={int(before['time']) - 10}").json()
+        assert client.get("/overview?since=yesterday").status_code == 400
+    split = [route for route in after["routes"] if route["prefill"]]
+    assert [(route["prefill"], route["decode"]) for route in split] == [("prefill-0", "decode-0")]
+    assert after["output_tokens"] == before["output_tokens"] + 8
+    newest = after["history"]["intervals"][-1]
+    assert newest["answered"] and newest["ttft_p50_s"] > 0 and newest["itl_p50_s"] > 0
+    assert {worker["worker"] for worker in after["workers"]} == set(after["wanted"])
+    assert all(worker["heard_s_ago"] < 5 for worker in after["workers"])
+    assert after["controller_silent_s"] is None, "there is none in this test"
+
+
 def test_health_and_ready_need_no_key(run: Live) -> None:
     with httpx.Client(base_url=run.url) as client:
         assert client.get("/health").status_code == 200
@@ -236,6 +283,8 @@ def test_no_worker_ready_is_503_with_retry_after(tmp_path: Any) -> None:
         assert answer.status_code == 503
         assert answer.headers["retry-after"]
         error_of(answer)
+        with lonely.client() as client:
+            assert client.get("/workers/decode-0/metrics").status_code == 503
         with httpx.Client(base_url=lonely.url) as client:
             assert client.get("/ready").status_code == 503
             assert client.get("/health").status_code == 200

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 
 from tests.integration import vllm_child
 from tests.integration.vllm_child import Outcome
+from tests.live import SOURCE
 from workers.engines import Placement
 from workers.engines.vllm_args import SUPPORTED_VERSIONS, engine_id
 from workers.protocol import Leg, Ticket
@@ -57,6 +59,8 @@ class EngineProcess:
             node_rank=0,
             num_nodes=1,
             local_dir=self._local_dir.name,
+            cache_dir=f"{self._local_dir.name}/cache",
+            model_path=str(model),
         )
         self._connection: Connection
         self._connection, theirs = context.Pipe()
@@ -135,6 +139,7 @@ def _spec(model: Path) -> EngineSpec:
     return EngineSpec(
         kind="vllm",
         version=SUPPORTED_VERSIONS[-1],
+        device="cpu",
         model_path=str(model),
         served_names=("tiny",),
         max_model_len=4096,
@@ -229,6 +234,7 @@ def test_prefill_and_decode_equal_whole(prefill: EngineProcess, decode: EnginePr
     before = decode.kv_tokens_received()
     first = prefill.call(Leg.PREFILL, prompt, max_tokens=5, min_tokens=5, stop=["e"], logprobs=2, stream=True)
     assert first.failure is None and first.num_output_tokens == 1
+    assert first.engine_ids == [msgspec.json.decode(_ticket(first).params)["remote_request_id"]]
     second = decode.call(Leg.DECODE, prompt, ticket=_ticket(first))
     assert second.ticket_used and second.ticket is None and b"remote_" not in second.body
     received = decode.kv_tokens_received() - before
@@ -241,6 +247,20 @@ def test_a_whole_request_receives_no_kv(prefill: EngineProcess, decode: EnginePr
     before = decode.kv_tokens_received()
     assert decode.call(Leg.WHOLE, "E" + SHORT, n=2, temperature=1).num_output_tokens == 32
     assert decode.kv_tokens_received() == before
+
+
+def test_the_kv_in_use_is_vllms_own_figure(prefill: EngineProcess) -> None:
+    ticket = _ticket(prefill.call(Leg.PREFILL, "K" + LONG))
+    assert 0 < prefill.ask("state")["kv_used"] < 1
+    prefill.ask("release", params=ticket.params)
+    prefill.gauges()  # one small request: an idle engine's figure is old
+    assert prefill.ask("state")["kv_used"] == 0
+
+
+def test_vllm_has_the_metrics_that_the_dashboard_draws(prefill: EngineProcess) -> None:
+    drawn = set(re.findall(r"vllm:[a-z_]+", (SOURCE / "docs" / "grafana.json").read_text()))
+    text = prefill.ask("call", leg=Leg.WHOLE, method="GET", path="/metrics").body.decode()
+    assert drawn and all(f"\n{name}{{" in text for name in drawn)
 
 
 def test_what_a_client_injects_has_no_effect(prefill: EngineProcess, decode: EngineProcess) -> None:

@@ -19,7 +19,7 @@ from workers.answer import Answer, scope_of
 from workers.calls import CURRENT, Call
 from workers.engines import Placement
 from workers.engines.vllm import VllmEngine, start
-from workers.protocol import Chunk, Leg, Message, Start, Submit, Ticket
+from workers.protocol import Leg, Message, Start, Submit, Ticket
 from workers.spec import EngineSpec
 
 
@@ -34,6 +34,28 @@ class Outcome(msgspec.Struct):
     num_cached_tokens: int
     num_output_tokens: int
     engine_ids: list[str]
+
+
+class Said:
+    """Where the answer goes: a link that is never full."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.body = b""
+
+    def send(self, message: Message) -> None:
+        assert isinstance(message, Start)
+        self.status = message.status
+        self.body += message.data
+
+    def send_data(self, rid: int, data: bytes) -> None:
+        self.body += data
+
+    def room(self) -> None:
+        return None
+
+    def finish(self, data: bytes) -> None:
+        self.body += data
 
 
 class Child:
@@ -61,8 +83,8 @@ class Child:
             ticket=ticket,
         )
         call = Call(submit.request_id, leg, ticket, time.monotonic(), 30.0, time.monotonic, lambda: None)
-        said: list[Message] = []
-        answer = Answer(submit, call, said.append, None)
+        said = Said()
+        answer = Answer(submit, call, said, said.finish)
 
         async def run() -> None:
             CURRENT.set(call)
@@ -78,11 +100,11 @@ class Child:
             raise RuntimeError("the app failed") from task.exception()
         return self._outcome(call, said)
 
-    def _outcome(self, call: Call, said: list[Message]) -> Outcome:
+    def _outcome(self, call: Call, said: Said) -> Outcome:
         params = call.ticket_params
         return Outcome(
-            status=next((m.status for m in said if isinstance(m, Start)), 0),
-            body=b"".join(m.data for m in said if isinstance(m, Chunk)),
+            status=said.status,
+            body=said.body,
             ticket=None if params is None else Ticket("t", "prefill-0", 1, params, 1, call.num_prompt_tokens),
             failure=None if call.failure is None else call.failure.reason,
             retryable=call.failure is not None and call.failure.retryable,
@@ -100,6 +122,7 @@ class Child:
         return {
             "leases": await self._engine.num_leases(),
             "received": self._engine.kv_tokens_received(),
+            "kv_used": self._engine.kv_used(),
             "alive": self._engine.alive(),
             "version": self._engine.version,
             "capabilities": self._engine.capabilities,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl as tls
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -12,6 +13,7 @@ import uvloop
 
 from proxy.errors import Response
 from proxy.exchange import Exchange
+from proxy.listening import open_listeners
 from proxy.request_reader import Admit
 from proxy.serve import Server
 from proxy.spec import Limits
@@ -36,12 +38,25 @@ def echo(exchange: Exchange) -> None:
     exchange.respond(200, [(b"content-type", b"text/plain")], exchange.body)
 
 
+class Served(Server):
+    """One with a socket of its own."""
+
+    port: int
+
+
 @contextlib.asynccontextmanager
 async def serving(
-    handler: Callable[[Exchange], None] = echo, limits: Limits | None = None, admit: Admit = admit_all
-) -> AsyncIterator[Server]:
-    server = Server()
-    await server.start("127.0.0.1", 0, handler, admit, limits or Limits())
+    handler: Callable[[Exchange], None] = echo,
+    limits: Limits | None = None,
+    admit: Admit = admit_all,
+    ssl: tls.SSLContext | None = None,
+) -> AsyncIterator[Served]:
+    server = Served()
+    server.start(handler, admit, limits or Limits(), ssl)
+    (listener,) = open_listeners("127.0.0.1", 0, 1)
+    with listener:
+        server.port = listener.getsockname()[1]
+        await server.accept_on({0: listener})
     try:
         yield server
     finally:
@@ -50,7 +65,7 @@ async def serving(
 
 
 @contextlib.asynccontextmanager
-async def connected(server: Server) -> AsyncIterator[Streams]:
+async def connected(server: Served) -> AsyncIterator[Streams]:
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     try:
         yield reader, writer
@@ -91,6 +106,40 @@ def error(answer: bytes) -> dict[str, str | None]:
     detail: dict[str, str | None] = msgspec.json.decode(body)["error"]
     assert set(detail) == {"message", "type", "param", "code"}
     return detail
+
+
+class Kept:
+    """A handler that only keeps what comes and notes who left."""
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+        self.gone: list[str] = []
+
+    def __call__(self, exchange: Exchange) -> None:
+        self.exchanges.append(exchange)
+        exchange.on_gone = lambda: self.gone.append(exchange.path)
+
+    async def arrived(self, number: int = 1) -> Exchange:
+        await eventually(lambda: len(self.exchanges) >= number)
+        return self.exchanges[number - 1]
+
+
+class Sink:
+    """Takes what a reader alone makes of bytes, without a connection."""
+
+    transport = asyncio.Transport()
+    draining = False
+
+    def __init__(self) -> None:
+        self.exchanges: list[Exchange] = []
+
+    def head_began(self) -> None: ...
+    def body_began(self, expects_continue: bool) -> None: ...
+    def answering(self, exchange: Exchange) -> None: ...
+    def ended(self, exchange: Exchange) -> None: ...
+
+    def received(self, exchange: Exchange, refusal: Response | None) -> None:
+        self.exchanges.append(exchange)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

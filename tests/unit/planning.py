@@ -7,21 +7,36 @@ from pathlib import Path
 import pytest
 
 from launcher.config import load
-from launcher.job import Plan
+from launcher.folders import Folders
+from launcher.job import Allocation, Plan
 from launcher.models import resolve
 from launcher.plan import PlanRefused, make_plan
+from launcher.schema import Config
 
 NOWHERE = Path("/nowhere")
 
 
-def planned(*overrides: str) -> Plan:
-    config = load(overrides)
-    model = resolve(config.model, NOWHERE / "cache", NOWHERE / "hub")
+def planned(*overrides: str, allocation: Allocation | None = None) -> Plan:
+    return plan_of(load(overrides), allocation)
+
+
+def plan_of(config: Config, allocation: Allocation | None = None) -> Plan:
+    given = config.cluster.cache_dir if config.cluster else None
+    where = Folders(cache=Path(given or NOWHERE / "cache"), hub=NOWHERE / "hub", home=Path("/home/user"))
+    model = resolve(config.model, where.cache, where.hub)
     run_dir = f"/runs/{config.run}"
-    return make_plan(config, model=model, code="c0de", interpreter="/venv/bin/python", run_dir=run_dir)
+    return make_plan(
+        config,
+        model=model,
+        folders=where,
+        code="c0de",
+        interpreter="/venv/bin/python",
+        run_dir=run_dir,
+        allocation=allocation,
+    )
 
 
-def refusals(*overrides: str) -> tuple[str, ...]:
+def refusals(*overrides: str, allocation: Allocation | None = None) -> tuple[str, ...]:
     with pytest.raises(PlanRefused) as refused:
-        planned(*overrides)
+        planned(*overrides, allocation=allocation)
     return refused.value.faults

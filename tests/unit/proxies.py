@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from proxy.fleet import Event, Fleet, Key, LoadTold, PhaseTold, Proven, Registering
+from proxy.fleet import Event, Fleet, LoadTold, PhaseTold, Proven, Registering
 from proxy.flight import Flight
 from proxy.router import Demand
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
+from proxy.worker import Key
 from workers.lifecycle import READY
 from workers.protocol import Capabilities, Leg, Load, Part, Register, Submit, Ticket
 

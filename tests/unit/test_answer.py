@@ -22,10 +22,15 @@ def submit(leg: str = Leg.WHOLE) -> Submit:
 class Gate:
     """One call with its answer, what the app sends into it and what leaves."""
 
-    def __init__(self, leg: str = Leg.WHOLE, room: Callable[[], Awaitable[object] | None] | None = None) -> None:
-        self.out: list[Message] = []
+    def __init__(self, leg: str = Leg.WHOLE, room: Callable[[], Awaitable[object] | None] = lambda: None) -> None:
+        self.out: list[Message | bytes] = []
+        self.room = room
+        self.send = self.out.append
         self.call = Call("req-7", leg, None, 0.0, 30.0, lambda: 0.0, lambda: None)
-        self.answer = Answer(submit(leg), self.call, self.out.append, room)
+        self.answer = Answer(submit(leg), self.call, self, self.out.append)
+
+    def send_data(self, rid: int, data: bytes) -> None:
+        self.send(Chunk(rid, data))
 
     async def start(self, status: int = 200) -> None:
         await self.answer.send({"type": "http.response.start", "status": status, "headers": [*HEADERS]})
@@ -43,10 +48,10 @@ def test_the_start_waits_for_a_first_good_output() -> None:
         assert gate.out == [] and not gate.answer.opened
         gate.call.output(1, 0, 10)
         await gate.body(b"first")
-        assert gate.out == [Start(7, 200, HEADERS), Chunk(7, b"role"), Chunk(7, b"first")]
+        assert gate.out == [Start(7, 200, HEADERS, b"rolefirst")]
         await gate.body(b"second")
-        await gate.body(b"", more=False)
-        assert gate.out[3:] == [Chunk(7, b"second")]
+        await gate.body(b"third", more=False)
+        assert gate.out[1:] == [Chunk(7, b"second"), b"third"]
 
     asyncio.run(scenario())
 
@@ -87,7 +92,7 @@ def test_an_answer_without_generating_passes_at_its_end(leg: str) -> None:
         await gate.body(b"max_tokens ")
         assert gate.out == []
         await gate.body(b"is too large", more=False)
-        assert gate.out == [Start(7, 400, HEADERS), Chunk(7, b"max_tokens "), Chunk(7, b"is too large")]
+        assert gate.out == [Start(7, 400, HEADERS, b"max_tokens is too large"), b""]
 
     asyncio.run(scenario())
 
@@ -115,7 +120,7 @@ def test_after_a_failure_nothing_more_is_forwarded() -> None:
         gate.call.fail(CallRefused("the engine died", retryable=False))
         await gate.body(b'{"error": {}}')
         await gate.body(b"[DONE]", more=False)
-        assert gate.out == left and len(left) == 2
+        assert gate.out == left == [Start(7, 200, HEADERS, b"first")]
 
     asyncio.run(scenario())
 

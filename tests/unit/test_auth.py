@@ -103,7 +103,7 @@ def test_a_bad_file_at_the_start_names_the_field(path: Path, row: dict[str, str]
         ApiKeys(path)
 
 
-READER_ROUTES = ["/metrics", "/fleet", "/workers/decode-0/metrics"]
+READER_ROUTES = ["/metrics", "/metrics/targets", "/fleet", "/overview", "/workers/decode-0/metrics"]
 
 
 @pytest.mark.parametrize("route", ["/health", "/ready"])

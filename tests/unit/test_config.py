@@ -37,7 +37,7 @@ def test_a_cluster_is_all_it_takes() -> None:
 
 
 def test_without_a_cluster_they_are_listed() -> None:
-    assert faults_of() == ("cluster: choose a cluster: +cluster=... (h100x1, h100x2, local, onebox)",)
+    assert faults_of() == ("cluster: choose a cluster: +cluster=... (b200x1, h100x1, h100x2, h200x1, local, onebox)",)
 
 
 def test_a_cluster_without_its_plus_is_understood() -> None:
@@ -48,6 +48,14 @@ def test_actions_on_a_run_need_its_name_and_no_cluster() -> None:
     assert load(["action=stop", "run=mine"]).run == "mine"
     for action in ("status", "logs", "stop"):
         assert faults_of(f"action={action}") == (f"run: {action} needs to know which; set run=NAME",)
+
+
+def test_a_look_at_a_site_needs_neither() -> None:
+    assert load(["action=doctor"]).action is Action.doctor
+    assert load(["action=new-cluster", "name=mine"]).action is Action.new_cluster
+    assert faults_of("action=doctor", "submit=true") == (
+        "submit: jobs need to know of which cluster; set +cluster=NAME",
+    )
 
 
 def test_all_faults_at_once() -> None:
@@ -80,7 +88,7 @@ def test_all_faults_at_once() -> None:
         ("+actoin=plan", "actoin: unknown key; did you mean action?"),
         ("pools.decode.replcas=3", "pools.decode.replcas: unknown key; did you mean pools.decode.replicas?"),
         ("+pools.decode.replcas=3", "pools.decode.replcas: unknown key; did you mean pools.decode.replicas?"),
-        ("+model.shape.layers=3", "model.shape.layers: unknown key; did you mean model.shape.num_layers?"),
+        ("+proxy.limits.max_queue=3", "proxy.limits.max_queue: unknown key; did you mean proxy.limits.max_queued?"),
         ("pools.decode.foo=1", "pools.decode.foo: unknown key; known here: role, replicas, "),
         ("+modell.name=x", "modell: unknown key; did you mean model?"),
         ("modell.name=x", "modell.name: unknown key; did you mean model.name?"),
@@ -88,7 +96,7 @@ def test_all_faults_at_once() -> None:
         ("routing.zzz=1", "routing.zzz: unknown key; known here: policy, whole_below_tokens, bytes_per_token, "),
         ("pools.decode.role=both", "pools.decode.role: Invalid value 'both', expected one of [prefill, decode, any]"),
         ("pools.prefil.replicas=3", "pools.prefil.replicas: no such pool; there are: prefill, decode; +pools.prefil"),
-        ("model=gpt", "model: there is no 'gpt'; choose one of llama-3.1-8b, "),
+        ("model=gpt", "model: there is no 'gpt'; choose one of deepseek-v3, gpt-oss-120b, "),
         ("hello", "hello: is not an override; write key=value"),
         ("pools.decode.tensor_parallel=[", "pools.decode.tensor_parallel=[: is not an override"),
         ("model.name=${nowhere}", "model.name: Interpolation key 'nowhere' not found"),
@@ -181,6 +189,8 @@ def test_every_choice_of_every_group_composes() -> None:
     for model in choices("model"):
         for engine in choices("engine"):
             load(["+cluster=onebox", f"model={model}", f"engine={engine}"])
+    for recipe in choices("recipe"):
+        load([f"+recipe={recipe}"])
     for group in ("handoff", "routing"):
         for choice in choices(group):
             load(["+cluster=onebox", f"{group}={choice}"])

@@ -42,18 +42,31 @@ def test_code_is_marked_as_what_it_is() -> None:
     assert not [pair for pair in languages if pair[1] not in ("sh", "text", "python", "yaml", "json")]
 
 
+def unwrapped(command: str) -> tuple[str, str, str]:
+    """The options, the script and the launcher's command line behind `sbatch`; any other command as it is."""
+    submitted = re.fullmatch(r"sbatch ((?:--\S+ )*)(\S+) (.*)", command)
+    if submitted is None:
+        return "", "", command
+    options, script, arguments = submitted.groups()
+    [added] = re.findall(r'-m launcher "\$@" (.*)$', (SOURCE / script).read_text(), re.MULTILINE)
+    return options, script, f"python -m launcher {arguments} {added}"
+
+
 def test_plans_are_made_as_shown(checkout: Path) -> None:
     """In order: a page may copy a file and use it in the next line."""
     for command in shown():
         if HOW.get(command) not in (How.HERE, How.PLANNED, How.SUBMITTED):
             continue
-        command = command.replace("sbatch slurm/controller.sbatch", "python -m launcher")
+        options, script, command = unwrapped(command)
         if command.startswith("python -m launcher") and "action=" not in command:
             command += " action=plan"
         answer = shell(command, checkout)
         assert answer.returncode == 0, f"{command}\n{answer.stderr}"
         if "launcher" in command:
-            assert "#SBATCH --job-name=" in answer.stdout, command
+            assert "#SBATCH --job-name=" in answer.stdout or "srun --jobid=" in answer.stdout, command
+        assert not options or f"sbatch {options}{script}" in answer.stdout, (
+            "the options are those that the plan asks for"
+        )
         if "output=json" in command:
             assert set(json.loads(answer.stdout)) == {"plan", "scripts"}
     assert not (checkout / "runs").exists()
@@ -70,7 +83,7 @@ def test_shell_scripts_are_sound(script: Path) -> None:
 
 def test_scripts_that_are_shown_are_among_them() -> None:
     for command in shown_as(How.SUBMITTED):
-        assert SOURCE / command.split()[1] in SHELL_SCRIPTS
+        assert SOURCE / unwrapped(command)[1] in SHELL_SCRIPTS
 
 
 def test_pip_is_shown_as_the_install_script_uses_it() -> None:
@@ -87,13 +100,17 @@ def test_the_packages_for_gpus_are_pinned() -> None:
         assert all("==" in requirement for requirement in extras[extra])
 
 
-@pytest.mark.parametrize("target", ["help", "install", "serve", "check", "test", "unit"])
+@pytest.mark.parametrize("target", ["help", "install", "serve", "check", "test", "unit", "bench-peers"])
 def test_make_knows_its_targets(target: str) -> None:
     recipe = shell(f"make --dry-run --always-make {target}", SOURCE)
     assert recipe.returncode == 0, recipe.stderr
-    assert {"test": "-m pytest", "check": "mypy", "serve": "-m launcher +cluster=local"}.get(
-        target, ""
-    ) in recipe.stdout
+    does = {
+        "test": "-m pytest",
+        "check": "mypy",
+        "serve": "-m launcher +cluster=local",
+        "bench-peers": "-m benchmarks.peers",
+    }
+    assert does.get(target, "") in recipe.stdout
 
 
 # ---------------------------------------------------------------- what is named exists

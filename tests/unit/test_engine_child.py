@@ -1,12 +1,14 @@
 """The engine process as its agent sees it: its words, its output, its end."""
 
 import asyncio
+import base64
 
+import msgspec
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.channel import Broken, Ready
+from workers.channel import LENGTH_BYTES, Broken, ChannelMessage, Ready
 from workers.engine_child import lines_of, started
 
 LIMIT = 8
@@ -43,17 +45,20 @@ def test_short_lines_come_as_they_are_however_they_arrive(told: list[str]) -> No
     assert lines("".join(f"{line}\n" for line in told).encode()) == told
 
 
-READY = '{"type":"ready","detail":"loaded"}'
-BROKEN = '{"type":"broken","reason":"no memory"}'
+def said(message: ChannelMessage) -> str:
+    """As a shell would write it on the channel."""
+    data = msgspec.msgpack.encode(message)
+    return f"{{ echo {base64.b64encode(len(data).to_bytes(LENGTH_BYTES) + data).decode()} | base64 -d; }} >&0"
 
 
 def test_its_words_its_output_and_an_end_that_leaves_nothing_of_its_group() -> None:
     """The sleep holds the output's pipe: this could not return while it lives. On the agent's own loop."""
 
     async def scenario() -> list[str]:
-        script = f"sleep 1000 & echo loading; echo '{READY}' >&0; echo '{BROKEN}' >&0; echo $WORD; cat"
+        words = f"{said(Ready())}; {said(Broken('no memory'))}"
+        script = f"sleep 1000 & echo loading; {words}; echo $WORD; cat"
         async with started(["sh", "-c", script], {"WORD": "from the environment"}) as child:
-            assert await child.word() == Ready("loaded")
+            assert await child.word() == Ready()
             assert await child.word() == Broken("no memory")
         return list(child.tail)
 

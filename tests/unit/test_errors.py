@@ -23,6 +23,7 @@ CASES = [
     (errors.WorkerFailed("m"), 502, "server_error", "worker_failed"),
     (errors.NoWorker("m", retry_after_s=5), 503, "server_error", "no_worker"),
     (errors.TooManyConnections("m", retry_after_s=1), 503, "server_error", "too_many_connections"),
+    (errors.TooManyBytes("m", retry_after_s=1), 503, "server_error", "too_many_bytes"),
     (errors.Deadline("m"), 504, "server_error", "deadline_exceeded"),
 ]
 

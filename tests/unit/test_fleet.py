@@ -3,7 +3,7 @@
 from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
 from proxy.view import fleet_view
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
-from workers.lifecycle import DRAINING, FAILED
+from workers.lifecycle import DRAINING, FAILED, READY
 from workers.protocol import Part
 
 
@@ -13,6 +13,23 @@ def test_a_worker_is_up_only_with_both_links_and_a_ready_phase() -> None:
     assert not fleet.workers["decode-0", 0].up
     bring_up(fleet, "decode-0")
     assert fleet.workers["decode-0", 0].up
+
+
+def test_the_end_of_a_start_is_seen_by_the_proxy() -> None:
+    """Its agent tells what it did; how long the link and the proof took is ours to see. A prefill worker's too."""
+    fleet = Fleet(proxy_spec())
+    keys = {}
+    for worker, at in (("prefill-0", 0.0), ("decode-0", 1.0)):
+        agent, host = peer(worker, Part.AGENT), peer(worker, Part.HOST)
+        fleet.apply(Registering(agent, register(worker, Part.AGENT)), at)
+        fleet.apply(PhaseTold(agent, READY, "", (("load", 9.0),)), at + 10.0)
+        fleet.apply(Registering(host, register(worker, Part.HOST)), at + 10.5)
+        keys[worker] = (worker, 0)
+    assert dict(fleet.workers[keys["decode-0"]].stages) == {"load": 9.0, "register": 0.5}
+    fleet.apply(Proven((keys["prefill-0"], keys["decode-0"])), 12.0)
+    fleet.apply(Proven((keys["prefill-0"], keys["decode-0"])), 99.0)
+    assert [dict(fleet.workers[key].stages)["proof"] for key in keys.values()] == [1.5, 0.5]
+    assert [view.stages for view in fleet_view(fleet).workers] == [worker.stages for worker in fleet.workers.values()]
 
 
 def test_draining_takes_it_out() -> None:

@@ -8,14 +8,27 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proxy import flight_events as fl
-from proxy.fleet import Fleet, Key, PeerLost
+from proxy.fleet import Fleet, PeerLost
 from proxy.flight import Flight, State
 from proxy.flights import Flights
 from proxy.open_tickets import holder_of
 from proxy.router import Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
+from proxy.worker import Key
 from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
-from workers.protocol import Cancel, Leg, Part, Release, Submit, TicketClosed
+from workers.protocol import (
+    Cancel,
+    Cancelled,
+    End,
+    Failed,
+    Leg,
+    Part,
+    Prefilled,
+    Release,
+    Start,
+    Submit,
+    TicketClosed,
+)
 
 
 class World:
@@ -51,7 +64,7 @@ def split(world: World, request: Flight) -> tuple[int, int]:
     """Send a request through prefill up to its decode leg. Returns (rid of decode, prefill tokens)."""
     (prefill,) = sent(world.apply(fl.Arrived(request)), Submit)
     assert prefill.leg == Leg.PREFILL
-    (decode,) = sent(world.apply(fl.PrefillDone(prefill.rid, ticket("t", ("prefill-0", 0)))), Submit)
+    (decode,) = sent(world.apply(Prefilled(prefill.rid, ticket("t", ("prefill-0", 0)), 0)), Submit)
     assert decode.leg == Leg.DECODE
     assert decode.ticket.id == "t"
     return decode.rid, prefill.rid
@@ -62,10 +75,10 @@ def test_prefill_then_decode_then_end() -> None:
     request = flight(1)
     rid, _ = split(world, request)
     assert len(world.flights.tickets) == 1
-    effects = world.apply(fl.AnswerStarted(rid, 200, ()))
+    effects = world.apply(Start(rid, 200, ()))
     assert isinstance(only(effects, fl.Begin), fl.Begin)
     assert [m.ticket_id for m in sent(effects, TicketClosed)] == ["t"]
-    assert isinstance(only(world.apply(fl.AnswerEnded(rid)), fl.Finish), fl.Finish)
+    assert isinstance(only(world.apply(End(rid)), fl.Finish), fl.Finish)
     assert not world.flights.legs
     assert not world.flights.tickets
     assert world.fleet.workers["decode-0", 0].num_decodes == 0
@@ -73,11 +86,22 @@ def test_prefill_then_decode_then_end() -> None:
     assert world.fleet.workers["prefill-0", 0].pinned_blocks == 0
 
 
+def test_a_scrape_takes_nobodys_place_and_nobodys_turn() -> None:
+    world = World()
+    worker = world.fleet.workers["decode-0", 0]
+    scrape = flight(1, 0, scrape=True, forced=(None, worker.key))
+    (submit,) = sent(world.apply(fl.Arrived(scrape)), Submit)
+    assert (worker.num_decodes, worker.prefill_tokens, worker.last_chosen) == (0, 0, 0)
+    world.apply(Start(submit.rid, 200, ()))
+    world.apply(End(submit.rid))
+    assert worker.num_decodes == 0 and not world.flights.open
+
+
 def test_an_error_answered_by_the_prefill_workers_app_passes_through() -> None:
     world = World()
     (prefill,) = sent(world.apply(fl.Arrived(flight(1))), Submit)
-    assert only(world.apply(fl.AnswerStarted(prefill.rid, 400, ())), fl.Begin).status == 400  # type: ignore[union-attr]
-    world.apply(fl.AnswerEnded(prefill.rid))
+    assert only(world.apply(Start(prefill.rid, 400, ())), fl.Begin).start.status == 400  # type: ignore[union-attr]
+    world.apply(End(prefill.rid))
     assert world.fleet.workers["decode-0", 0].num_decodes == 0
 
 
@@ -86,7 +110,7 @@ def test_a_failed_decode_is_tried_again_elsewhere_and_its_ticket_released() -> N
     request = flight(1)
     rid, _ = split(world, request)
     first = world.flights.legs[rid].worker.key
-    effects = world.apply(fl.LegFailed(rid, "ticket is old", True))
+    effects = world.apply(Failed(rid, "ticket is old", True))
     assert sent(effects, Release)
     (again,) = sent(effects, Submit)
     assert again.leg == Leg.PREFILL
@@ -100,7 +124,7 @@ def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None
     legs = []
     while submits := sent(effects, Submit):
         legs.append(submits[0].leg)
-        effects = world.apply(fl.LegFailed(submits[0].rid, "no", True))
+        effects = world.apply(Failed(submits[0].rid, "no", True))
     assert legs == [Leg.PREFILL, Leg.WHOLE, Leg.WHOLE]
     assert only(effects, fl.Reject).error.status == 502  # type: ignore[union-attr]
 
@@ -108,7 +132,7 @@ def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None
 def test_a_stream_that_has_begun_is_broken_off() -> None:
     world = World()
     rid, _ = split(world, flight(1))
-    world.apply(fl.AnswerStarted(rid, 200, ()))
+    world.apply(Start(rid, 200, ()))
     assert isinstance(only(world.lose(("decode-0", 0)), fl.Break), fl.Break)
 
 
@@ -119,7 +143,7 @@ def test_a_dead_holder_means_prefilling_again_at_once() -> None:
     assert [m.rid for m in sent(effects, Cancel)] == [rid]
     (again,) = sent(effects, Submit)
     assert again.leg == Leg.PREFILL
-    world.apply(fl.LegCancelled(rid))
+    world.apply(Cancelled(rid))
     assert world.fleet.workers["decode-0", 0].num_decodes == 1
 
 
@@ -129,7 +153,7 @@ def test_a_client_that_leaves_is_cancelled_and_a_crossing_ticket_released() -> N
     (prefill,) = sent(world.apply(fl.Arrived(request)), Submit)
     effects = world.apply(fl.ClientGone(request))
     assert [m.rid for m in sent(effects, Cancel)] == [prefill.rid]
-    assert sent(world.apply(fl.PrefillDone(prefill.rid, ticket("t", ("prefill-0", 0)))), Release)
+    assert sent(world.apply(Prefilled(prefill.rid, ticket("t", ("prefill-0", 0)), 0)), Release)
     assert not world.flights.legs
     assert world.fleet.workers["decode-0", 0].num_decodes == 0
 
@@ -186,7 +210,7 @@ class Histories(RuleBasedStateMachine):
         leg = self.world.flights.legs[rid]
         self.num_tickets += 1
         granted = ticket(f"t{self.num_tickets}", leg.worker.key) if with_ticket else None
-        self.run(fl.PrefillDone(rid, granted))
+        self.run(Prefilled(rid, granted, 0))
 
     @precondition(lambda self: self.legs(Leg.DECODE, Leg.WHOLE))
     @rule(data=st.data(), then=st.sampled_from(["start", "end", "fail", "refuse", "cancelled"]))
@@ -195,13 +219,13 @@ class Histories(RuleBasedStateMachine):
         leg = self.world.flights.legs[rid]
         started = leg.flight.state is State.STREAMING
         if leg.cancelled:
-            self.run(fl.LegCancelled(rid))
+            self.run(Cancelled(rid))
         elif then == "start" and not started:
-            self.run(fl.AnswerStarted(rid, 200, ()))
+            self.run(Start(rid, 200, ()))
         elif then == "end" and started:
-            self.run(fl.AnswerEnded(rid))
+            self.run(End(rid))
         elif then in ("fail", "refuse"):
-            self.run(fl.LegFailed(rid, "no", then == "fail"))
+            self.run(Failed(rid, "no", then == "fail"))
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import h11
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.exchange import Exchange
-from tests.unit.http_clients import connected, echo, error, eventually, get, run, say, serving, status
+from proxy.request_reader import Bodies, Refused, RequestReader
+from proxy.spec import Limits
+from tests.unit.http_clients import Sink, admit_all, connected, echo, error, eventually, get, run, say, serving, status
 
 HEAD = b"POST /x HTTP/1.1\r\nhost: h\r\n"
 CHUNKED = HEAD + b"transfer-encoding: chunked\r\n\r\n"
@@ -32,14 +35,32 @@ ATTACKS = {
     "unknown coding": HEAD + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
     "coding with parameter": HEAD + b"transfer-encoding: chunked;a\r\n\r\n0\r\n\r\n",
     "coding in 1.0": b"POST /x HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "chunked twice": HEAD + b"transfer-encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
+    "chunked, identity": HEAD + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "empty coding": HEAD + b"transfer-encoding: \r\ncontent-length: 3\r\n\r\nabc",
+    "coding in quotes": HEAD + b'transfer-encoding: "chunked"\r\n\r\n0\r\n\r\n',
+    "vertical tab before coding": HEAD + b"transfer-encoding: \x0bchunked\r\n\r\n0\r\n\r\n",
+    "unknown coding and length": HEAD + b"transfer-encoding: xchunked\r\ncontent-length: 3\r\n\r\nabc",
+    "two lengths that differ": HEAD + b"content-length: 0\r\ncontent-length: 3\r\n\r\nabc",
+    "length with space": HEAD + b"content-length: 1 2\r\n\r\nabc",
+    "length with NUL": HEAD + b"content-length: 3\0\r\n\r\nabc",
+    "length with point": HEAD + b"content-length: 3.0\r\n\r\nabc",
+    "length with underscore": HEAD + b"content-length: 1_0\r\n\r\nabc",
+    "folded length": HEAD + b"content-length:\r\n 3\r\n\r\nabc",
+    "body of a GET": get(headers="content-length: 3\r\n") + b"abc",
+    "chunks of a GET": get(headers="transfer-encoding: chunked\r\n") + b"0\r\n\r\n",
     "folded header": HEAD + b"a: b\r\n c\r\n\r\n",
     "folded coding": HEAD + b"transfer-encoding:\r\n chunked\r\n\r\n0\r\n\r\n",
     "space before colon": HEAD + b"content-length : 3\r\n\r\nabc",
     "space before first header": b"GET /x HTTP/1.1\r\n host: h\r\n\r\n",
+    "tab before colon": HEAD + b"content-length\t: 3\r\n\r\nabc",
+    "no colon": HEAD + b"content-length 3\r\n\r\n",
     "nameless header": HEAD + b": b\r\n\r\n",
     "bare line feed": b"GET /x HTTP/1.1\nhost: h\n\n",
     "bare line feed in header": b"GET /x HTTP/1.1\r\nhost: h\na: b\r\n\r\n",
     "bare carriage return": b"GET /x HTTP/1.1\r\nhost: h\ra: b\r\n\r\n",
+    "carriage return before name": HEAD + b"\rcontent-length: 3\r\n\r\nabc",
+    "two carriage returns": HEAD + b"a: b\r\r\n\r\n",
     "NUL in value": HEAD + b"a: b\0c\r\n\r\n",
     "NUL in name": HEAD + b"a\0: b\r\n\r\n",
     "control in value": HEAD + b"a: b\x01\r\n\r\n",
@@ -50,9 +71,24 @@ ATTACKS = {
     "chunk size overflow": CHUNKED + b"fffffffffffffffff\r\nabc\r\n0\r\n\r\n",
     "chunk longer than its size": CHUNKED + b"3\r\nabcd\r\n0\r\n\r\n",
     "chunk with bare line feed": CHUNKED + b"3\nabc\n0\n\n",
+    "chunk size with underscore": CHUNKED + b"1_0\r\nabc\r\n0\r\n\r\n",
+    "chunk size with NUL": CHUNKED + b"3\0\r\nabc\r\n0\r\n\r\n",
+    "chunk size before space": CHUNKED + b"3 \r\nabc\r\n0\r\n\r\n",
+    "chunk size with carriage return only": CHUNKED + b"3\rabc\r\n0\r\n\r\n",
+    "negative chunk size": CHUNKED + b"-3\r\nabc\r\n0\r\n\r\n",
+    "chunk that ends in line feed": CHUNKED + b"3\r\nabc\n0\r\n\r\n",
+    "last chunk with line feed": CHUNKED + b"3\r\nabc\r\n0\r\n\n",
+    "trailer with line feed": CHUNKED + b"0\r\na: b\n\r\n",
+    "coding in trailer": CHUNKED + b"0\r\ntransfer-encoding: chunked\r\n\r\n",
+    "chunk extension with NUL": CHUNKED + b"3;a=\0\r\nabc\r\n0\r\n\r\n",
+    "chunk extension with carriage return": CHUNKED + b"3;a\rb\r\nabc\r\n0\r\n\r\n",
     "chunk extension with line feed": CHUNKED + b"3;a\nabc\r\n0\r\n\r\n",
     "no host": b"GET /x HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /x HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n",
+    "list of hosts": b"GET /x HTTP/1.1\r\nhost: a, b\r\n\r\n",
+    "space in target": b"GET /x /y HTTP/1.1\r\nhost: h\r\n\r\n",
+    "tabs in the first line": b"GET\t/x\tHTTP/1.1\r\nhost: h\r\n\r\n",
+    "no target": b"GET HTTP/1.1\r\nhost: h\r\n\r\n",
     "absolute target": b"GET http://elsewhere/x HTTP/1.1\r\nhost: h\r\n\r\n",
     "asterisk target": b"OPTIONS * HTTP/1.1\r\nhost: h\r\n\r\n",
     "fragment": get("/x#y"),
@@ -67,6 +103,8 @@ ATTACKS = {
     "HTTP/0.9": b"GET /x\r\n\r\n",
     "HTTP/2": b"GET /x HTTP/2.0\r\nhost: h\r\n\r\n",
     "HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "HTTP/1.10": b"GET /x HTTP/1.10\r\nhost: h\r\n\r\n",
+    "http/1.1": b"GET /x http/1.1\r\nhost: h\r\n\r\n",
     "HTTP/1.2": b"GET /x HTTP/1.2\r\nhost: h\r\n\r\n",
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00",
 }
@@ -110,6 +148,81 @@ def test_nothing_is_read_behind_the_last_request() -> None:
         assert answer.count(b"HTTP/1.1 ") == 1 and seen == ["/1"]
 
     run(test)
+
+
+Seen = tuple[bytes, bytes, bytes]  # method, target, body
+
+
+def ours(data: bytes) -> list[Seen]:
+    """What this server takes for requests."""
+    sink = Sink()
+    reader = RequestReader(sink, admit_all, Limits(), Bodies(Limits()))
+    with contextlib.suppress(Refused):
+        reader.feed(data)
+    return [(x.method.encode(), x.path.encode(), x.body) for x in sink.exchanges]
+
+
+def theirs(data: bytes) -> tuple[list[Seen], bool]:
+    """What another server takes for requests, and whether it refuses the rest."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(data)
+    seen: list[Seen] = []
+    try:
+        while (event := connection.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+            if isinstance(event, h11.Request):
+                request, body = event, b""
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                seen.append((request.method, request.target, body))
+                connection.send(h11.Response(status_code=204, headers=[]))
+                connection.send(h11.EndOfMessage())
+                if connection.our_state is h11.DONE:
+                    connection.start_next_cycle()
+    except h11.RemoteProtocolError:
+        return seen, True
+    return seen, False
+
+
+def request(method: bytes, headers: list[bytes], end: bytes, body: bytes) -> bytes:
+    return method + b" /x HTTP/1.1\r\nhost: h\r\n" + b"".join(headers) + end + body
+
+
+HEADERS = [
+    *(b"content-length: %b\r\n" % length for length in (b"0", b"3", b"03", b"5", b"+3", b"3, 3", b"")),
+    *(b"transfer-encoding: %b\r\n" % c for c in (b"chunked", b"Chunked", b"xchunked", b"identity", b"gzip, chunked")),
+    b"content-length : 3\r\n",
+    b"content-length: 3\n",
+    b"a: b\r\n content-length: 3\r\n",
+    b"transfer-encoding:\r\n chunked\r\n",
+    b"a: b\rcontent-length: 3\r\n",
+    b"x-content-length: 3\r\n",
+    b"connection: close\r\n",
+]
+BODIES = [
+    b"",
+    b"abc",
+    b"3\r\nabc\r\n0\r\n\r\n",
+    b"0\r\n\r\n",
+    b"3;x=y\r\nabc\r\n0\r\na: b\r\n\r\n",
+    b"03\r\nabc\r\n0\r\n\r\n",
+]
+REQUESTS = st.builds(
+    request,
+    st.sampled_from([b"GET", b"POST"]),
+    st.lists(st.sampled_from(HEADERS), max_size=3),
+    st.sampled_from([b"\r\n", b"\r\n", b"\n"]),
+    st.sampled_from(BODIES),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(REQUESTS, min_size=1, max_size=3).map(b"".join))
+def test_another_server_reads_the_same_requests_or_refuses_them(data: bytes) -> None:
+    taken, (others, refused) = ours(data), theirs(data)
+    common = min(len(taken), len(others))
+    assert taken[:common] == others[:common]
+    assert refused or len(taken) <= len(others)
 
 
 @settings(max_examples=60, deadline=None)

@@ -28,14 +28,15 @@ OWNERS = {
     "torch": ("workers/engines/",),
     "transformers": ("workers/engines/",),
     "tokenizers": ("workers/engines/",),
-    "hydra": ("launcher/config.py",),
+    "hydra": ("launcher/config.py", "launcher/sweep.py"),
     "omegaconf": ("launcher/",),
     "submitit": ("launcher/submit.py", "launcher/local.py"),
     "rich": ("launcher/", "benchmarks/"),
 }
 # Processes that must start, answer and restart in no time. The controller hands jobs in, so it needs submitit.
 LIGHT = {
-    "proxy.__main__": HEAVY,
+    "proxy.__main__": (*HEAVY, "zmq", "prometheus_client", "httptools"),
+    "proxy.process": HEAVY,
     "workers.__main__": HEAVY,
     "workers.engine_process": HEAVY,
     "launcher.controller": tuple(name for name in HEAVY if name != "submitit"),

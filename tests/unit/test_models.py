@@ -11,25 +11,15 @@ import pytest
 from launcher.models import (
     ModelUnavailable,
     ResolvedModel,
-    default_hub_dir,
     download_command,
     missing_files,
     prepare,
     resolve,
 )
-from launcher.schema import ModelConfig, ShapeConfig
-from tests.unit.test_capacity import LLAMA_8B, LLAMA_70B
+from launcher.schema import ModelConfig
+from tests.unit.test_shapes import LLAMA_8B, LLAMA_70B
 
 COMMIT = "0123abc"
-SHAPE = ShapeConfig(
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    hidden_size=4096,
-    intermediate_size=14336,
-    vocab_size=128256,
-)
 
 
 def write_model(folder: Path, *, shards: int = 0, config: dict[str, object] = LLAMA_8B) -> Path:
@@ -59,7 +49,7 @@ def look_up(model: ModelConfig, root: Path) -> ResolvedModel:
 def test_a_complete_folder_is_taken_by_its_real_path_and_its_config_wins(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", config=LLAMA_70B)
     (tmp_path / "link").symlink_to(folder)
-    resolved = look_up(ModelConfig(name="m", path=str(tmp_path / "link"), shape=SHAPE), tmp_path)
+    resolved = look_up(ModelConfig(name="m", path=str(tmp_path / "link"), config_json=LLAMA_8B), tmp_path)
     assert (resolved.path, resolved.missing) == (str(folder), None)
     assert resolved.shape is not None
     assert resolved.shape.num_layers == 80
@@ -76,7 +66,7 @@ def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    resolved = look_up(ModelConfig(name="m", path="/not/there", shape=SHAPE), tmp_path)
+    resolved = look_up(ModelConfig(name="m", path="/not/there", config_json=LLAMA_8B), tmp_path)
     assert resolved.missing == "model.path: there is no folder /not/there"
     with pytest.raises(ModelUnavailable, match="no folder"):
         prepare(resolved, sys.executable)
@@ -90,11 +80,16 @@ def test_a_complete_snapshot_is_taken_from_the_cache(tmp_path: Path) -> None:
 
 
 def test_a_model_not_in_the_cache_is_planned_from_its_shape_and_says_how_to_get_it(tmp_path: Path) -> None:
-    resolved = look_up(ModelConfig(name="m", path="org/name", shape=SHAPE), tmp_path)
+    resolved = look_up(ModelConfig(name="m", path="org/name", config_json=LLAMA_8B), tmp_path)
     assert resolved.shape is not None
     assert resolved.missing == f"model.path: org/name is not in {tmp_path / 'hub'}; run: hf download org/name"
     with pytest.raises(ModelUnavailable, match="hf download org/name"):
         prepare(resolved, sys.executable)
+
+
+def test_a_model_of_which_nothing_is_known(tmp_path: Path) -> None:
+    resolved = look_up(ModelConfig(name="m", path="org/name"), tmp_path)
+    assert (resolved.shape, resolved.shape_fault) == (None, "has no value")
 
 
 def test_a_download_that_broke_off_is_not_complete(tmp_path: Path) -> None:
@@ -112,34 +107,24 @@ def test_the_download_command_names_the_revision() -> None:
     assert download_command("org/name", "v2") == "hf download org/name --revision v2"
 
 
-@pytest.mark.parametrize(
-    ("environment", "expected"),
-    [
-        ({"HF_HUB_CACHE": "/a"}, "/a"),
-        ({"HF_HOME": "/b"}, "/b/hub"),
-        ({"XDG_CACHE_HOME": "/c"}, "/c/huggingface/hub"),
-        ({}, "/home/me/.cache/huggingface/hub"),
-    ],
-)
-def test_the_cache_lies_where_hugging_face_puts_it(
-    environment: dict[str, str], expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in ({"HOME": "/home/me"} | environment).items():
-        monkeypatch.setenv(name, value)
-    assert str(default_hub_dir()) == expected
-
-
-def test_a_config_that_is_not_understood_needs_a_shape_that_agrees(tmp_path: Path) -> None:
-    folder = write_model(tmp_path / "model", config=LLAMA_8B | {"quantization_config": {"quant_method": "fp8"}})
+def test_a_config_that_is_not_understood_needs_a_description_that_agrees(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", config=LLAMA_8B | {"quantization_config": {"quant_method": "awq"}})
     without = look_up(ModelConfig(name="m", path=str(folder)), tmp_path)
     assert without.shape is None
     assert without.shape_fault is not None
-    assert "quantization_config is not understood" in without.shape_fault
-    assert look_up(ModelConfig(name="m", path=str(folder), shape=SHAPE), tmp_path).shape is not None
+    assert "quantization_config awq is not understood" in without.shape_fault
+    assert look_up(ModelConfig(name="m", path=str(folder), config_json=LLAMA_8B), tmp_path).shape is not None
     other = write_model(tmp_path / "other", config=LLAMA_70B | {"architectures": ["NewForCausalLM"]})
-    assert look_up(ModelConfig(name="m", path=str(other), shape=SHAPE), tmp_path).shape is None
+    assert look_up(ModelConfig(name="m", path=str(other), config_json=LLAMA_8B), tmp_path).shape is None
+
+
+def test_how_a_checkpoint_is_quantised_may_be_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    apart = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "NVFP4", "exclude_modules": ["lm_head"]}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(apart))
+    shape = look_up(ModelConfig(name="m", path=str(folder)), tmp_path).shape
+    assert shape is not None
+    assert (shape.weight_format, shape.quantised) == ("nvfp4", ("attention", "mlp", "experts"))
 
 
 def test_generated_models_lie_in_the_cache_folder(tmp_path: Path) -> None:
@@ -156,10 +141,10 @@ def test_an_unknown_generator_lists_the_known(tmp_path: Path) -> None:
 
 
 def test_a_generator_that_fails_is_told_with_its_own_words(tmp_path: Path) -> None:
-    broken = ResolvedModel(path=str(tmp_path / "m"), shape=None, missing="not yet", generator="no_such_module")
+    broken = ResolvedModel(path=str(tmp_path / "m"), missing="not yet", generator="no_such_module")
     with pytest.raises(ModelUnavailable, match="No module named no_such_module"):
         prepare(broken, sys.executable)
 
 
 def test_nothing_is_done_for_a_model_that_is_there(tmp_path: Path) -> None:
-    prepare(ResolvedModel(path=str(tmp_path), shape=None, generator="no_such_module"), "/no/such/python")
+    prepare(ResolvedModel(path=str(tmp_path), generator="no_such_module"), "/no/such/python")

@@ -2,13 +2,14 @@
 
 import asyncio
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.live import sim_engine
 from workers.faults import WorkerFault
-from workers.placing import check_engine_version, head_file, make_local_dir, place
+from workers.placing import head_file, local_folder, place
 from workers.slurm_env import SlurmEnv
 from workers.spec import Role, WorkerSpec
 
@@ -26,6 +27,8 @@ def spec(run_dir: Path, **engine: object) -> WorkerSpec:
         gpus_per_node=1,
         engine=sim_engine(**engine),
         interface="lo",
+        cache_dir=str(run_dir / "cache"),
+        stage_dir=None,
         code="c",
         interpreter="python3",
         load_timeout_s=10.0,
@@ -37,25 +40,32 @@ def env(node_rank: int, restarts: int = 0) -> SlurmEnv:
     return SlurmEnv("77", restarts, f"n{node_rank}", node_rank, None)
 
 
-def test_the_local_folder_is_private_and_its_path_short(tmp_path: Path) -> None:
+def test_the_local_folder_is_private_and_its_path_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     deep = tmp_path / ("deep" * 20)
     deep.mkdir()
-    folder = make_local_dir(str(deep))
-    try:
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with local_folder() as folder:
+        (folder / "left").touch()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert len(str(folder)) < 70
-    finally:
-        folder.rmdir()
+    assert not folder.exists()
+
+
+def test_a_node_without_room_for_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(WorkerFault, match="TMPDIR: no folder of this node can be written"), local_folder():
+        pass
 
 
 def test_the_other_nodes_find_rank_0_by_the_run_folder(tmp_path: Path) -> None:
     (tmp_path / "specs").mkdir()
 
     async def both() -> None:
-        second = asyncio.ensure_future(place(spec(tmp_path), env(1), "b", tmp_path / "second"))
-        head = await place(spec(tmp_path), env(0), "a", tmp_path / "first")
+        second = asyncio.ensure_future(place(spec(tmp_path), env(1), "b", local_dir="/tmp/b", cache_dir="/cache/b"))
+        head = await place(spec(tmp_path), env(0), "a", local_dir="/tmp/a", cache_dir="/cache/a")
         found = await second
-        assert (found.node_rank, found.local_dir) == (1, str(tmp_path / "second"))
+        assert (found.node_rank, found.local_dir) == (1, "/tmp/b")
+        assert (head.cache_dir, found.cache_dir) == ("/cache/a", "/cache/b"), "each node by its own GPU"
         assert (found.session, found.head_address, found.head_port) == ("a", "127.0.0.1", head.head_port)
 
     asyncio.run(both())
@@ -63,9 +73,3 @@ def test_the_other_nodes_find_rank_0_by_the_run_folder(tmp_path: Path) -> None:
 
 def test_a_requeued_job_meets_anew(tmp_path: Path) -> None:
     assert head_file(spec(tmp_path), env(0)) != head_file(spec(tmp_path), env(0, restarts=1))
-
-
-def test_another_version_of_the_engine_is_refused_before_anything_loads(tmp_path: Path) -> None:
-    with pytest.raises(WorkerFault, match=r"the plan was made for 0\.1"):
-        check_engine_version(spec(tmp_path, kind="vllm", version="0.1"))
-    check_engine_version(spec(tmp_path, kind="vllm", version="0.1", prefix=("apptainer", "exec", "image.sif")))

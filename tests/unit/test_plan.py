@@ -9,7 +9,7 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from launcher.config import CONF_DIR, choices
+from launcher.config import CONF_DIR, ConfigRefused, choices
 from launcher.job import Plan
 from launcher.render import render_plan
 from tests.unit.planning import planned, refusals
@@ -25,9 +25,45 @@ def test_the_plan_of_every_cluster(cluster: str, golden: Callable[[str, str], No
     golden(f"plan_{cluster}.txt", render_plan(plan, {}))
 
 
+@pytest.mark.parametrize("recipe", choices("recipe"))
+def test_the_plan_of_every_recipe(recipe: str, golden: Callable[[str, str], None]) -> None:
+    plan = planned(f"+recipe={recipe}")
+    golden(f"plan_{recipe}.json", msgspec.json.format(msgspec.json.encode(plan), indent=1).decode() + "\n")
+    golden(f"plan_{recipe}.txt", render_plan(plan, {}))
+
+
+def test_a_recipe_is_a_cluster_a_model_and_a_split_and_all_of_it_can_be_changed() -> None:
+    recipe = "+recipe=llama-3.3-70b-h100"
+    assert planned(recipe, "cluster.account=me", "cluster.partition=gpu").workers[0].job.slurm["account"] == "me"
+    assert planned(recipe, "cluster=h200x1", "cluster.nodes=2").cluster == "h200x1"
+    assert planned(recipe, "model=llama-3.1-8b", "pools.decode.replicas=1").proxy.models == ("llama-3.1-8b",)
+    with pytest.raises(ConfigRefused) as refused:
+        planned(recipe, "+cluster=h200x1")
+    assert refused.value.faults == (
+        "cluster: the recipe brings one; write cluster=h200x1, without the plus sign, for another",
+    )
+
+
+@pytest.mark.parametrize("cluster", ["h100x1", "h200x1"])
+def test_a_model_that_needs_data_parallel_is_refused_with_figures(
+    cluster: str, golden: Callable[[str, str], None]
+) -> None:
+    faults = refusals(f"+cluster={cluster}", "model=deepseek-v3")
+    golden(f"refused_deepseek-v3_{cluster}.txt", "\n".join(faults) + "\n")
+
+
+def test_a_small_model_with_latent_attention_is_told_to_use_one_gpu() -> None:
+    small = ["+cluster=h100x1", "model=deepseek-v3", "model.config_json.num_hidden_layers=6"]
+    faults = refusals(*small, "pools.prefill.tensor_parallel=1")
+    assert len(faults) == 1
+    assert faults[0].startswith("pools.decode.tensor_parallel: latent attention has no KV heads to share out: 4 ranks")
+    assert faults[0].endswith("; use 1, and more replicas")
+    assert planned(*small, "pools.prefill.tensor_parallel=1", "pools.decode.tensor_parallel=1")
+
+
 @pytest.mark.parametrize("cluster", ["h100x1", "h100x2"])
-def test_every_model_is_planned_on_gpus(cluster: str) -> None:
-    for model in choices("model"):
+def test_every_other_model_is_planned_on_gpus(cluster: str) -> None:
+    for model in [model for model in choices("model") if model != "deepseek-v3"]:
         assert planned(f"+cluster={cluster}", f"model={model}").proxy.models == (model,)
 
 
@@ -110,11 +146,29 @@ def test_a_pair_of_any_that_cannot_exchange_is_left_out_and_said() -> None:
     assert any(note.startswith("no KV from prefill to decode: pools.prefill.pipeline_parallel") for note in plan.notes)
 
 
+def test_pipeline_stages_prefill_for_others_by_push_only() -> None:
+    stages = ["+cluster=onebox", "pools.prefill.pipeline_parallel=2"]
+    assert any(fault.endswith("use handoff=nixl_push") for fault in refusals(*stages))
+    plan = planned(*stages, "handoff=nixl_push")
+    assert plan.proxy.pairs == (("prefill", "decode"),)
+    connectors = {worker.spec.engine.handoff.connector for worker in plan.workers if worker.spec.engine.handoff}
+    assert connectors == {"NixlPushConnector"}
+
+
 def test_a_worker_over_two_nodes_is_one_job() -> None:
     plan = planned("+cluster=onebox", "pools.decode.tensor_parallel=2", "pools.decode.nodes=2")
     decode = plan.workers[1]
     assert (decode.job.num_nodes, decode.job.gpus_per_node) == (2, 1)
     assert [(use.node, use.gpus) for use in decode.example] == [(0, (0,)), (1, (0,))]
+
+
+def test_engines_load_what_their_nodes_have_copied_and_the_simulator_loads_nothing() -> None:
+    disk = "cluster.stage_dir=/local/disk"
+    plan = planned(H100, disk)
+    assert {worker.spec.stage_dir for worker in plan.workers} == {"/local/disk"}
+    assert "each node copies the model to /local/disk once and loads it from there" in plan.notes
+    assert planned(H100, disk, "engine=sim").workers[0].spec.stage_dir is None
+    assert planned(H100).workers[0].spec.stage_dir is None
 
 
 # ---------------------------------------------------------------- jobs
@@ -164,11 +218,18 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["~pools.decode"], "pools: nothing can decode"),
         (["handoff.redeem_s=120"], "handoff.redeem_s: 120 is not inside the lease of 120"),
         (["proxy.tls_cert=a.pem"], "proxy.tls_cert: TLS needs both"),
+        (["proxy.processes=0"], "proxy.processes: 0 is not a count"),
+        (["proxy.processes=4"], "proxy.processes: 4 processes need as many cores, controller.cpus gives 2"),
+        (["proxy.limits.header_timeout_s=0"], "proxy.limits.header_timeout_s: 0.0 lets nothing through"),
+        (["proxy.limits.max_total_body_bytes=1000"], "proxy.limits.max_total_body_bytes: less than max_body_bytes"),
+        (["proxy.limits.max_total_unsent_bytes=1"], "proxy.limits.max_total_unsent_bytes: less than stream_buffer"),
         (["cluster.nodes=0"], "cluster.nodes: 0 is not a count"),
         (["cluster.executor=local"], "controller.where: without Slurm"),
         (["cluster.executor=local"], "cluster.nodes: 2 with executor local"),
         (["cluster.gpus_per_node=0"], "engine.device: cuda, but h100x2 has no GPUs; use engine=vllm_cpu"),
         (["cluster.gpu_memory_gib=null"], "cluster.gpu_memory_gib: has no value"),
+        (["cluster.stage_dir=local/disk"], "cluster.stage_dir: local/disk is not the same absolute path on every node"),
+        (["cluster.stage_dir='/tmp/$SLURM_JOB_ID'"], "cluster.stage_dir: /tmp/$SLURM_JOB_ID is not the same absolute"),
         (["cluster.sbatch.nodelist=n1"], "cluster.sbatch.nodelist: Sluice sets this itself; Slurm chooses the nodes"),
         (["+pools.A_B.role=any"], "pools.A_B: 'A_B' is not a name"),
         (["pools.decode.replicas=0"], "pools.decode.replicas: 0 is not a count"),
@@ -182,7 +243,8 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["pools.decode.tensor_parallel=1"], "pools.decode.tensor_parallel: 131.4 GiB of weights + 4.1 GiB to work"),
         (["model.max_model_len=2000000"], "pools.decode: a worker holds 1371120 KV tokens"),
         (["pools.decode.pipeline_parallel=2"], "pools.decode.pipeline_parallel: KV cannot be handed"),
-        (["pools.prefill.pipeline_parallel=2"], "pools.prefill.pipeline_parallel: prefill over pipeline stages needs"),
+        (["pools.prefill.pipeline_parallel=2"], "pools.prefill.pipeline_parallel: prefill over pipeline stages hands"),
+        (["handoff=nixl_push", "pools.decode.pipeline_parallel=2"], "pools.decode.pipeline_parallel: KV cannot be"),
         (
             ["pools.prefill.tensor_parallel=16", "cluster.nodes=3"],
             "pools.prefill.tensor_parallel: 16 ranks replicate 8 KV heads and cannot hand over to decode with 8",
@@ -195,11 +257,10 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["engine.engine_args.max_num_seqs=many"], "pools.prefill.engine_args.max_num_seqs: 'many' is not a count"),
         (["engine.engine_args.gpu_memory_utilization=90"], "pools.prefill.engine_args.gpu_memory_utilization: 90 is"),
         (["routing.policy=luck"], "routing.policy: unknown 'luck'; known: least_loaded"),
-        (["handoff.connector=NixlPushConnector"], "handoff.connector: NixlPushConnector is not available; use Nixl"),
+        (["handoff.connector=Mooncake"], "handoff.connector: Mooncake is not available; use NixlConnector, NixlPushCo"),
         (["engine=vllm_cpu", "handoff.buffer_device=cuda"], "handoff.buffer_device: cuda, but the engine runs on"),
         (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node: -1 is not a count; use 0 or more"),
-        (["model.shape.dtype=int3"], "model.shape.dtype: unknown 'int3'"),
-        (["model.shape=null"], "model.shape: the model is not here; give model.shape"),
+        (["model.config_json.torch_dtype=int3"], "model.config_json: torch_dtype int3 is unknown"),
         (["pools.prefill.max_prefill_tokens=0"], "pools.prefill.max_prefill_tokens: 0 in a pool that prefills"),
         (["pools.decode.max_decodes=-1"], "pools.decode.max_decodes: -1 is negative"),
         (["engine=vllm_cpu", "engine.engine_args.kv_cache_memory_bytes=null"], "pools.decode.engine_args.kv_cache_mem"),

@@ -1,7 +1,7 @@
 """A worker is proven by an answer and by KV that its engine counted; neither alone is enough."""
 
 from proxy.fleet import Fleet, ProofFailed, Proven
-from proxy.prober import COUNTER_TIMEOUT_S, RETRY_S, Prober, proof_body
+from proxy.prober import COUNTER_TIMEOUT_S, RETRY_S, Prober, proof
 from tests.unit.proxies import bring_up, proxy_spec
 from workers.protocol import Load
 
@@ -64,6 +64,6 @@ def test_one_proof_at_a_time_per_decode_worker() -> None:
 
 
 def test_the_prompt_fills_two_blocks_and_is_never_the_same() -> None:
-    bodies = {proof_body("tiny", 16, nonce) for nonce in ("a1", "b2")}
+    bodies = {proof("r", "tiny", 16, nonce).body for nonce in ("a1", "b2")}
     assert len(bodies) == 2
     assert all(body.count(b" ") >= 31 for body in bodies)

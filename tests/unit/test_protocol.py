@@ -24,8 +24,11 @@ DECODERS: dict[UnionType, Callable[[Any], Batch[Any]]] = {
 }
 TICKET = protocol.Ticket("a1-7f", "prefill-0", 2, b'{"remote_host":"10.0.0.1"}', 3, 41, 0.25)
 CAPABILITIES = protocol.Capabilities(("tiny",), 4096, 16, 2048, 256, 1, True, True, "0a1b/16")
-WORKER = protocol.WorkerView("decode-0", "decode", "decode", 1, "ready", "", "n1", "77", 1.5e9, 3, 1)
-JOB = protocol.JobView("decode-0", "decode", "decode", 1, "77", "PENDING", "Priority", "2026-01-02T03:04:05", None, "")
+WORKER = protocol.WorkerView("decode-0", "decode", "decode", 1, "ready", "", "n1", "77", 1.5e9, 3, 1, (("load", 3.5),))
+PROXY = protocol.ProxyFile("proxy-0.1", ("tcp://10.0.0.1:5000",), "public", "http://10.0.0.1:8000", 42)
+JOB = protocol.JobView(
+    "decode-0", "decode", "decode", 1, "77", "PENDING", "Priority", "2026-01-02T03:04:05", None, "", (), 2, 4, 4, 2
+)
 EXAMPLES: dict[str, Message] = {
     "register": protocol.Register(
         1,
@@ -42,9 +45,11 @@ EXAMPLES: dict[str, Message] = {
         "n1",
         "77",
         1.5e9,
+        (),
+        (4, 5),
     ),
-    "phase": protocol.Phase("loading", "engine vllm"),
-    "load": protocol.Load(3, 1, 12, 4096, 8192, 0),
+    "phase": protocol.Phase("loading", "load", (("preflight", 0.5), ("import", 9.0))),
+    "load": protocol.Load(3, 1, 12, 4096, 8192, 0, 0.5, 2, 1024, 6),
     "start": protocol.Start(7, 200, ((b"content-type", b"text/event-stream"),)),
     "c": protocol.Chunk(7, b'data: {"choices":[]}\n\n'),
     "end": protocol.End(7, 41, 32, 8),
@@ -52,7 +57,7 @@ EXAMPLES: dict[str, Message] = {
     "prefilled": protocol.Prefilled(7, TICKET, 41, 32),
     "cancelled": protocol.Cancelled(7),
     "goodbye": protocol.Goodbye("drained"),
-    "registered": protocol.Registered("proxy-0", 1),
+    "registered": protocol.Registered("proxy-0", 1, (PROXY,), ("proxy-0.0",)),
     "refused": protocol.Refused("speaks protocol 9", True),
     "beat": protocol.Beat(),
     "submit": protocol.Submit(
@@ -74,7 +79,7 @@ EXAMPLES: dict[str, Message] = {
     "ticket_closed": protocol.TicketClosed("a1-7f"),
     "drain": protocol.Drain("the run stops", 120.0),
     "controller_hello": protocol.ControllerHello(1, "demo", "b2"),
-    "jobs": protocol.Jobs((JOB,)),
+    "jobs": protocol.Jobs((JOB,), 8),
     "drain_worker": protocol.DrainWorker("decode-0", 1, "the run stops", 120.0),
     "fleet": protocol.FleetView(
         (WORKER,),

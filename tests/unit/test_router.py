@@ -6,6 +6,7 @@ from proxy.fleet import Fleet
 from proxy.router import Demand, Router
 from proxy.spec import RoutingSpec
 from tests.unit.proxies import bring_up, proxy_spec
+from workers.protocol import Load
 
 
 def fleet(num_prefill: int = 1, num_decode: int = 1) -> Fleet:
@@ -52,6 +53,27 @@ def test_caps_hold() -> None:
     made = fleet()
     made.workers["prefill-0", 0].prefill_tokens = 4000
     assert names(made, Demand(500, None)) is None
+
+
+def test_caps_count_what_other_proxies_gave() -> None:
+    made = fleet()
+    made.workers["decode-0", 0].num_decodes = 1
+    made.workers["decode-0", 0].load = Load(4, 0, 0, 0, other_decodes=3)
+    assert names(made, Demand(500, None)) is None
+    made = fleet()
+    made.workers["prefill-0", 0].load = Load(0, 2, 0, 4000, other_prefill_tokens=4000)
+    assert names(made, Demand(500, None)) is None
+    made = fleet()
+    made.workers["prefill-0", 0].pinned_blocks = 250
+    made.workers["prefill-0", 0].load = Load(0, 0, 490, 0, other_pinned_blocks=240)
+    assert names(made, Demand(500, None)) is None
+
+
+def test_what_others_gave_is_weighed_like_our_own() -> None:
+    made = fleet(2, 2)
+    made.workers["prefill-0", 0].load = Load(0, 0, 0, 100, other_prefill_tokens=100)
+    made.workers["decode-0", 0].load = Load(1, 0, 0, 0, other_decodes=1)
+    assert names(made, Demand(500, None)) == ("prefill-1", "decode-1")
 
 
 def test_a_prompt_over_the_cap_runs_where_nothing_else_does() -> None:

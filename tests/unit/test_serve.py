@@ -17,7 +17,20 @@ from proxy.exchange import Exchange
 from proxy.http_connection import MAX_AHEAD_BYTES, MAX_PIPELINED
 from proxy.serve import Server
 from proxy.spec import Limits
-from tests.unit.http_clients import LAST, connected, error, eventually, get, post, run, say, serving, status
+from tests.unit.http_clients import (
+    LAST,
+    PATIENCE_S,
+    Kept,
+    connected,
+    error,
+    eventually,
+    get,
+    post,
+    run,
+    say,
+    serving,
+    status,
+)
 
 
 def stream_abc(exchange: Exchange) -> None:
@@ -27,20 +40,14 @@ def stream_abc(exchange: Exchange) -> None:
     exchange.end()
 
 
-class Kept:
-    """A handler that only keeps what comes and notes who left."""
+def stream_abc_in_two_writes(exchange: Exchange) -> None:
+    exchange.start(200, [(b"content-type", b"text/event-stream")], data=b"a")
+    exchange.end(b"bc")
 
-    def __init__(self) -> None:
-        self.exchanges: list[Exchange] = []
-        self.gone: list[str] = []
 
-    def __call__(self, exchange: Exchange) -> None:
-        self.exchanges.append(exchange)
-        exchange.on_gone = lambda: self.gone.append(exchange.path)
-
-    async def arrived(self, number: int = 1) -> Exchange:
-        await eventually(lambda: len(self.exchanges) >= number)
-        return self.exchanges[number - 1]
+def answer_in_two_writes(exchange: Exchange) -> None:
+    exchange.start(200, [(b"content-type", b"text/plain")], length=3, data=b"a")
+    exchange.end(b"bc")
 
 
 # ---------------------------------------------------------------- framing
@@ -53,6 +60,20 @@ def test_a_whole_answer_has_its_length_and_keeps_the_connection() -> None:
         head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\n"
         kept = head + b"content-length: 3\r\n\r\none"
         assert answer == kept + head + b"content-length: 0\r\nconnection: close\r\n\r\n"
+
+    run(test)
+
+
+def test_data_travels_with_the_head_and_with_the_end() -> None:
+    async def test() -> None:
+        async with serving(stream_abc_in_two_writes) as server:
+            streamed = await say(server, post(b"one", headers=LAST))
+        async with serving(answer_in_two_writes) as server:
+            whole = await say(server, post(b"one", headers=LAST))
+            mute = await say(server, get(headers=LAST).replace(b"GET", b"HEAD", 1))
+        assert streamed.endswith(b"connection: close\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n")
+        assert whole.endswith(b"content-length: 3\r\nconnection: close\r\n\r\nabc")
+        assert mute.endswith(b"content-length: 3\r\nconnection: close\r\n\r\n")
 
     run(test)
 
@@ -131,16 +152,18 @@ def test_a_short_or_aborted_answer_never_looks_complete(caplog: pytest.LogCaptur
             for path in ("/short", "/aborted"):
                 with pytest.raises(httpx.TransportError):
                     await client.get(f"http://127.0.0.1:{server.port}{path}")
+            with pytest.raises(ConnectionError):  # else the end of the connection would be the end of the answer
+                await say(server, b"GET /aborted HTTP/1.0\r\n\r\n")
 
     run(test)
     assert "2 bytes short" in caplog.text
 
 
 def test_a_request_arrives_whole_however_it_is_cut() -> None:
-    seen: list[Exchange] = []
+    seen: list[tuple[Exchange, bytes]] = []
 
     def handler(exchange: Exchange) -> None:
-        seen.append(exchange)
+        seen.append((exchange, exchange.body))
         exchange.respond(200, [], b"")
 
     chunked = b"POST /a/b?q=1&r HTTP/1.1\r\nHost: h\r\nX-Two: 2\r\nTransfer-Encoding: chunked\r\n"
@@ -155,11 +178,16 @@ def test_a_request_arrives_whole_however_it_is_cut() -> None:
                         writer.write(part)
                         await asyncio.sleep(0)
                     assert status(await reader.read()) == 200
-        for exchange in seen:
+        for exchange, body in seen:
             assert (exchange.method, exchange.path, exchange.query) == ("POST", "/a/b", b"q=1&r")
-            assert exchange.body == b"abcdefg"
-            names = [name for name, _ in exchange.headers]
-            assert names == [b"host", b"x-two", b"transfer-encoding", b"connection"]  # no trailer among them
+            assert body == b"abcdefg" and exchange.body == b""  # not kept once it is answered
+            # No trailer is among them.
+            assert list(exchange.headers) == [
+                b"host",
+                b"x-two",
+                b"transfer-encoding",
+                b"connection",
+            ]
 
     run(test)
 
@@ -320,20 +348,6 @@ def test_headers_over_the_limit_in_every_shape() -> None:
             for shape in shapes:
                 answer = await say(server, *shape)
                 assert status(answer) == 431 and error(answer)["code"] == "headers_too_large"
-
-    run(test)
-
-
-def test_one_connection_too_many() -> None:
-    async def test() -> None:
-        async with serving(limits=Limits(max_connections=2)) as server:
-            async with connected(server), connected(server):
-                await eventually(lambda: server.connections == 2)
-                answer = await say(server)
-                assert status(answer) == 503 and error(answer)["code"] == "too_many_connections"
-                assert b"retry-after: 1\r\n" in answer
-            await eventually(lambda: server.connections == 0)
-            assert status(await say(server, get(headers=LAST))) == 200
 
     run(test)
 
@@ -549,17 +563,32 @@ def test_a_fault_in_the_handler_is_answered_and_logged(caplog: pytest.LogCapture
         async with serving(handler) as server:
             answer = await say(server, get(headers=LAST))
             assert status(answer) == 500 and error(answer)["type"] == "server_error"
-            assert not (await say(server, get("/late"))).endswith(b"0\r\n\r\n")
+            with pytest.raises(ConnectionError):
+                await say(server, get("/late"))
 
     run(test)
     assert caplog.text.count("KeyError: 'ours'") == 2
 
 
-def test_a_taken_port_is_told() -> None:
+def test_one_that_is_retired_answers_who_was_connected_once_more() -> None:
     async def test() -> None:
-        async with serving() as server:
+        kept = Kept()
+        async with serving(kept) as server, connected(server) as (idle, idle_writer), connected(server) as busy:
+            busy[1].write(get("/busy"))
+            exchange = await kept.arrived()
+            retiring = asyncio.ensure_future(server.retire(PATIENCE_S))
+            await asyncio.sleep(0)
             with pytest.raises(OSError):
-                await Server().start("127.0.0.1", server.port, stream_abc, refuse, Limits())
+                await asyncio.open_connection("127.0.0.1", server.port)
+            idle_writer.write(get("/late"))
+            (await kept.arrived(2)).respond(200, [], b"late")
+            answer = await idle.read()
+            assert b"connection: close" in answer and answer.endswith(b"late")
+            assert not retiring.done()
+            exchange.respond(200, [], b"done")
+            assert (await busy[0].read()).endswith(b"done")
+            await retiring
+        assert kept.gone == []
 
     run(test)
 
@@ -615,6 +644,7 @@ def test_accepted_sockets_notice_a_node_that_vanished() -> None:
             sock = (await kept.arrived())._line.transport.get_extra_info("socket")
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) > 0
+            assert 0 < sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) <= 1 << 17
             kept.exchanges[0].respond(200, [], b"")
 
     uvloop.run(test())

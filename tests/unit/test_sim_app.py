@@ -493,6 +493,20 @@ def test_instant_streams_have_the_same_shape() -> None:
     run(test)
 
 
+def test_instant_streams_step_in_groups_and_each_gets_all_its_tokens() -> None:
+    async def test() -> None:
+        async with engine(mode="instant", step_ms=4, step_groups=3, token_chars=10) as sim:
+            clients = [Client(sim, "/v1/completions", complete(stream=True, max_tokens=n)) for n in range(1, 8)]
+            async with asyncio.TaskGroup() as tasks:
+                for client in clients:
+                    tasks.create_task(client.run(new_call(Leg.WHOLE)))
+            for num_tokens, client in enumerate(clients, 1):
+                assert [event["choices"][0]["text"] for event in client.events] == [" token tok"] * num_tokens
+            await until_free(sim)
+
+    run(test)
+
+
 def test_instant_legs_and_clients_that_leave() -> None:
     async def test() -> None:
         async with engine(mode="instant", step_ms=1) as sim:
@@ -518,7 +532,7 @@ def test_instant_legs_and_clients_that_leave() -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ({"num_block": 3}, "num_block.*known: mode, step_ms, num_blocks"),
+        ({"num_block": 3}, "num_block.*known: mode, step_ms, .*num_blocks"),
         ({"mode": "fast"}, r"\$\.mode"),
         ({"num_blocks": 2}, "max_model_len is 1000, but num_blocks=2 hold 8 tokens"),
     ],

@@ -6,11 +6,14 @@ import os
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from launcher import slurm
+from launcher.job import Allocation
 from launcher.jobs import JobError, Row, job_name, parse_job_name
 from launcher.slurm import DELIMITER
+from tests.unit.planning import planned
 
 
 def line(*fields: str) -> str:
@@ -67,11 +70,23 @@ def test_a_run_of_the_same_name_in_another_folder_is_another_run() -> None:
     assert of_run == ["1", "3"]
 
 
+def test_a_job_that_holds_a_whole_run_stands_for_its_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = "\n".join(line(job, "RUNNING", "None", "N/A", "N/A", "n1", "sluice", "/home/me") for job in ("12", "13"))
+    monkeypatch.setattr(slurm, "ask", lambda command: answer)
+    plan = msgspec.structs.replace(
+        planned("+cluster=onebox", "run=demo"), allocation=Allocation(job="12", nodes=(), end_time=None)
+    )
+    [row] = slurm.plan_rows(plan, Path("/runs/demo"))
+    assert (row.job, row.name, row.state) == ("12", "demo.controller", "RUNNING")
+
+
 def test_a_surrounding_jobs_variables_do_not_reach_sbatch(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SLURM_JOB_ID", "SLURM_GPUS_PER_NODE", "SBATCH_PARTITION", "SRUN_CPUS_PER_TASK", "SUBMITIT_EXECUTOR"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    monkeypatch.setenv(slurm.SURROUNDING_JOB, "of a parent")
     slurm.clean_environment()
+    assert slurm.surrounding_job() == "x"
     left = {name for name in os.environ if name.startswith(slurm.FOREIGN_PREFIXES)}
     assert left == {"SLURM_CONF", "SLURM_TIME_FORMAT"}
 

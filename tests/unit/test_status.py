@@ -65,6 +65,17 @@ def test_a_worker_goes_from_waiting_to_ready() -> None:
     assert (seen(core, "decode-0").phase, seen(core, "decode-0").detail) == ("loading", "weights")
 
 
+def test_the_proxies_are_told_what_a_worker_takes_and_where_it_is() -> None:
+    core = launched()
+    core.apply(QueueRead((row(0, "PENDING", reason="Priority"), row(1, "RUNNING", nodes="n[1-2]")), 2.0), 2.0)
+    pending, running = job_views(PLAN, core)[:2]
+    assert (pending.state, pending.reason, pending.nodes) == ("PENDING", "Priority", ())
+    assert (running.node, running.nodes) == ("n[1-2]", ("n1", "n2"))
+    planned_spec = PLAN.workers[0].spec
+    assert (pending.gpus, pending.num_nodes) == (planned_spec.gpus_per_node, planned_spec.num_nodes)
+    assert (pending.tensor_parallel, pending.pipeline_parallel) == (planned_spec.engine.tensor_parallel, 1)
+
+
 def test_a_worker_of_another_generation_is_somebody_else() -> None:
     core = launched()
     core.apply(QueueRead((row(0, "RUNNING"),), 2.0), 2.0)
@@ -101,7 +112,16 @@ def test_the_proxys_view_is_laid_over_the_controllers() -> None:
         written_at=1.0,
         controller="c",
         workers=(
-            WorkerStatus(worker="p", pool="p", role="prefill", generation=0, phase="ready", job="1", end_time=5.0),
+            WorkerStatus(
+                worker="p",
+                pool="p",
+                role="prefill",
+                generation=0,
+                phase="ready",
+                job="1",
+                end_time=5.0,
+                stages=(("queue", 60.0), ("load", 9.5)),
+            ),
             WorkerStatus(worker="d", pool="d", role="decode", generation=0, phase="ready", job="2"),
         ),
     )
@@ -120,17 +140,36 @@ def test_the_proxys_view_is_laid_over_the_controllers() -> None:
         ],
         "workers": [
             {"worker": "p", "generation": 0, "phase": "draining", "detail": "", "node": "n3", "time_left_s": 60}
-            | {"running": 2, "waiting": 1}
+            | {"running": 2, "waiting": 1, "stages": {"load": 9.5, "proof": 0.5}}
         ],
     }
     live = overlay(told, fleet, 1000.0)
     prefill, decode = live.workers
     assert (prefill.phase, prefill.node, prefill.end_time, prefill.running) == ("draining", "n3", 1060.0, 2)
     assert (decode.phase, decode.generation, decode.job, decode.reason) == ("queued", 1, "3", "Priority")
+    assert prefill.stages == (("queue", 60.0), ("load", 9.5), ("proof", 0.5)), "the controller knows of the queue"
     assert live.ready and live.refusals == ("p: protocol 9",)
     text = status_text(live, "live")
     assert "draining" in text and "Priority" in text and "refused: p: protocol 9" in text
     assert "not proven: p -> d: last attempt: no KV came\nnot proven: whole -> d\n" in text
+
+
+def test_each_worker_s_start_is_told_stage_by_stage() -> None:
+    core = launched()
+    rows = (row(0, "RUNNING", start_time=31.0), row(1, "RUNNING", start_time=2.0), row(2, "PENDING", start_time=99.0))
+    core.apply(QueueRead(rows, 40.0), 40.0)
+    told = (("preflight", 2.0), ("load", 20.25), ("proof", 0.5))
+    quick = (("preflight", 1.0), ("load", 10.0), ("weights", 4.0))
+    views = (view("prefill-0", "ready", stages=told), view("decode-0", "loading", stages=quick))
+    core.apply(FleetSeen(FleetView(views, False)), 50.0)
+    assert seen(core, "prefill-0").stages == (("queue", 30.0), *told)
+    lines = status_text(run_status(PLAN, core, "c", "", 9.0), "").splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("start, seconds"))
+    assert [line.split() for line in lines[at : at + 3]] == [
+        ["start,", "seconds", "queue", "preflight", "load", "weights", "proof", "sum"],
+        ["prefill-0", "30.0", "2.0", "20.2", "0.5", "52.8"],
+        ["decode-0", "1.0", "1.0", "10.0", "4.0", "16.0"],
+    ]
 
 
 def test_where_no_proxy_answers_the_queue_tells_what_waits_and_why() -> None:

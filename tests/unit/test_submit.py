@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,9 +12,9 @@ import msgspec
 import pytest
 
 from launcher.config import choices
-from launcher.local import task_command
 from launcher.rundir import RunDir
 from launcher.submit import scripts
+from launcher.task import task_command
 from tests.unit.planning import planned
 
 SLURM_CLUSTERS = [cluster for cluster in choices("cluster") if cluster != "local"]
@@ -63,6 +64,6 @@ def test_a_local_jobs_command_sets_up_and_becomes_the_interpreter(tmp_path: Path
     job = msgspec.structs.replace(
         planned("+cluster=local").workers[0].job, interpreter="/bin/echo", setup=("export GREETING='it works'",)
     )
-    command = f"{task_command(job, tmp_path / 'snap shot')} -m one 'two words'"
+    command = f"{shlex.join(task_command(job, tmp_path / 'snap shot'))} -m one 'two words'"
     done = subprocess.run(["sh", "-c", f"{command}"], capture_output=True, text=True, check=True)
     assert done.stdout == "-m one two words\n"

@@ -14,10 +14,12 @@ from workers.engines import vllm_args as under_test
 from workers.spec import EngineSpec, HandoffSpec
 
 NIXL_CPU = HandoffSpec(connector="NixlConnector", buffer_device="cpu", lease_s=120.0, redeem_s=30.0)
+PUSH_CPU = msgspec.structs.replace(NIXL_CPU, connector=under_test.PUSH_CONNECTOR)
 NIXL_CUDA = HandoffSpec(connector="NixlConnector", buffer_device="cuda", lease_s=120.0, redeem_s=30.0)
 TINY = EngineSpec(
     kind="vllm",
     version="0.32.0",
+    device="cpu",
     model_path="/models/tiny",
     served_names=("tiny",),
     max_model_len=4096,
@@ -31,6 +33,7 @@ TINY = EngineSpec(
 )
 BIG = msgspec.structs.replace(
     TINY,
+    device="cuda",
     model_path="/models/llama-3.3-70b",
     served_names=("llama-3.3-70b", "default"),
     max_model_len=None,
@@ -58,6 +61,8 @@ HERE = Placement(
     node_rank=0,
     num_nodes=1,
     local_dir="/run/sluice/a1b2",
+    cache_dir="/scratch/cache/vllm-0.32.0/nvidia-h100-80gb-hbm3",
+    model_path="/models/tiny",
 )
 TWO_NODES = msgspec.structs.replace(HERE, num_nodes=2)
 
@@ -66,6 +71,7 @@ CASES = {
     "decode-cpu": (TINY, msgspec.structs.replace(HERE, worker="decode-1", handoff_port=5602), True),
     "whole-cpu": (msgspec.structs.replace(TINY, handoff=None), msgspec.structs.replace(HERE, worker="any-0"), True),
     "pipeline-cpu": (msgspec.structs.replace(TINY, pipeline_parallel=2, handoff=None), HERE, True),
+    "prefill-push-pipeline-cpu": (msgspec.structs.replace(TINY, pipeline_parallel=2, handoff=PUSH_CPU), HERE, True),
     "prefill-cuda": (BIG, HERE, False),
     "decode-cuda-head": (BIG, msgspec.structs.replace(TWO_NODES, worker="decode-1"), False),
     "decode-cuda-rank-1": (
@@ -79,9 +85,17 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_arguments_per_role(name: str, golden: Callable[[str, str], None]) -> None:
     spec, placement, cpu = CASES[name]
+    placement = msgspec.structs.replace(placement, model_path=spec.model_path)
     environment = under_test.engine_environment(spec, placement, {"OMP_NUM_THREADS": "16"}, cpu=cpu)
     argv = under_test.engine_argv(spec, placement, cpu=cpu)
     golden(f"vllm/{name}.json", json.dumps({"argv": argv, "environment": environment}, indent=2) + "\n")
+
+
+def test_an_engine_loads_the_copy_that_its_node_has() -> None:
+    copied = msgspec.structs.replace(HERE, model_path="/local/disk/sluice-1000/tiny-0a1b")
+    argv = under_test.engine_argv(TINY, copied, cpu=True)
+    assert argv[argv.index("--model") + 1] == "/local/disk/sluice-1000/tiny-0a1b"
+    assert "/models/tiny" not in argv
 
 
 def test_an_engine_id_is_never_used_twice() -> None:
