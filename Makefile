@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve check test unit
+.PHONY: help install serve check test unit bench-peers
 help:
 	@echo "make serve    install, then serve a tiny model on two real vLLM engines on this machine (Ctrl-C stops it)"
-	@echo "make test     run every test; as root on Debian it installs Slurm for the real-Slurm ones"
+	@echo "make test     run every test; as root on Debian it installs Slurm and Chromium for those that need them"
 	@echo "make check    lint and type-check     make unit    the unit tests only     make install    build .venv only"
+	@echo "make bench-peers    measure Sluice beside other relays, which it installs for that (over 10 minutes)"
 
 install: $(STAMP)
 
@@ -28,7 +29,11 @@ check: install
 
 test: install
 	bash tests/install_slurm.sh
+	bash tests/install_monitoring.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 unit: install
 	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+bench-peers: install
+	$(BIN)/python -m benchmarks.peers $(ARGS)
