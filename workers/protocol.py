@@ -172,6 +172,14 @@ class Prefilled(Message, frozen=True, tag="prefilled"):
     num_cached_tokens: int = 0
 
 
+class PromptTrace(Message, frozen=True, tag="prompt_trace"):
+    """The block hashes of a leg's prompt (`workers.chains`), before its answer. Not of a decode leg."""
+
+    rid: int
+    chain: bytes  # of the full blocks, little-endian uint64 each
+    num_prompt_tokens: int
+
+
 class Cancelled(Message, frozen=True, tag="cancelled"):
     """The acknowledgement of `Cancel`: nothing of this request runs on the engine any more."""
 
@@ -338,6 +346,7 @@ ToProxy = (
     | End
     | Failed
     | Prefilled
+    | PromptTrace
     | Cancelled
     | Goodbye
     | Beat
