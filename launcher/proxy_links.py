@@ -14,6 +14,7 @@ import zmq
 from launcher.rundir import RunDir
 from launcher.views import merged
 from workers.link import Link
+from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
     PROXY_SILENCE_S,
@@ -21,7 +22,6 @@ from workers.protocol import (
     DrainWorker,
     FleetView,
     Jobs,
-    Message,
     Registered,
 )
 from workers.proxy_file import ProxyFile

@@ -33,6 +33,7 @@ from proxy.totals import Totals
 from proxy.view import fleet_view
 from proxy.worker import Key, Pair, Peer, Worker
 from proxy.zap import Zap
+from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
     Cancelled,
@@ -44,7 +45,6 @@ from workers.protocol import (
     Failed,
     Jobs,
     Load,
-    Message,
     Phase,
     Prefilled,
     Register,

@@ -10,7 +10,8 @@ import msgspec
 from proxy.errors import ApiError
 from proxy.flight import Flight
 from proxy.worker import Key
-from workers.protocol import Cancelled, End, Failed, Message, Prefilled, Start
+from workers.message import Message
+from workers.protocol import Cancelled, End, Failed, Prefilled, Start
 
 # ---------------------------------------------------------------- events
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import zmq
 
 from proxy.zap import Zap
+from workers.message import Message
 from workers.protocol import (
     AGENT_SILENCE_S,
     BEAT_INTERVAL_S,
@@ -25,7 +26,6 @@ from workers.protocol import (
     Chunk,
     ControllerHello,
     Goodbye,
-    Message,
     Part,
     Refused,
     Register,

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from proxy.fleet import Fleet
 from proxy.worker import Key
-from workers.protocol import Message, Release, Ticket, TicketClosed
+from workers.message import Message
+from workers.protocol import Release, Ticket, TicketClosed
 
 # To the holder, if it is still there.
 Notice = tuple[Key, Message]

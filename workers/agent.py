@@ -26,6 +26,7 @@ from workers.engines import Placement, stages_told
 from workers.faults import WorkerFault, story
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STARTING, STOPPED, Lifecycle
 from workers.link import Link
+from workers.message import Message
 from workers.network import NetworkFault
 from workers.placing import local_folder, place
 from workers.preflight import size
@@ -33,7 +34,6 @@ from workers.protocol import (
     PROTOCOL,
     PROXY_SILENCE_S,
     Drain,
-    Message,
     Part,
     Phase,
     Register,

@@ -13,7 +13,8 @@ from typing import Protocol
 
 from workers.calls import Call
 from workers.engines import Event, Scope
-from workers.protocol import Leg, Message, Start, Submit
+from workers.message import Message
+from workers.protocol import Leg, Start, Submit
 
 
 class Outlet(Protocol):

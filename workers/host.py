@@ -24,6 +24,7 @@ from workers.calls import CURRENT, Call, CallRefused
 from workers.engines import Engine, Placement
 from workers.link import Link
 from workers.load import SHARED_INTERVAL_S, LoadReports, Work
+from workers.message import Message
 from workers.protocol import (
     BEAT_INTERVAL_S,
     PROTOCOL,
@@ -33,7 +34,6 @@ from workers.protocol import (
     End,
     Failed,
     Leg,
-    Message,
     Part,
     Prefilled,
     Register,

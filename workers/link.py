@@ -14,7 +14,8 @@ from typing import Any
 
 import zmq
 
-from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, End, Goodbye, Message, Refused, Start
+from workers.message import Message
+from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, End, Goodbye, Refused, Start
 from workers.session import LinkLost, Session
 from workers.wire import Batch, DecodeError, encode_batch
 from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket

@@ -1,7 +1,7 @@
 """The contract between workers, proxies and the controller: every message that travels on a link.
 
-Owns the messages, grouped by who receives them, and who may be sent what. Pure data: `wire` turns it into
-bytes, `session` owns sequence numbers and credit.
+Owns the messages, grouped by who receives them (on where the KV lies: `kv_messages`), and who may be sent
+what. Pure data: `wire` turns it into bytes, `session` owns sequence numbers and credit.
 
 Messages are tagged arrays: new fields go at the end with a default, so peers that speak protocol N and N-1
 read each other; an unknown tag is an error that is told to the sender.
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import msgspec
 
+from workers.kv_messages import PromptTrace
+from workers.message import Message
 from workers.proxy_file import ProxyFile
 from workers.stages import StageTimes
 
@@ -38,10 +40,6 @@ class Part:
 
     AGENT = "agent"
     HOST = "host"
-
-
-class Message(msgspec.Struct, frozen=True, array_like=True):
-    """Base of all messages."""
 
 
 class Ticket(msgspec.Struct, frozen=True, array_like=True):
@@ -170,14 +168,6 @@ class Prefilled(Message, frozen=True, tag="prefilled"):
     ticket: Ticket | None
     num_prompt_tokens: int
     num_cached_tokens: int = 0
-
-
-class PromptTrace(Message, frozen=True, tag="prompt_trace"):
-    """The block hashes of a leg's prompt (`workers.chains`), before its answer. Not of a decode leg."""
-
-    rid: int
-    chain: bytes  # of the full blocks, little-endian uint64 each
-    num_prompt_tokens: int
 
 
 class Cancelled(Message, frozen=True, tag="cancelled"):

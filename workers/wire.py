@@ -10,7 +10,8 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from workers.protocol import Message, ToController, ToProxy, ToWorker
+from workers.message import Message
+from workers.protocol import ToController, ToProxy, ToWorker
 
 T = TypeVar("T")
 

@@ -19,7 +19,8 @@ from workers.answer import Answer, scope_of
 from workers.calls import CURRENT, Call
 from workers.engines import Placement
 from workers.engines.vllm import VllmEngine, start
-from workers.protocol import Leg, Message, Start, Submit, Ticket
+from workers.message import Message
+from workers.protocol import Leg, Start, Submit, Ticket
 from workers.spec import EngineSpec
 
 

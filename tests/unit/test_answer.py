@@ -9,7 +9,8 @@ import pytest
 from workers.answer import Answer, scope_of
 from workers.calls import Call, CallRefused
 from workers.engines import Event
-from workers.protocol import Chunk, Leg, Message, Start, Submit
+from workers.message import Message
+from workers.protocol import Chunk, Leg, Start, Submit
 
 HEADERS = ((b"content-type", b"text/event-stream"),)
 BODY = b'{"model": "tiny"}'

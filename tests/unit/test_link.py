@@ -10,7 +10,8 @@ from typing import Any
 import zmq
 
 from workers.link import OUTBOX_BYTES, Link
-from workers.protocol import Beat, Chunk, End, Message, Start
+from workers.message import Message
+from workers.protocol import Beat, Chunk, End, Start
 from workers.wire import decode_to_proxy, decode_to_worker
 from workers.zmq_loop import CurveKeys
 

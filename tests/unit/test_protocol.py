@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import GOLDEN
-from workers import protocol, wire
-from workers.protocol import Message
+from workers import kv_messages, protocol, wire
+from workers.message import Message
 from workers.wire import Batch, DecodeError, encode_batch
 
 DECODERS: dict[UnionType, Callable[[Any], Batch[Any]]] = {
@@ -55,7 +55,7 @@ EXAMPLES: dict[str, Message] = {
     "end": protocol.End(7, 41, 32, 8),
     "failed": protocol.Failed(7, "ticket is 31.0 s old, limit 30 s", True, 500),
     "prefilled": protocol.Prefilled(7, TICKET, 41, 32),
-    "prompt_trace": protocol.PromptTrace(7, bytes(range(16)), 41),
+    "prompt_trace": kv_messages.PromptTrace(7, bytes(range(16)), 41),
     "cancelled": protocol.Cancelled(7),
     "goodbye": protocol.Goodbye("drained"),
     "registered": protocol.Registered("proxy-0", 1, (PROXY,), ("proxy-0.0",)),
