@@ -126,6 +126,21 @@ class Load(Message, frozen=True, tag="load"):
     other_pinned_blocks: int = 0
 
 
+class Digest(Message, frozen=True, tag="digest"):
+    """Which blocks the engine's prefix cache holds: their hashes by `workers.chains`, packed.
+
+    Within an epoch each continues the one numbered before it. A new epoch starts from nothing: it says that what was
+    told before may be gone. A snapshot starts from nothing too, at its own number; the batches behind it may add to it.
+    """
+
+    dp_rank: int
+    epoch: int
+    seq: int
+    added: bytes
+    removed: bytes = b""
+    snapshot: bool = False
+
+
 class Start(Message, frozen=True, tag="start"):
     """The status and headers of an answer, past the status gate: a real answer or a real error."""
 
@@ -245,6 +260,12 @@ class TicketClosed(Message, frozen=True, tag="ticket_closed"):
     ticket_id: str
 
 
+class DigestWanted(Message, frozen=True, tag="digest_wanted"):
+    """To a host: what was told of its digest does not fit together, send a snapshot."""
+
+    dp_rank: int
+
+
 class Drain(Message, frozen=True, tag="drain"):
     """To an agent: take nothing new, finish what runs, then end the job."""
 
@@ -331,6 +352,7 @@ ToProxy = (
     Register
     | Phase
     | Load
+    | Digest
     | Start
     | Chunk
     | End
@@ -344,5 +366,5 @@ ToProxy = (
     | Jobs
     | DrainWorker
 )
-ToWorker = Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | Drain | Goodbye
+ToWorker = Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | DigestWanted | Drain | Goodbye
 ToController = Registered | Refused | Beat | FleetView | Goodbye

@@ -1,0 +1,92 @@
+"""Hashes of blocks: equal where the prefix is, and only there; both ends must make the same ones."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.chains import NO_PARENT, Media, block_hash, chain, extra, extras, pack, unpack
+
+BLOCK_SIZE = 4
+token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=40)
+
+
+def test_the_hashes_are_the_ones_reviewed() -> None:
+    """A change here is a new protocol: hosts and proxies of one run must agree."""
+    assert [f"{key:016x}" for key in chain(range(8), BLOCK_SIZE)] == ["52263d4e44ff75ff", "2b9d7a4fe5662052"]
+    assert f"{block_hash(1, [2, 3], b'4'):016x}" == "7fff409a87e81549"
+
+
+@given(token_ids)
+def test_a_chain_is_its_blocks_hashed_one_by_one(tokens: list[int]) -> None:
+    parent, expected = NO_PARENT, []
+    for start in range(0, len(tokens) - BLOCK_SIZE + 1, BLOCK_SIZE):
+        parent = block_hash(parent, tokens[start : start + BLOCK_SIZE])
+        expected.append(parent)
+    assert chain(tokens, BLOCK_SIZE).tolist() == expected
+
+
+@given(token_ids, token_ids)
+def test_two_chains_share_as_many_blocks_as_their_prompts(one: list[int], other: list[int]) -> None:
+    shared = 0
+    while shared < min(len(one), len(other)) and one[shared] == other[shared]:
+        shared += 1
+    pairs = list(zip(chain(one, BLOCK_SIZE), chain(other, BLOCK_SIZE), strict=False))
+    assert [a == b for a, b in pairs] == [number < shared // BLOCK_SIZE for number in range(len(pairs))]
+
+
+@given(token_ids, st.integers(0, 9))
+def test_a_chain_goes_on_where_another_ends(tokens: list[int], num_blocks: int) -> None:
+    start, rest = tokens[: num_blocks * BLOCK_SIZE], tokens[num_blocks * BLOCK_SIZE :]
+    head = chain(start, BLOCK_SIZE)
+    tail = chain(rest, BLOCK_SIZE, parent=head[-1] if head else NO_PARENT)
+    assert head + tail == chain(tokens, BLOCK_SIZE)
+
+
+@given(token_ids)
+def test_a_packed_chain_is_unpacked(tokens: list[int]) -> None:
+    hashes = chain(tokens, BLOCK_SIZE)
+    assert unpack(pack(hashes)) == hashes
+    assert len(pack(hashes)) == 8 * len(hashes)
+
+
+def test_what_is_no_whole_number_of_hashes_is_refused() -> None:
+    with pytest.raises(ValueError):
+        unpack(b"seven77")
+
+
+def test_what_kv_depends_on_separates_chains_from_there_on() -> None:
+    tokens = range(16)
+    plain = chain(tokens, BLOCK_SIZE)
+    pictured = chain(tokens, BLOCK_SIZE, extras(4, BLOCK_SIZE, None, None, [Media("cat", 5, 2)]))
+    assert [a == b for a, b in zip(plain, pictured, strict=True)] == [True, False, False, False]
+
+
+def test_no_two_of_the_things_that_kv_depends_on_are_taken_for_each_other() -> None:
+    ways = [
+        extras(1, BLOCK_SIZE, None, None, []).get(0, b""),
+        extras(1, BLOCK_SIZE, "a", None, [])[0],
+        extras(1, BLOCK_SIZE, None, "a", [])[0],
+        extras(1, BLOCK_SIZE, "a", "a", [])[0],
+        extras(1, BLOCK_SIZE, None, None, [Media("a", 0, 1)])[0],
+        extras(1, BLOCK_SIZE, None, None, [Media("a", 1, 1)])[0],
+        extras(1, BLOCK_SIZE, None, None, [Media("b", 0, 1)])[0],
+        extras(1, BLOCK_SIZE, None, None, [Media("a", 0, 1), Media("b", 1, 1)])[0],
+    ]
+    assert len({chain(range(4), BLOCK_SIZE, {0: way})[0] for way in ways}) == len(ways)
+
+
+def test_extras_lie_in_the_blocks_that_they_concern() -> None:
+    media = [Media("cat", 3, 6), Media("dog", 10, 2)]
+    assert extras(4, BLOCK_SIZE, None, "salt", media) == {
+        0: extra(None, [("cat", 3), "salt"]),
+        1: extra(None, [("cat", -1)]),
+        2: extra(None, [("cat", -5), ("dog", 2)]),
+    }
+    assert extras(2, BLOCK_SIZE, "tuned", None, media) == {
+        0: extra("tuned", [("cat", 3)]),
+        1: extra("tuned", [("cat", -1)]),
+    }
+    assert extras(3, BLOCK_SIZE, "tuned", None, []) == dict.fromkeys(range(3), extra("tuned", []))
+    assert extras(0, BLOCK_SIZE, None, "salt", []) == {}
