@@ -16,3 +16,27 @@ class PromptTrace(Message, frozen=True, tag="prompt_trace"):
     rid: int
     chain: bytes  # of the full blocks
     num_prompt_tokens: int
+
+
+class Digest(Message, frozen=True, tag="digest"):
+    """Which blocks the engine's prefix cache holds, to one proxy.
+
+    A snapshot replaces what was told before. Others continue the one numbered before them, in the same epoch. A new
+    epoch, which begins with a snapshot, says that the engine's cache was cleared or that events were lost for good.
+    """
+
+    dp_rank: int
+    epoch: int
+    seq: int
+    added: bytes
+    removed: bytes = b""
+    snapshot: bool = False
+
+
+# ---------------------------------------------------------------- proxy -> worker
+
+
+class DigestWanted(Message, frozen=True, tag="digest_wanted"):
+    """To a host: what it told does not fit together, a snapshot is wanted."""
+
+    dp_rank: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import msgspec
 
-from workers.kv_messages import PromptTrace
+from workers.kv_messages import Digest, DigestWanted, PromptTrace
 from workers.message import Message
 from workers.proxy_file import ProxyFile
 from workers.stages import StageTimes
@@ -124,21 +124,6 @@ class Load(Message, frozen=True, tag="load"):
     other_decodes: int = 0  # whole and decode legs, running or waiting
     other_prefill_tokens: int = 0
     other_pinned_blocks: int = 0
-
-
-class Digest(Message, frozen=True, tag="digest"):
-    """Which blocks the engine's prefix cache holds: their hashes by `workers.chains`, packed.
-
-    Within an epoch each continues the one numbered before it. A new epoch starts from nothing: it says that what was
-    told before may be gone. A snapshot starts from nothing too, at its own number; the batches behind it may add to it.
-    """
-
-    dp_rank: int
-    epoch: int
-    seq: int
-    added: bytes
-    removed: bytes = b""
-    snapshot: bool = False
 
 
 class Start(Message, frozen=True, tag="start"):
@@ -258,12 +243,6 @@ class TicketClosed(Message, frozen=True, tag="ticket_closed"):
     """To the holder: this ticket was read, its blocks no longer count as pinned."""
 
     ticket_id: str
-
-
-class DigestWanted(Message, frozen=True, tag="digest_wanted"):
-    """To a host: what was told of its digest does not fit together, send a snapshot."""
-
-    dp_rank: int
 
 
 class Drain(Message, frozen=True, tag="drain"):
