@@ -12,13 +12,14 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import zmq
 
 from proxy import fleet
 from proxy import flight_events as ev
-from proxy.clients import Client, ProofClient
+from proxy.clients import Client
 from proxy.family import Family
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -26,12 +27,12 @@ from proxy.flights import Flights
 from proxy.job_board import JobBoard
 from proxy.journal import Journal
 from proxy.link import Links
-from proxy.prober import Prober, proof
-from proxy.router import Demand, Router, estimated_tokens
+from proxy.proofs import Proofs
+from proxy.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.totals import Totals
 from proxy.view import fleet_view
-from proxy.worker import Key, Pair, Peer, Worker
+from proxy.worker import Key, Peer, Worker
 from proxy.zap import Zap
 from workers.message import Message
 from workers.protocol import (
@@ -94,7 +95,7 @@ class Dispatch:
         self.links = Links(context, address, port, curve, zap, self)
         self.board = JobBoard()
         self.journal = Journal()
-        self._prober = Prober(self.fleet)
+        self._proofs = Proofs(spec, self.fleet, self.new_id, partial(self.fly, streams=False), self._apply_all)
         self._clients: dict[int, Client] = {}
         self._streams: dict[int, Stream] = {}
         self._session = secrets.token_hex(3)
@@ -124,6 +125,11 @@ class Dispatch:
         if self._family is None:
             return Registered(self.spec.proxy, protocol)
         return Registered(self.spec.proxy, protocol, self._family.processes, self._family.ended)
+
+    @property
+    def _first(self) -> bool:
+        """Of several processes it is this one that does what must be done once."""
+        return self._family is not None and self._family.proves
 
     def serve(self) -> None:
         """It takes connections from now on: what it sees counts for the controller."""
@@ -238,7 +244,7 @@ class Dispatch:
             self._apply_fleet(fleet.LoadTold(key, message))
             if self.flights.queue:  # what other proxies gave it may have ended
                 self._apply(ev.RoomMade())
-            self._apply_all(self._prober.counted(key, message))
+            self._proofs.counted(key, message)
         elif kind is Phase:
             self.journal.note(time.time(), self.fleet.by_peer[peer].key, f"{message.phase} {message.detail}")
             self._apply_fleet(fleet.PhaseTold(peer, message.phase, message.detail, message.stages))
@@ -276,7 +282,7 @@ class Dispatch:
                 case fleet.WorkerLost(key, reason):
                     log.warning("worker %s generation %d lost: %s", *key, reason)
                     self.journal.note(time.time(), key, f"lost: {reason}")
-                    self._prober.lost(key)
+                    self._proofs.lost(key)
                     self._apply(ev.WorkerGone(key, reason))
                 case fleet.Changed():
                     self._tell_change()
@@ -296,34 +302,12 @@ class Dispatch:
     def _tick(self) -> None:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._apply(ev.Tick())
-        self._apply_all(self._prober.tick(self._loop.time()))
+        self._proofs.tick()
         self._prove()
 
-    # ------------------------------------------------------------ proofs
-
     def _prove(self) -> None:
-        proves = self._family is not None and self._family.proves
-        for pair in self._prober.due(self._loop.time()) if proves else ():
-            envelope = self._proof(pair)
-            num_tokens = estimated_tokens(envelope.body, self.spec.routing)
-            demand = Demand(num_tokens, None if pair[0] else "proof", forced=pair)
-            self.fly(envelope, ProofClient(self._proof_done(pair)), demand, streams=False)
-
-    def _proof(self, pair: Pair) -> Submit:
-        capabilities = self.fleet.workers[pair[1]].capabilities
-        assert capabilities is not None
-        return proof(self.new_id(), self.spec.models[0], capabilities.block_size, secrets.token_hex(2))
-
-    def _proof_done(self, pair: Pair) -> Callable[[str | None], None]:
-        def done(fault: str | None) -> None:
-            now = self._loop.time()
-            if fault is None:
-                self._apply_all(self._prober.answered(pair, now))
-            else:
-                log.warning("proof %s failed: %s", " -> ".join(key[0] for key in pair if key), fault)
-                self._apply_all(self._prober.failed(pair, fault, now))
-
-        return done
+        if self._first:
+            self._proofs.prove()
 
 
 _OF_A_LEG = frozenset({Prefilled, Start, End, Failed, Cancelled})
