@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from workers.prompt import Prompt
 from workers.protocol import Leg, Ticket
 
 
@@ -37,6 +38,7 @@ class Call:
     # Runs whenever the gate or the outcome may have changed; it must not raise.
     changed: Callable[[], None]
     priority: int = 0
+    on_prompt: Callable[[Prompt], None] | None = None  # until the first prompt is known
     engine_ids: list[str] = field(default_factory=list)  # the engine's own request ids
     num_generates: int = 0
     num_prompt_tokens: int = 0
@@ -62,6 +64,12 @@ class Call:
         self.open_prefill_tokens += num_prompt_tokens
         if self.ticket is not None:
             self.ticket_used = True
+
+    def prompted(self, prompt: Prompt) -> None:
+        """What the first `generate` computes, for whoever wants to know: asked for only where `on_prompt` is set."""
+        told, self.on_prompt = self.on_prompt, None
+        if told is not None:
+            told(prompt)
 
     def _check(self, num_sequences: int) -> None:
         if self.leg == Leg.WHOLE:

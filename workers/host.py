@@ -25,6 +25,7 @@ from workers.engines import Engine, Placement
 from workers.link import Link
 from workers.load import SHARED_INTERVAL_S, LoadReports, Work
 from workers.message import Message
+from workers.prompt import trace_of
 from workers.protocol import (
     BEAT_INTERVAL_S,
     PROTOCOL,
@@ -78,6 +79,7 @@ class Host:
     ) -> None:
         self._spec = spec
         self._engine = engine
+        self._block_size = engine.capabilities.block_size
         self._placement = placement
         self._keys = keys
         self._context = context
@@ -178,6 +180,8 @@ class Host:
             changed=lambda: self._changed(proxy, running),
             priority=submit.priority,
         )
+        if submit.wants_trace and submit.leg != Leg.DECODE:
+            call.on_prompt = lambda prompt: link.send(trace_of(prompt, submit.rid, self._block_size))
         answer = Answer(submit, call, link, lambda data: self._finish(running, data))
         running = Running(proxy, submit, link, call, answer)
         self._running[link, submit.rid] = running
@@ -238,7 +242,7 @@ class Host:
     def _grant(self, proxy: str, call: Call) -> Ticket | None:
         if call.ticket_params is None:
             return None
-        blocks = -(-call.num_prompt_tokens // self._engine.capabilities.block_size)
+        blocks = -(-call.num_prompt_tokens // self._block_size)
         ticket = Ticket(
             id=f"{self._placement.session}-{secrets.token_hex(6)}",
             worker=self._spec.worker,

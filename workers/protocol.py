@@ -225,6 +225,7 @@ class Submit(Message, frozen=True, tag="submit"):
     ticket: Ticket | None = None
     output_ids: tuple[int, ...] = ()  # of a resumed stream: the tokens the client already has
     dp_rank: int = 0
+    wants_trace: bool = False  # of the prompt: a PromptTrace
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

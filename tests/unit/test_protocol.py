@@ -75,6 +75,7 @@ EXAMPLES: dict[str, Message] = {
         deadline_s=120.0,
         ticket=TICKET,
         output_ids=(5, 300, 70000),
+        wants_trace=True,
     ),
     "cancel": protocol.Cancel(7),
     "release": protocol.Release(TICKET),

@@ -27,6 +27,7 @@ from workers.engines.sim_kv_events import publisher
 from workers.engines.sim_legs import begin, failed, source_of
 from workers.engines.sim_live import LiveScheduler, Output, Outputs
 from workers.engines.sim_tokenizer import StopScanner, decode
+from workers.prompt import Prompt
 from workers.protocol import Leg
 from workers.spec import EngineSpec
 
@@ -112,6 +113,7 @@ class SimEngine:
         source = source_of(call)
         if call is not None:
             begin(call, ids, len(prompt))
+            call.prompted(Prompt(prompt))
         if source is not None:
             self.unread[ids[0]] = source
         stop = sampling.stop if leg != Leg.PREFILL else ()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from array import array
+from collections.abc import Sequence
 
 from workers.calls import CURRENT, Call
 from workers.engines import AsgiApp, Event, Send
@@ -18,6 +20,7 @@ from workers.engines.sim_api import DONE, ApiError, Chunks, Generation, full_ans
 from workers.engines.sim_app import App, respond, start_stream
 from workers.engines.sim_args import VERSION, SimArgs, capabilities
 from workers.engines.sim_legs import begin
+from workers.prompt import Prompt
 from workers.protocol import Leg
 from workers.spec import EngineSpec
 
@@ -53,6 +56,14 @@ class _Stream:
             self.call.output(self.left, 0, self.num_prompt_tokens)
         if self.first is not None:
             await self.send(self.first)
+
+
+def _token_ids(prompt: str | list[int]) -> Sequence[int]:
+    """Of a text, a token per four bytes."""
+    if not isinstance(prompt, str):
+        return prompt
+    data = prompt.encode()
+    return array("I", data[: len(data) // BYTES_PER_TOKEN * BYTES_PER_TOKEN])
 
 
 def _body(data: bytes, *, more: bool = True) -> Event:
@@ -115,6 +126,8 @@ class InstantEngine:
         id = next(self._ids)
         if call is not None:
             begin(call, [id], num_prompt_tokens)
+            if call.on_prompt is not None:
+                call.prompted(Prompt(_token_ids(of.prompts[0])))
             if call.leg == Leg.DECODE and call.ticket is not None:
                 self._num_received += num_prompt_tokens - 1
         self._num_prompt_tokens += num_prompt_tokens

@@ -19,6 +19,8 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from workers.calls import CURRENT, Call, CallRefused
+from workers.chains import Media
+from workers.prompt import Prompt
 from workers.protocol import Leg, Ticket
 
 Outputs = Callable[..., AsyncGenerator[Any, None]]  # vLLM's generate and encode
@@ -53,6 +55,17 @@ def admit(request: EngineCoreRequest, call: Call) -> None:
         request.sampling_params = leg_params(request.sampling_params, call.leg, call.ticket)
     num_sequences = 1 if request.sampling_params is None else request.sampling_params.n
     call.begin(len(request.prompt_token_ids or ()), num_sequences)
+    if call.on_prompt is not None and request.prompt_embeds is None:
+        call.prompted(prompt_of(request))
+
+
+def prompt_of(request: EngineCoreRequest) -> Prompt:
+    lora = request.lora_request
+    media = [
+        Media(feature.identifier, feature.mm_position.offset, feature.mm_position.length)
+        for feature in request.mm_features or ()
+    ]
+    return Prompt(request.prompt_token_ids or (), lora and lora.lora_name, request.cache_salt, media)
 
 
 def engine_request_id(own: str, leg: str, ticket: Ticket | None) -> str:
