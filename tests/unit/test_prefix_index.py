@@ -1,0 +1,121 @@
+"""Who holds what: against a model that keeps a set per target, and what a block costs."""
+
+import tracemalloc
+from array import array
+from collections import deque
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from proxy import prefix_index
+from proxy.prefix_index import PrefixIndex, Target
+
+TARGETS: list[Target] = [
+    ((f"decode-{i}", generation), rank) for i in range(2) for generation in (0, 1) for rank in (0, 1)
+]
+HASHES = [Random(1).getrandbits(64) for _ in range(40)]
+targets = st.sampled_from(TARGETS)
+blocks = st.lists(st.sampled_from(HASHES), max_size=12)
+
+
+class Model(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = PrefixIndex()
+        self.held: dict[Target, set[int]] = {target: set() for target in TARGETS}
+        self.promised: dict[Target, set[int]] = {target: set() for target in TARGETS}
+
+    @rule(at=targets, hashes=blocks)
+    def store(self, at: Target, hashes: list[int]) -> None:
+        self.index.store(at, array("Q", hashes))
+        self.held[at] |= set(hashes)
+
+    @rule(at=targets, hashes=blocks)
+    def remove(self, at: Target, hashes: list[int]) -> None:
+        self.index.remove(at, array("Q", hashes))
+        self.held[at] -= set(hashes)
+
+    @rule(at=targets, hashes=blocks)
+    def promise(self, at: Target, hashes: list[int]) -> None:
+        self.index.promise(at, hashes)
+        self.promised[at] |= set(hashes)
+
+    @rule(at=targets, hashes=blocks)
+    def keep(self, at: Target, hashes: list[int]) -> None:
+        self.index.keep(at, hashes)
+        self.promised[at] -= set(hashes)
+
+    @rule(at=targets)
+    def clear(self, at: Target) -> None:
+        self.index.clear(at)
+        self.held[at], self.promised[at] = set(), set()
+
+    @rule(at=targets, rounds=st.integers(1, 70))
+    def much_happens(self, at: Target, rounds: int) -> None:
+        for _ in range(rounds):
+            self.index.remove(at, ())
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        assert {t: self.index.blocks_of(t) for t in TARGETS} == {t: len(held) for t, held in self.held.items()}
+        assert self.index.num_blocks >= len(set().union(*self.held.values()))
+
+    @rule(chain=blocks)
+    def ask(self, chain: list[int]) -> None:
+        expected = {}
+        for target in TARGETS:
+            has = self.held[target] | self.promised[target]
+            depth = next((i for i, block in enumerate(chain) if block not in has), len(chain))
+            if depth:
+                expected[target] = depth
+        assert self.index.leading(chain) == expected
+
+
+TestModel = Model.TestCase
+
+
+@given(st.integers(1, 60), st.integers(0, 60))
+def test_a_chain_that_is_held_in_part(length: int, held: int) -> None:
+    index = PrefixIndex()
+    chain = [Random(7).getrandbits(64) + i for i in range(length)]
+    index.store(TARGETS[0], chain[:held])
+    assert index.leading(chain) == ({TARGETS[0]: min(held, length)} if held else {})
+
+
+def test_what_a_cleared_target_had_is_forgotten_in_the_end_and_its_place_is_used_again() -> None:
+    index = PrefixIndex()
+    for life in range(200):
+        index.store((("decode-0", life), 0), HASHES)
+        index.clear((("decode-0", life), 0))
+    for _ in range(1 << prefix_index.SHARD_BITS):
+        index.remove(TARGETS[0], ())
+    assert index.num_blocks == 0
+    assert index._live == 0 and not index._dead
+
+
+@pytest.mark.parametrize("num_blocks", [1_000, 2_750, 4_000])  # 8 x 2,750: just after dictionaries have grown
+@pytest.mark.parametrize("num_holders", [1, 3])
+def test_a_block_takes_at_most_100_bytes(num_blocks: int, num_holders: int) -> None:
+    """Also after every block has been replaced several times, which leaves dictionaries sparse."""
+    random, all_targets = Random(1), [((f"decode-{i}", 0), 0) for i in range(8)]
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    index = PrefixIndex()
+    batches: deque[tuple[list[Target], array[int]]] = deque()
+    for i in range(4 * 8 * num_blocks // 50):
+        holders = [all_targets[(i + j) % 8] for j in range(num_holders)]
+        batches.append((holders, array("Q", (random.getrandbits(64) for _ in range(50)))))
+        for target in holders:
+            index.store(target, batches[-1][1])
+        if len(batches) > 8 * num_blocks // 50:
+            holders, old = batches.popleft()
+            for target in holders:
+                index.remove(target, old)
+    batches.clear()
+    used = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert index.num_blocks == 8 * num_blocks // 50 * 50
+    assert used / index.num_blocks <= 100
