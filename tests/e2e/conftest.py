@@ -18,6 +18,7 @@ import pytest
 from tests.live import SOURCE, Live, end_tree, live, sim_engine, wait_for
 from workers.spec import EngineSpec
 
+BEFORE_THE_OTHERS = "test_vllm_push.py"
 VLLM_FLAGS: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -38,6 +39,11 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 if __name__ == "__main__":
     uvloop.run(run_server(make_arg_parser(FlexibleArgumentParser()).parse_args()))
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Engines of a module end before those of the session start."""
+    items.sort(key=lambda item: item.path.name != BEFORE_THE_OTHERS)
 
 
 def vllm_engine(model: Path, **changes: Any) -> EngineSpec:

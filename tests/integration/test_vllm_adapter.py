@@ -370,3 +370,15 @@ def test_the_engine_is_named_after_its_placement(prefill: EngineProcess) -> None
     ticket = _ticket(prefill.call(Leg.PREFILL, "P" + SHORT))
     assert msgspec.json.decode(ticket.params)["remote_engine_id"] == engine_id(prefill.placement)
     prefill.ask("release", params=ticket.params)
+
+
+def test_the_connectors_agent_is_locked_and_polls_by_itself() -> None:
+    """As vLLM's connector makes it: two threads use it, and a thread of its own would keep a core busy."""
+    program = (
+        "import workers.engines.vllm_leases\n"
+        "from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import nixl_agent_config\n"
+        "agent = nixl_agent_config(num_threads=4, capture_telemetry=True)\n"
+        "print(agent.sync_mode.name, agent.enable_pthread)"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=SOURCE)
+    assert said.stdout.splitlines()[-1] == "NIXL_THREAD_SYNC_STRICT False"

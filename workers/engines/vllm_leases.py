@@ -15,6 +15,7 @@ its prefill engine has written into them, for ever if that one is gone.
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -78,16 +79,24 @@ def _connector_worker() -> Any:
     return get_kv_transfer_group().connector_worker if has_kv_transfer_group() else None
 
 
-def _share_the_cpu() -> None:
-    """Without a GPU, every NIXL agent's progress thread would keep one core busy, also when the engine is idle.
+def _adapt_nixl() -> None:
+    """How vLLM's connectors make their NIXL agent.
 
-    vLLM polls NIXL in each of its steps as well, and steps as long as a lease is open or a transfer runs.
+    Strict about threads: the push connector uses the agent from its writer's thread and from the engine's own, and
+    NIXL's default is an agent that only one thread uses; under load that has crashed the engine inside UCX.
+
+    Without a GPU, every agent's progress thread would keep one core busy, also when the engine is idle. vLLM polls
+    NIXL in each of its steps as well, and steps as long as a lease is open or a transfer runs.
     """
     from vllm.distributed import nixl_utils
     from vllm.platforms import current_platform
 
-    if current_platform.is_cpu() and nixl_utils.nixl_agent_config is not None:
-        nixl_utils.nixl_agent_config = functools.partial(nixl_utils.nixl_agent_config, enable_prog_thread=False)
+    config = nixl_utils.nixl_agent_config
+    if config is None:
+        return
+    strict = importlib.import_module(config.__module__).nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+    progress = {"enable_prog_thread": False} if current_platform.is_cpu() else {}
+    nixl_utils.nixl_agent_config = functools.partial(config, sync_mode=strict, **progress)
 
 
-_share_the_cpu()
+_adapt_nixl()
