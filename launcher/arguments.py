@@ -14,14 +14,27 @@ from launcher.capacity import DTYPE_BYTES
 from launcher.schema import Config, Device, PoolConfig
 from launcher.shapes import COMPUTE_DTYPES
 from workers.engines.sim_args import SimArgs
+from workers.engines.vllm_load import FORMAT, STRATEGY, load_faults
 
+CLUSTER_KEYS = {FORMAT: "load_format", STRATEGY: "load_strategy"}
 COUNTS = ("max_num_seqs", "max_num_batched_tokens", "kv_cache_memory_bytes")
 
 
 def engine_args(config: Config, pool: PoolConfig) -> dict[str, Any]:
-    """The engine's, then the model's, then the pool's. null takes an argument out: the engine's own default."""
-    merged = config.engine.engine_args | config.model.engine_args.get(config.engine.kind, {}) | pool.engine_args
+    """The cluster's, the engine's, the model's, then the pool's. null takes one out: the engine's own default."""
+    merged = _of_cluster(config) | _of_pool(config, pool)
     return {key: value for key, value in merged.items() if value is not None}
+
+
+def _of_pool(config: Config, pool: PoolConfig) -> dict[str, Any]:
+    return config.engine.engine_args | config.model.engine_args.get(config.engine.kind, {}) | pool.engine_args
+
+
+def _of_cluster(config: Config) -> dict[str, Any]:
+    """How weights are read from its file system is a site's matter; a simulated engine reads none."""
+    if config.engine.kind != "vllm" or config.cluster is None:
+        return {}
+    return {flag: getattr(config.cluster, key) for flag, key in CLUSTER_KEYS.items()}
 
 
 def given(args: Mapping[str, Any], key: str) -> str | None:
@@ -37,6 +50,7 @@ def argument_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str
         yield from _simulator_faults(key, args)
         return
     yield from _value_faults(key, args)
+    yield from _load_faults(key, pool, config)
     if "kv_cache_memory_bytes" in args:
         return
     if config.engine.device is Device.cpu:
@@ -55,6 +69,15 @@ def _value_faults(key: str, args: Mapping[str, Any]) -> Iterator[str]:
     for arg, known in (("dtype", COMPUTE_DTYPES), ("kv_cache_dtype", tuple(DTYPE_BYTES))):
         if args.get(arg, "auto") not in ("auto", *known):
             yield f"{key}.{arg}: unknown {args[arg]!r}; known: auto, {', '.join(known)}"
+
+
+def _load_faults(key: str, pool: PoolConfig, config: Config) -> Iterator[str]:
+    """Told with the key that set the value."""
+    if config.engine.kind != "vllm":
+        return
+    for flag, fault in load_faults(engine_args(config, pool), config.engine.version or ""):
+        own = flag in _of_pool(config, pool)
+        yield f"{key}.{flag}: {fault}" if own else f"cluster.{CLUSTER_KEYS[flag]}: {fault}"
 
 
 def _simulator_faults(key: str, args: Mapping[str, Any]) -> Iterator[str]:

@@ -175,6 +175,8 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
             f"cluster.stage_dir: {cluster.stage_dir} is not the same absolute path on every node, as KV is exchanged"
             " only between engines whose model has one path; write it out, without variables"
         )
+    if cluster.max_loading < 0:
+        yield f"cluster.max_loading: {cluster.max_loading} is not a count; use 1 or more, or 0 for no limit"
     for option in cluster.sbatch:
         if option in OWNED_SBATCH:
             yield f"cluster.sbatch.{option}: Sluice sets this itself; {OWNED_SBATCH[option]}"

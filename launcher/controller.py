@@ -49,8 +49,8 @@ from launcher.rundir import STOP, Owner, RunDir
 from launcher.status import job_views
 from launcher.steps import StepJobs, stop_at
 from launcher.submit import SlurmJobs
+from workers.controller_messages import DrainWorker, Jobs
 from workers.logs import start_logging
-from workers.protocol import DrainWorker, Jobs
 from workers.spec import write_json
 
 log = logging.getLogger("sluice.controller")

@@ -11,7 +11,7 @@ import msgspec
 
 from launcher.jobs import JobRecord, Row
 from launcher.rundir import Desired
-from workers.protocol import FleetView
+from workers.controller_messages import FleetView
 
 # ---------------------------------------------------------------- events
 

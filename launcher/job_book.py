@@ -12,7 +12,7 @@ import msgspec
 
 from launcher.jobs import GONE, JobRecord, Row, job_name, parse_job_name
 from workers import lifecycle
-from workers.protocol import FleetView, WorkerView
+from workers.controller_messages import FleetView, WorkerView
 
 # A job submitted this recently may be missing from the queue's answer without being gone.
 SETTLE_S = 5.0

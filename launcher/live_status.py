@@ -101,7 +101,7 @@ def _with_job(worker: WorkerStatus, job: dict[str, Any]) -> WorkerStatus:
     names = ("generation", "job", "state", "reason", "estimated_start", "end_time", "node")
     if job["generation"] != worker.generation:
         phase = QUEUED if job["state"] in ("", "PENDING") else lifecycle.STARTING
-        worker = msgspec.structs.replace(worker, phase=phase, detail="", running=0, waiting=0, stages=())
+        worker = msgspec.structs.replace(worker, phase=phase, detail="", running=0, waiting=0, stages=(), turn="")
     return msgspec.structs.replace(worker, **{name: job[name] for name in names})
 
 
@@ -116,6 +116,7 @@ def _with_worker(worker: WorkerStatus, seen: dict[str, Any], now: float) -> Work
         running=seen["running"],
         waiting=seen["waiting"],
         stages=_queued(worker) + tuple(seen["stages"].items()),
+        turn=seen.get("turn", ""),  # an older proxy says nothing of it
     )
 
 

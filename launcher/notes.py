@@ -47,6 +47,8 @@ def _folder_notes(config: Config, folders: Folders) -> Iterator[str]:
     assert config.cluster is not None
     if config.cluster.stage_dir is not None and not config.engine.simulated:
         yield f"each node copies the model to {config.cluster.stage_dir} once and loads it from there"
+    if config.cluster.max_loading:
+        yield f"at most {config.cluster.max_loading} workers read their model at once (cluster.max_loading)"
     if config.cluster.executor is not Executor.local and folders.cache.is_relative_to(folders.home):
         yield (
             f"cluster.cache_dir: engines will keep what they compile, gigabytes, in {folders.cache}: that is in your"

@@ -100,6 +100,7 @@ def _workers(
                 interpreter=interpreter,
                 load_timeout_s=config.engine.load_timeout_s,
                 drain_timeout_s=config.engine.drain_timeout_s,
+                takes_turns=config.cluster.max_loading > 0,
             )
             job = _worker_job(config.cluster, f"{config.run}.{spec.worker}", pool, interpreter)
             workers.append(PlannedWorker(spec=spec, job=job, example=example[len(workers)], memory=pool.memory))
@@ -205,6 +206,7 @@ def _proxy(config: Config, pools: tuple[PoolPlan, ...], pairs: tuple[Pair, ...],
         deadlines=Deadlines(**{name: getattr(deadlines, name) for name in Deadlines.__struct_fields__}),
         routing=RoutingSpec(**{name: getattr(routing, name) for name in RoutingSpec.__struct_fields__}),
         processes=config.proxy.processes,
+        max_loading=config.cluster.max_loading,
     )
 
 

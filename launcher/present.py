@@ -32,7 +32,8 @@ def remark(worker: WorkerStatus) -> str:
         return f"{worker.reason}, expected to start {worker.estimated_start}".lstrip(", ")
     if worker.running or worker.waiting:
         return f"{worker.running} running, {worker.waiting} waiting"
-    return first_line(worker.detail or worker.reason)
+    line = first_line(worker.detail or worker.reason)
+    return f"{line} ({worker.turn})" if worker.turn else line
 
 
 def first_line(text: str) -> str:

@@ -13,17 +13,10 @@ import zmq
 
 from launcher.rundir import RunDir
 from launcher.views import merged
+from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs
 from workers.link import Link
 from workers.message import Message
-from workers.protocol import (
-    PROTOCOL,
-    PROXY_SILENCE_S,
-    ControllerHello,
-    DrainWorker,
-    FleetView,
-    Jobs,
-    Registered,
-)
+from workers.protocol import PROTOCOL, PROXY_SILENCE_S, Registered
 from workers.proxy_file import ProxyFile
 from workers.rendezvous import Rendezvous
 from workers.wire import decode_to_controller, identity

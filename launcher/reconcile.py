@@ -32,7 +32,7 @@ from launcher.job_book import SETTLE_S, Job, JobBook, view_of
 from launcher.jobs import INNOCENT_ENDS, JobRecord, Row, job_name
 from launcher.rundir import STOP, Desired
 from workers import lifecycle
-from workers.protocol import FleetView
+from workers.controller_messages import FleetView
 
 FIRST_BACKOFF_S = 2.0
 LAST_BACKOFF_S = 300.0

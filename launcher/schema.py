@@ -74,6 +74,9 @@ class ClusterConfig:
     engine_prefix: list[str] = field(default_factory=list)
     engine_python: str | None = None  # behind engine_prefix; null: the launcher's own
     stage_dir: str | None = None  # of a disk that each node has, the same path on all; null: no copies of models
+    load_format: str | None = None  # vLLM's load_format; null: the model's or vLLM's own
+    load_strategy: str | None = None  # vLLM's safetensors_load_strategy; null: as vLLM finds best
+    max_loading: int = 0  # workers that read their model from the shared file system at once; 0: no limit
     cache_dir: str | None = None  # of what engines compile, by version and GPU; null: .cache in runs_dir
     sbatch: dict[str, Any] = field(default_factory=dict)  # further sbatch options of the site
 

@@ -16,7 +16,7 @@ from launcher.job_book import Job
 from launcher.jobs import EXITED, Row
 from launcher.reconcile import Reconciler
 from workers import lifecycle
-from workers.protocol import FleetView, JobView, WorkerView
+from workers.controller_messages import FleetView, JobView, WorkerView
 from workers.stages import QUEUE, StageTimes
 
 LAUNCHING = "launching"
@@ -52,6 +52,7 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     running: int = 0
     waiting: int = 0
     stages: StageTimes = ()  # of its start, from the queue on
+    turn: str = ""  # to read its model, in words
 
 
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,6 +183,7 @@ def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
         running=seen.running,
         waiting=seen.waiting,
         stages=queued + seen.stages if seen.stages else (),
+        turn=seen.turn,
     )
 
 

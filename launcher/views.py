@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
-from workers.protocol import FleetView, WorkerView
+from workers.controller_messages import FleetView, WorkerView
 
 
 def merged(views: Iterable[FleetView]) -> FleetView | None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import zmq
 
-from proxy import fleet
+from proxy import fleet, turns
 from proxy import flight_events as ev
 from proxy.clients import Client
 from proxy.family import Family
@@ -31,20 +31,19 @@ from proxy.proofs import Proofs
 from proxy.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.totals import Totals
+from proxy.turns import Turns
 from proxy.view import fleet_view
 from proxy.worker import Key, Peer, Worker
 from proxy.zap import Zap
+from workers.controller_messages import ControllerHello, DrainWorker, Jobs
 from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
     Cancelled,
     Chunk,
-    ControllerHello,
     Drain,
-    DrainWorker,
     End,
     Failed,
-    Jobs,
     Load,
     Phase,
     Prefilled,
@@ -52,6 +51,7 @@ from workers.protocol import (
     Registered,
     Start,
     Submit,
+    YourTurn,
 )
 from workers.zmq_loop import CurveKeys
 
@@ -96,6 +96,7 @@ class Dispatch:
         self.board = JobBoard()
         self.journal = Journal()
         self._proofs = Proofs(spec, self.fleet, self.new_id, partial(self.fly, streams=False), self._apply_all)
+        self.turns = Turns(spec.max_loading)
         self._clients: dict[int, Client] = {}
         self._streams: dict[int, Stream] = {}
         self._session = secrets.token_hex(3)
@@ -120,6 +121,7 @@ class Dispatch:
             for peer in (*self.fleet.by_peer, *self.board.controllers):
                 self.links.send(peer, self._registered(PROTOCOL))
         self._apply_fleet(fleet.ProvenElsewhere(family.proven))
+        self._apply_turns(turns.First(self._first))
 
     def _registered(self, protocol: int) -> Registered:
         if self._family is None:
@@ -146,7 +148,7 @@ class Dispatch:
     def _tell_controllers(self) -> None:
         if self.serves:
             for peer in self.board.controllers:
-                self.links.send(peer, fleet_view(self.fleet))
+                self.links.send(peer, fleet_view(self.fleet, self.turns))
 
     # ------------------------------------------------------------ flights
 
@@ -246,7 +248,9 @@ class Dispatch:
                 self._apply(ev.RoomMade())
             self._proofs.counted(key, message)
         elif kind is Phase:
-            self.journal.note(time.time(), self.fleet.by_peer[peer].key, f"{message.phase} {message.detail}")
+            key = self.fleet.by_peer[peer].key
+            self.journal.note(time.time(), key, f"{message.phase} {message.detail}")
+            self._apply_turns(turns.Told(key, message.turn, message.waited_s))
             self._apply_fleet(fleet.PhaseTold(peer, message.phase, message.detail, message.stages))
         else:
             self.links.refuse(peer, f"a worker may not send {kind.__name__}", final=True)
@@ -283,9 +287,17 @@ class Dispatch:
                     log.warning("worker %s generation %d lost: %s", *key, reason)
                     self.journal.note(time.time(), key, f"lost: {reason}")
                     self._proofs.lost(key)
+                    self._apply_turns(turns.Gone(key))
                     self._apply(ev.WorkerGone(key, reason))
                 case fleet.Changed():
                     self._tell_change()
+
+    def _apply_turns(self, event: turns.Event) -> None:
+        for key in self.turns.apply(event, self._loop.time()):
+            worker = self.fleet.workers.get(key)
+            if worker is not None and worker.agent is not None:
+                self.links.send(worker.agent, YourTurn())
+            self._tell_change()
 
     def _tell_change(self) -> None:
         if not self._view_scheduled:
@@ -303,6 +315,7 @@ class Dispatch:
         self._timer = self._loop.call_later(TICK_S, self._tick)
         self._apply(ev.Tick())
         self._proofs.tick()
+        self._apply_turns(turns.Looked())
         self._prove()
 
     def _prove(self) -> None:

@@ -7,7 +7,7 @@ its age.
 from __future__ import annotations
 
 from proxy.worker import Peer
-from workers.protocol import Jobs, JobView
+from workers.controller_messages import Jobs, JobView
 
 
 class JobBoard:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import zmq
 
 from proxy.zap import Zap
+from workers.controller_messages import ControllerHello
 from workers.message import Message
 from workers.protocol import (
     AGENT_SILENCE_S,
@@ -24,7 +25,6 @@ from workers.protocol import (
     WINDOW_BYTES,
     Beat,
     Chunk,
-    ControllerHello,
     Goodbye,
     Part,
     Refused,

@@ -77,6 +77,7 @@ class OwnRoutes:
         fleet = fleet_json(
             dispatch.fleet,
             dispatch.flights,
+            dispatch.turns,
             dispatch.board.jobs,
             self._zap.refusals,
             self._spec.run,

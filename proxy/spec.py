@@ -65,3 +65,4 @@ class ProxySpec(msgspec.Struct, frozen=True, kw_only=True):
     deadlines: Deadlines
     routing: RoutingSpec
     processes: int = 1
+    max_loading: int = 0  # workers that read their model at once; 0: nobody asks for a turn

@@ -10,13 +10,15 @@ from typing import Any
 from proxy.fleet import Fleet
 from proxy.flights import Flights
 from proxy.snapshot import Gauge
+from proxy.turns import Turns
 from proxy.worker import Key, Pair, Worker
-from workers.protocol import FleetView, JobView, WorkerView
+from workers.controller_messages import FleetView, JobView, WorkerView
 
 
 def fleet_json(
     fleet: Fleet,
     flights: Flights,
+    turns: Turns,
     jobs: tuple[JobView, ...],
     strangers: tuple[str, ...],
     run: str,
@@ -32,14 +34,14 @@ def fleet_json(
         "queued": len(flights.queue),
         "open_requests": len(flights.open),
         "open_tickets": len(flights.tickets),
-        "workers": [_worker_json(worker, now, unix) for worker in fleet.workers.values()],
+        "workers": [_worker_json(worker, turns, now, unix) for worker in fleet.workers.values()],
         "jobs": [_job_json(job) for job in jobs],
         "pairs": [_pair_json(fleet, pair) for pair in fleet.expected_pairs()],
         "refusals": [*fleet.refusals, *strangers],
     }
 
 
-def _worker_json(worker: Worker, now: float, unix: float) -> dict[str, Any]:
+def _worker_json(worker: Worker, turns: Turns, now: float, unix: float) -> dict[str, Any]:
     capabilities = worker.capabilities
     return {
         "worker": worker.key[0],
@@ -63,6 +65,7 @@ def _worker_json(worker: Worker, now: float, unix: float) -> dict[str, Any]:
         "kv_blocks": capabilities.num_blocks if capabilities else None,
         "max_model_len": capabilities.max_model_len if capabilities else None,
         "stages": {stage: round(seconds, 2) for stage, seconds in worker.stages},
+        "turn": turn_words(turns, worker.key),
     }
 
 
@@ -80,10 +83,16 @@ def _pair_json(fleet: Fleet, pair: Pair) -> dict[str, Any]:
     }
 
 
-def fleet_view(fleet: Fleet) -> FleetView:
+def turn_words(turns: Turns, key: Key) -> str:
+    """Of a worker's turn to read its model; nothing of one that neither has nor wants it."""
+    before = turns.before(key)
+    return "its turn" if turns.reads(key) else "" if before is None else f"{before} before it" if before else "next"
+
+
+def fleet_view(fleet: Fleet, turns: Turns) -> FleetView:
     expected = fleet.expected_pairs()
     return FleetView(
-        workers=tuple(_worker_view(worker) for worker in fleet.workers.values()),
+        workers=tuple(_worker_view(worker, turns) for worker in fleet.workers.values()),
         ready=fleet.ready,
         proven_pairs=tuple(_names(pair) for pair in expected if pair in fleet.proven),
         missing_pairs=tuple(_names(pair) for pair in expected if pair not in fleet.proven),
@@ -92,7 +101,7 @@ def fleet_view(fleet: Fleet) -> FleetView:
     )
 
 
-def _worker_view(worker: Worker) -> WorkerView:
+def _worker_view(worker: Worker, turns: Turns) -> WorkerView:
     return WorkerView(
         worker=worker.key[0],
         pool=worker.pool,
@@ -106,6 +115,7 @@ def _worker_view(worker: Worker) -> WorkerView:
         running=worker.load.running,
         waiting=worker.load.waiting,
         stages=worker.stages,
+        turn=turn_words(turns, worker.key),
     )
 
 

@@ -115,6 +115,7 @@ class Live:
         interface: str = "lo",
         gpus_per_node: int = 0,
         stage_dir: str | None = None,
+        takes_turns: bool = False,
         **environment: str,
     ) -> None:
         pool = worker.rsplit("-", 1)[0]
@@ -136,6 +137,7 @@ class Live:
             interpreter=sys.executable,
             load_timeout_s=240.0,
             drain_timeout_s=10.0,
+            takes_turns=takes_turns,
         )
         path = self.path / "specs" / f"{worker}.{generation}.json"
         write_json(path, spec)

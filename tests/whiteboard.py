@@ -25,7 +25,7 @@ import pytest
 from launcher.proxy_links import ProxyLinks
 from launcher.rundir import RunDir
 from tests.live import API_KEY, Live, sim_engine, wait_for
-from workers.protocol import Jobs, JobView
+from workers.controller_messages import Jobs, JobView
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RUN, MODEL = "demo", "llama-3.3-70b"

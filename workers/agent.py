@@ -11,7 +11,7 @@ import logging
 import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,42 +19,33 @@ from typing import Any, TypeVar
 import msgspec
 import zmq
 
+from workers.agent_links import AgentLinks
 from workers.caches import engine_cache
 from workers.channel import Broken, Idle, Ready, Stage
 from workers.engine_child import END_TIMEOUT_S, EngineChild, started
 from workers.engines import Placement, stages_told
 from workers.faults import WorkerFault, story
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STARTING, STOPPED, Lifecycle
-from workers.link import Link
 from workers.message import Message
 from workers.network import NetworkFault
 from workers.placing import local_folder, place
 from workers.preflight import size
-from workers.protocol import (
-    PROTOCOL,
-    PROXY_SILENCE_S,
-    Drain,
-    Part,
-    Phase,
-    Register,
-    Registered,
-)
-from workers.proxy_file import ProxyFile
-from workers.rendezvous import RefusedForGood, Rendezvous
+from workers.protocol import Drain, Phase, YourTurn
+from workers.rendezvous import RefusedForGood
 from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec, write_json
-from workers.stages import ENVIRONMENT, IMPORT, PREFLIGHT, STAGING, StageClock, in_words
+from workers.stages import ENVIRONMENT, IMPORT, PREFLIGHT, STAGING, TURN, WEIGHTS, StageClock, in_words
 from workers.staging_process import Progress
 from workers.startup import engine_process, preflight, staged
+from workers.turn import OwnTurn
 from workers.walltime import walltime_drain
-from workers.wire import decode_to_worker, identity
-from workers.zmq_loop import read_keys
 
 log = logging.getLogger("sluice.agent")
 
 # What Slurm, a site's preemption and a person at a terminal send to end a job's processes.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 WALLTIME = "walltime"
+WAITS_FOR_TURN = "waits for its turn to read the model"
 GOODBYE_S = 0.2
 
 T = TypeVar("T")
@@ -74,7 +65,6 @@ class Agent:
         self._spec = spec
         self._spec_path = spec_path
         self._env = env
-        self._context = context
         self._started_at = time.time()
         self._incarnation = secrets.token_hex(4)
         self._life = Lifecycle()
@@ -82,9 +72,9 @@ class Agent:
         if env.start_time is not None:
             self._stages.add(ENVIRONMENT, self._started_at - env.start_time)
         self._told_by = stages_told(spec.engine.kind)
-        self._num_sessions = 0
+        self._turn = OwnTurn()
         self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
-        self._rendezvous = Rendezvous(Path(spec.run_dir) / "proxies", self._open_link)
+        self._links = AgentLinks(spec, env, self._incarnation, context, self._phase, self._take)
 
     @property
     def _is_head(self) -> bool:
@@ -97,7 +87,7 @@ class Agent:
                 async with asyncio.TaskGroup() as tasks:
                     beside = [tasks.create_task(self._obey_the_clock())]
                     if self._is_head:
-                        beside.append(tasks.create_task(self._rendezvous.run()))
+                        beside.append(tasks.create_task(self._links.run()))
                     await self._live(local_dir)
                     for task in beside:
                         task.cancel()
@@ -106,7 +96,7 @@ class Agent:
                 self._step(FAILED, story(group))
         finally:
             await asyncio.sleep(GOODBYE_S)  # the last phase should still leave
-            self._rendezvous.close(self._life.detail)
+            self._links.close(self._life.detail)
         return 0 if self._life.phase == STOPPED else 1
 
     # ------------------------------------------------------------ phases
@@ -138,12 +128,22 @@ class Agent:
         self._enter(PREFLIGHT, STARTING)
         facts = await preflight(self._spec, self._env, self._spec_path, local_dir)
         cache_dir = engine_cache(self._spec, facts)
+        if self._spec.takes_turns and self._is_head:  # the other nodes wait for the head
+            await self._wait_for_turn()
         placement = await place(self._spec, self._env, self._incarnation, local_dir=str(local_dir), cache_dir=cache_dir)
         if self._spec.stage_dir is None:
             return placement
         self._enter(STAGING, STARTING)
         folder = await staged(self._spec_path, self._tell_progress, held)
+        if self._spec.num_nodes == 1:  # else others still copy
+            self._turn.end()
         return msgspec.structs.replace(placement, model_path=folder)
+
+    async def _wait_for_turn(self) -> None:
+        self._stages.enter(TURN, time.monotonic())
+        self._turn.ask()
+        self._step(STARTING, WAITS_FOR_TURN)
+        await self._turn.come(self._links.linked)
 
     def _tell_progress(self, progress: Progress) -> None:
         copied, total = size(progress.copied_bytes), size(progress.total_bytes)
@@ -161,6 +161,7 @@ class Agent:
             raise WorkerFault(f"engine not ready after {timeout_s:.0f} s (engine.load_timeout_s)") from None
         if isinstance(word, Ready):
             self._stages.end(time.monotonic())
+            self._turn.end()
             log.info("the start took: %s", in_words(self._stages.times))
             self._step(READY)
         elif not isinstance(word, Stop):
@@ -203,6 +204,8 @@ class Agent:
         """The engine's output, as it passes."""
         for part, seconds in self._told_by(line).items():
             self._stages.tell(part, seconds)
+            if part == WEIGHTS and self._turn.end():
+                self._links.tell()
 
     def _enter(self, stage: str, phase: str) -> None:
         self._stages.enter(stage, time.monotonic())
@@ -211,11 +214,12 @@ class Agent:
     def _step(self, phase: str, detail: str = "") -> None:
         self._life.step(phase, detail)
         log.info("%s%s", phase, f": {detail}" if detail else "")
-        for link in self._rendezvous.links.values():
-            link.send(self._phase())
+        if self._life.ended:
+            self._turn.end()
+        self._links.tell()
 
     def _phase(self) -> Phase:
-        return Phase(self._life.phase, self._life.detail, self._stages.times)
+        return Phase(self._life.phase, self._life.detail, self._stages.times, self._turn.state, self._turn.waited_s)
 
     # ------------------------------------------------------------ who asks to stop
 
@@ -239,46 +243,8 @@ class Agent:
         await asyncio.sleep(drain.at - time.time())
         self._ask_to_stop(WALLTIME, drain.timeout_s)
 
-    def _take(self, proxy: str, message: Message) -> None:
+    def _take(self, message: Message) -> None:
         if isinstance(message, Drain):
             self._ask_to_stop(message.reason, message.timeout_s)
-        elif isinstance(message, Registered):
-            self._rendezvous.heard(proxy, message)
-
-    # ------------------------------------------------------------ links
-
-    def _open_link(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
-        self._num_sessions += 1
-        session = f"{self._incarnation}-agent-{self._num_sessions}"
-        link = Link(
-            self._context,
-            endpoint,
-            identity=identity(self._spec.worker, self._spec.generation, session),
-            server_public=proxy.public_key,
-            keys=read_keys(self._spec.run_dir, "worker"),
-            hello=self._registration(session),
-            decode=decode_to_worker,
-            on_message=lambda message: self._take(proxy.id, message),
-            on_lost=lost,
-            silence_s=PROXY_SILENCE_S,
-        )
-        link.send(self._phase())
-        return link
-
-    def _registration(self, session: str) -> Register:
-        return Register(
-            protocol=PROTOCOL,
-            code=self._spec.code,
-            engine_version=self._spec.engine.version or "",
-            worker=self._spec.worker,
-            pool=self._spec.pool,
-            role=self._spec.role,
-            generation=self._spec.generation,
-            incarnation=self._incarnation,
-            session=session,
-            part=Part.AGENT,
-            node=self._env.node,
-            job=self._env.job,
-            end_time=self._env.end_time,
-            gpus=self._env.gpus,
-        )
+        elif isinstance(message, YourTurn):
+            self._turn.give()

@@ -7,8 +7,10 @@ meet. Starts nothing.
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +48,8 @@ async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, *, local_dir:
     address = address_of(spec.interface)
     path = head_file(spec, env)
     if env.node_rank > 0:
-        head = await find_head(path)
+        # For a turn it waits as long as it takes; if it ends, so does this node's task.
+        head = await find_head(path, math.inf if spec.takes_turns else HEAD_TIMEOUT_S)
         return msgspec.structs.replace(head, address=address, node_rank=env.node_rank, **own)
     placement = Placement(
         worker=spec.worker,
@@ -73,13 +76,14 @@ def head_file(spec: WorkerSpec, env: SlurmEnv) -> Path:
     return Path(spec.run_dir) / "specs" / f"{spec.worker}.head.{life}.json"
 
 
-async def find_head(path: Path) -> Placement:
+async def find_head(path: Path, timeout_s: float) -> Placement:
     """Bootstrap is the one thing told through a file: no address is known before it."""
-    for _ in range(int(HEAD_TIMEOUT_S / HEAD_POLL_S)):
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
         try:
             data = await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
             await asyncio.sleep(HEAD_POLL_S)
             continue
         return msgspec.json.decode(data, type=Placement)
-    raise WorkerFault(f"rank 0 did not write {path.name} within {HEAD_TIMEOUT_S:.0f} s")
+    raise WorkerFault(f"rank 0 did not write {path.name} within {timeout_s:.0f} s")

@@ -1,7 +1,8 @@
 """The contract between workers, proxies and the controller: every message that travels on a link.
 
-Owns the messages, grouped by who receives them (on where the KV lies: `kv_messages`), and who may be sent
-what. Pure data: `wire` turns it into bytes, `session` owns sequence numbers and credit.
+Owns the messages between worker and proxy, grouped by who receives them (on where the KV lies: `kv_messages`), and who
+may be sent what (`controller_messages` included). Pure data: `wire` turns it into bytes, `session` owns sequence
+numbers and credit.
 
 Messages are tagged arrays: new fields go at the end with a default, so peers that speak protocol N and N-1
 read each other; an unknown tag is an error that is told to the sender.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
+from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs
 from workers.kv_messages import Digest, DigestWanted, PromptTrace
 from workers.message import Message
 from workers.proxy_file import ProxyFile
@@ -33,6 +35,14 @@ class Leg:
     WHOLE = "whole"
     PREFILL = "prefill"
     DECODE = "decode"
+
+
+class Turn:
+    """How a worker stands to reading its model from the shared file system (`cluster.max_loading`)."""
+
+    NONE = ""  # it does not, or not any more
+    WAITS = "waits"  # for its turn
+    READS = "reads"
 
 
 class Part:
@@ -105,6 +115,8 @@ class Phase(Message, frozen=True, tag="phase"):
     phase: str
     detail: str = ""
     stages: StageTimes = ()  # of its start, as far as they have ended
+    turn: str = Turn.NONE
+    waited_s: float = 0.0  # for its turn, so far
 
 
 class Load(Message, frozen=True, tag="load"):
@@ -253,79 +265,8 @@ class Drain(Message, frozen=True, tag="drain"):
     timeout_s: float
 
 
-# ---------------------------------------------------------------- controller <-> proxy
-
-
-class ControllerHello(Message, frozen=True, tag="controller_hello"):
-    """First message of the controller on every proxy."""
-
-    protocol: int
-    run: str
-    session: str
-
-
-class JobView(msgspec.Struct, frozen=True, array_like=True):
-    """What the controller knows of one worker's Slurm job."""
-
-    worker: str
-    pool: str
-    role: str
-    generation: int
-    job: str
-    state: str
-    reason: str = ""
-    estimated_start: str = ""
-    end_time: float | None = None
-    node: str = ""
-    nodes: tuple[str, ...] = ()
-    num_nodes: int = 1  # that it takes, also while it waits for them
-    gpus: int = 0  # of each
-    tensor_parallel: int = 1
-    pipeline_parallel: int = 1
-
-
-class Jobs(Message, frozen=True, tag="jobs"):
-    """The controller's whole view; each replaces the one before."""
-
-    jobs: tuple[JobView, ...]
-    gpus_per_node: int = 0  # of the cluster
-
-
-class DrainWorker(Message, frozen=True, tag="drain_worker"):
-    """The controller asks the proxy to drain one worker."""
-
-    worker: str
-    generation: int
-    reason: str
-    timeout_s: float
-
-
-class WorkerView(msgspec.Struct, frozen=True, array_like=True):
-    """One worker as the proxy sees it."""
-
-    worker: str
-    pool: str
-    role: str
-    generation: int
-    phase: str
-    detail: str
-    node: str
-    job: str
-    end_time: float | None
-    running: int
-    waiting: int
-    stages: StageTimes = ()  # of its start
-
-
-class FleetView(Message, frozen=True, tag="fleet"):
-    """The proxy's whole view, sent to the controller on change. Expected pairs are proven or missing."""
-
-    workers: tuple[WorkerView, ...]
-    ready: bool
-    proven_pairs: tuple[tuple[str, str], ...] = ()
-    missing_pairs: tuple[tuple[str, str], ...] = ()
-    refusals: tuple[str, ...] = ()
-    faults: tuple[str, ...] = ()  # "prefill-0 -> decode-0: why its last proof failed"
+class YourTurn(Message, frozen=True, tag="your_turn"):
+    """To an agent that waits for it: read the model now, and tell by `Phase` when it is read."""
 
 
 ToProxy = (
@@ -346,5 +287,7 @@ ToProxy = (
     | Jobs
     | DrainWorker
 )
-ToWorker = Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | DigestWanted | Drain | Goodbye
+ToWorker = (
+    Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | DigestWanted | Drain | YourTurn | Goodbye
+)
 ToController = Registered | Refused | Beat | FleetView | Goodbye

@@ -71,6 +71,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     load_timeout_s: float
     drain_timeout_s: float
     hosts_per_worker: int = 1
+    takes_turns: bool = False  # to read the model, by the proxy's word
 
     @property
     def engine_python(self) -> str:

@@ -11,6 +11,7 @@ StageTimes = tuple[tuple[str, float], ...]  # (stage, seconds), in order
 QUEUE = "queue"  # in Slurm's queue; the controller's word
 ENVIRONMENT = "environment"  # from the job's start to the agent's: prolog, cluster.setup, imports
 PREFLIGHT = "preflight"
+TURN = "turn"  # until it was this worker's to read the model
 STAGING = "staging"  # the model, to a disk of the node
 IMPORT = "import"  # the engine's own modules
 LOAD = "load"  # its processes, and what of the rest it does not tell apart
@@ -19,7 +20,7 @@ COMPILE = "compile"
 WARM_UP = "warm-up"
 REGISTER = "register"  # until the proxy has the engine's link
 PROOF = "proof"  # until a real completion has gone through it
-ORDER = (QUEUE, ENVIRONMENT, PREFLIGHT, STAGING, IMPORT, LOAD, WEIGHTS, COMPILE, WARM_UP, REGISTER, PROOF)
+ORDER = (QUEUE, ENVIRONMENT, PREFLIGHT, TURN, STAGING, IMPORT, LOAD, WEIGHTS, COMPILE, WARM_UP, REGISTER, PROOF)
 
 
 class StageClock:

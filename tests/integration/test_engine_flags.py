@@ -12,7 +12,8 @@ from launcher.config import choices
 from tests.live import SOURCE
 from tests.unit.planning import planned
 from workers.engines import Placement
-from workers.engines.vllm_args import engine_argv
+from workers.engines.vllm_args import SUPPORTED_VERSIONS, engine_argv
+from workers.engines.vllm_load import FORMATS, STRATEGIES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
 
@@ -39,6 +40,7 @@ def shipped() -> dict[str, list[str]]:
     """One command line for each node of the first worker of every pool; the CPU build's own flags aside."""
     runs = [[f"+recipe={recipe}"] for recipe in choices("recipe")]
     runs += [[f"+cluster={cluster}"] for cluster in choices("cluster")]
+    runs += [["+cluster=h100x2", "cluster.load_strategy=prefetch", "cluster.load_format=safetensors"]]
     runs += [["+cluster=h100x2", f"model={model}"] for model in choices("model") if model != "deepseek-v3"]
     lines = {}
     for overrides in runs:
@@ -63,6 +65,22 @@ def faults_of(lines: dict[str, list[str]]) -> dict[str, str]:
     )
     assert judged.returncode == 0, judged.stderr
     return {name: fault for name, fault in zip(lines, json.loads(judged.stdout), strict=True) if fault}
+
+
+def test_the_words_for_reading_weights_are_vllm_s_own() -> None:
+    program = """
+import json
+from typing import get_args
+from vllm import __version__
+from vllm.config.load import SafetensorsLoadStrategy
+from vllm.model_executor.model_loader import LoadFormats
+print(json.dumps([__version__.partition("+")[0], get_args(LoadFormats), get_args(SafetensorsLoadStrategy)]))
+"""
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=SOURCE)
+    version, formats, strategies = json.loads(told.stdout.splitlines()[-1])
+    assert set(FORMATS[version]) == set(formats)
+    assert set(STRATEGIES[version]) == set(strategies)
+    assert set(FORMATS) == set(STRATEGIES) == set(SUPPORTED_VERSIONS)
 
 
 def test_vllm_takes_every_flag_of_every_recipe_cluster_and_model() -> None:

@@ -1,6 +1,7 @@
 """Who is there, who is refused, and what must be proven before it serves."""
 
 from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
+from proxy.turns import Turns
 from proxy.view import fleet_view
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
 from workers.lifecycle import DRAINING, FAILED, READY
@@ -29,7 +30,9 @@ def test_the_end_of_a_start_is_seen_by_the_proxy() -> None:
     fleet.apply(Proven((keys["prefill-0"], keys["decode-0"])), 12.0)
     fleet.apply(Proven((keys["prefill-0"], keys["decode-0"])), 99.0)
     assert [dict(fleet.workers[key].stages)["proof"] for key in keys.values()] == [1.5, 0.5]
-    assert [view.stages for view in fleet_view(fleet).workers] == [worker.stages for worker in fleet.workers.values()]
+    assert [view.stages for view in fleet_view(fleet, Turns(0)).workers] == [
+        worker.stages for worker in fleet.workers.values()
+    ]
 
 
 def test_draining_takes_it_out() -> None:
@@ -125,6 +128,6 @@ def test_the_controller_is_told_why_a_hand_over_is_not_proven() -> None:
     prefill = bring_up(fleet, "prefill-0", prove=False)
     decode = bring_up(fleet, "decode-0", prove=False)
     fleet.apply(ProofFailed((prefill, decode), "no KV came"), 0.0)
-    assert fleet_view(fleet).faults == ("prefill-0 -> decode-0: no KV came",)
+    assert fleet_view(fleet, Turns(0)).faults == ("prefill-0 -> decode-0: no KV came",)
     fleet.apply(Proven((prefill, decode)), 1.0)
-    assert fleet_view(fleet).faults == ()
+    assert fleet_view(fleet, Turns(0)).faults == ()

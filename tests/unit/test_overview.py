@@ -19,10 +19,12 @@ from proxy.spec import Deadlines, Limits, RoutingSpec
 from proxy.targets import asked_host, targets_json
 from proxy.totals import Totals
 from proxy.traffic import Traffic
+from proxy.turns import Turns
 from proxy.view import fleet_json, gauges
 from tests.unit.proxies import bring_up, peer, proxy_spec, register
+from workers.controller_messages import Jobs, JobView
 from workers.lifecycle import DRAINING
-from workers.protocol import Jobs, JobView, Load, Part
+from workers.protocol import Load, Part
 
 JOB = JobView("decode-0", "decode", "decode", 0, "7", "PENDING", "Resources", num_nodes=2, gpus=8)
 
@@ -87,7 +89,7 @@ def flights_of(fleet: Fleet) -> Flights:
 
 
 def overview(fleet: Fleet, board: JobBoard, *, since: int = 0, traffic: Traffic | None = None) -> dict[str, Any]:
-    shown = fleet_json(fleet, flights_of(fleet), board.jobs, (), "r", now=20.0, unix=1_700_000_000.0)
+    shown = fleet_json(fleet, flights_of(fleet), Turns(0), board.jobs, (), "r", now=20.0, unix=1_700_000_000.0)
     snapshot = Snapshot(
         fleet=shown,
         totals=Totals(traffic=traffic or Traffic()),

@@ -116,6 +116,36 @@ def test_arguments_go_from_engine_to_model_to_pool_and_null_takes_one_out() -> N
     assert (prefill.environment["A"], decode.environment["A"]) == ("engine", "pool")
 
 
+def test_how_weights_are_read_is_the_cluster_s_matter_unless_a_pool_says_otherwise(
+    golden: Callable[[str, str], None],
+) -> None:
+    site = [H100, "cluster.load_strategy=prefetch", "cluster.load_format=safetensors", "cluster.max_loading=2"]
+    plan = planned(*site, "pools.decode.engine_args.safetensors_load_strategy=null")
+    golden("plan_loading.json", msgspec.json.format(msgspec.json.encode(plan), indent=1).decode() + "\n")
+    prefill, decode = (worker.spec.engine.args for worker in plan.workers)
+    assert (prefill["load_format"], prefill["safetensors_load_strategy"]) == ("safetensors", "prefetch")
+    assert "safetensors_load_strategy" not in decode
+    assert plan.proxy.max_loading == 2 and all(worker.spec.takes_turns for worker in plan.workers)
+    assert "at most 2 workers read their model at once (cluster.max_loading)" in plan.notes
+    sim = planned("+cluster=onebox", "engine=sim", "cluster.load_strategy=prefetch").workers[0].spec
+    assert not sim.takes_turns and "safetensors_load_strategy" not in sim.engine.args
+
+
+def test_a_way_to_read_weights_that_vllm_does_not_know_is_told_with_its_key() -> None:
+    assert refusals(H100, "cluster.load_strategy=fast", "cluster.max_loading=-1") == (
+        "cluster.load_strategy: vLLM 0.32.0 knows no 'fast'; known: lazy, eager, prefetch, torchao",
+        "cluster.max_loading: -1 is not a count; use 1 or more, or 0 for no limit",
+    )
+    (fault,) = refusals(H100, "pools.decode.engine_args.load_format=gguff")
+    assert fault.startswith("pools.decode.engine_args.load_format: vLLM 0.32.0 knows no 'gguff'; known: auto, hf, ")
+    threads = "pools.decode.engine_args.model_loader_extra_config={enable_multithread_load: true}"
+    assert planned(H100, threads)
+    assert refusals(H100, threads, "cluster.load_strategy=eager") == (
+        "cluster.load_strategy: eager does not go with model_loader_extra_config.enable_multithread_load; use one of"
+        " the two",
+    )
+
+
 def test_a_role_is_two_caps() -> None:
     caps = planned(H100).proxy.pools
     assert (caps["prefill"].max_prefill_tokens, caps["prefill"].max_decodes) == (32768, 0)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import GOLDEN
-from workers import kv_messages, protocol, wire
+from workers import controller_messages, kv_messages, protocol, wire
 from workers.message import Message
 from workers.wire import Batch, DecodeError, encode_batch
 
@@ -24,9 +24,11 @@ DECODERS: dict[UnionType, Callable[[Any], Batch[Any]]] = {
 }
 TICKET = protocol.Ticket("a1-7f", "prefill-0", 2, b'{"remote_host":"10.0.0.1"}', 3, 41, 0.25)
 CAPABILITIES = protocol.Capabilities(("tiny",), 4096, 16, 2048, 256, 1, True, True, "0a1b/16")
-WORKER = protocol.WorkerView("decode-0", "decode", "decode", 1, "ready", "", "n1", "77", 1.5e9, 3, 1, (("load", 3.5),))
+WORKER = controller_messages.WorkerView(
+    "decode-0", "decode", "decode", 1, "ready", "", "n1", "77", 1.5e9, 3, 1, (("load", 3.5),), "next"
+)
 PROXY = protocol.ProxyFile("proxy-0.1", ("tcp://10.0.0.1:5000",), "public", "http://10.0.0.1:8000", 42)
-JOB = protocol.JobView(
+JOB = controller_messages.JobView(
     "decode-0", "decode", "decode", 1, "77", "PENDING", "Priority", "2026-01-02T03:04:05", None, "", (), 2, 4, 4, 2
 )
 EXAMPLES: dict[str, Message] = {
@@ -48,7 +50,7 @@ EXAMPLES: dict[str, Message] = {
         (),
         (4, 5),
     ),
-    "phase": protocol.Phase("loading", "load", (("preflight", 0.5), ("import", 9.0))),
+    "phase": protocol.Phase("loading", "load", (("preflight", 0.5), ("import", 9.0)), "reads", 2.5),
     "load": protocol.Load(3, 1, 12, 4096, 8192, 0, 0.5, 2, 1024, 6),
     "digest": kv_messages.Digest(0, 2, 17, bytes(range(16)), bytes(range(16, 24)), True),
     "start": protocol.Start(7, 200, ((b"content-type", b"text/event-stream"),)),
@@ -82,10 +84,11 @@ EXAMPLES: dict[str, Message] = {
     "ticket_closed": protocol.TicketClosed("a1-7f"),
     "digest_wanted": kv_messages.DigestWanted(0),
     "drain": protocol.Drain("the run stops", 120.0),
-    "controller_hello": protocol.ControllerHello(1, "demo", "b2"),
-    "jobs": protocol.Jobs((JOB,), 8),
-    "drain_worker": protocol.DrainWorker("decode-0", 1, "the run stops", 120.0),
-    "fleet": protocol.FleetView(
+    "your_turn": protocol.YourTurn(),
+    "controller_hello": controller_messages.ControllerHello(1, "demo", "b2"),
+    "jobs": controller_messages.Jobs((JOB,), 8),
+    "drain_worker": controller_messages.DrainWorker("decode-0", 1, "the run stops", 120.0),
+    "fleet": controller_messages.FleetView(
         (WORKER,),
         False,
         (("prefill-0", "decode-0"),),

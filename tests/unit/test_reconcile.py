@@ -26,7 +26,7 @@ from launcher.effects import (
 from launcher.jobs import JobRecord, Row, job_name
 from launcher.reconcile import CANCEL_AGAIN_S, DRAIN_GRACE_S, SETTLE_S, Reconciler
 from launcher.rundir import SERVE, STOP, Desired
-from workers.protocol import FleetView, WorkerView
+from workers.controller_messages import FleetView, WorkerView
 
 RUN = "run"
 DRAIN_S = 20.0

@@ -20,7 +20,7 @@ from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, STOP, Desired, Endpoint, RunDir
 from launcher.status import RunStatus, WorkerStatus, job_views, run_status
 from tests.unit.planning import planned
-from workers.protocol import FleetView, WorkerView
+from workers.controller_messages import FleetView, WorkerView
 
 PLAN = planned("+cluster=onebox", "engine=sim", "run=demo")
 WORKERS = tuple(spec.spec.worker for spec in PLAN.workers)

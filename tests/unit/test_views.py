@@ -1,7 +1,7 @@
 """One view of the fleet out of those of the proxy's processes."""
 
 from launcher.views import merged
-from workers.protocol import FleetView, WorkerView
+from workers.controller_messages import FleetView, WorkerView
 
 
 def worker(name: str, phase: str = "ready") -> WorkerView:

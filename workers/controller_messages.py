@@ -1,0 +1,84 @@
+"""What controller and proxy say to each other: the jobs as Slurm has them, the fleet as the proxy sees it.
+
+Pure data; who may be sent what is in `protocol`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from workers.message import Message
+from workers.stages import StageTimes
+
+
+class ControllerHello(Message, frozen=True, tag="controller_hello"):
+    """First message of the controller on every proxy."""
+
+    protocol: int
+    run: str
+    session: str
+
+
+class JobView(msgspec.Struct, frozen=True, array_like=True):
+    """What the controller knows of one worker's Slurm job."""
+
+    worker: str
+    pool: str
+    role: str
+    generation: int
+    job: str
+    state: str
+    reason: str = ""
+    estimated_start: str = ""
+    end_time: float | None = None
+    node: str = ""
+    nodes: tuple[str, ...] = ()
+    num_nodes: int = 1  # that it takes, also while it waits for them
+    gpus: int = 0  # of each
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+
+
+class Jobs(Message, frozen=True, tag="jobs"):
+    """The controller's whole view; each replaces the one before."""
+
+    jobs: tuple[JobView, ...]
+    gpus_per_node: int = 0  # of the cluster
+
+
+class DrainWorker(Message, frozen=True, tag="drain_worker"):
+    """The controller asks the proxy to drain one worker."""
+
+    worker: str
+    generation: int
+    reason: str
+    timeout_s: float
+
+
+class WorkerView(msgspec.Struct, frozen=True, array_like=True):
+    """One worker as the proxy sees it."""
+
+    worker: str
+    pool: str
+    role: str
+    generation: int
+    phase: str
+    detail: str
+    node: str
+    job: str
+    end_time: float | None
+    running: int
+    waiting: int
+    stages: StageTimes = ()  # of its start
+    turn: str = ""  # in words: has it one, or how many are before it
+
+
+class FleetView(Message, frozen=True, tag="fleet"):
+    """The proxy's whole view, sent to the controller on change. Expected pairs are proven or missing."""
+
+    workers: tuple[WorkerView, ...]
+    ready: bool
+    proven_pairs: tuple[tuple[str, str], ...] = ()
+    missing_pairs: tuple[tuple[str, str], ...] = ()
+    refusals: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()  # "prefill-0 -> decode-0: why its last proof failed"
