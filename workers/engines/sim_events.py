@@ -7,7 +7,7 @@ held it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -16,11 +16,12 @@ Positive = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How long a pass takes: the sum of both parts, where there is something to do for them.
+    """How long a pass takes: of computing new prompt tokens and of reading KV, as far as there is something to do.
 
     A polynomial (a, b, c) is a*x^2 + b*x + c milliseconds. Defaults: those of Dynamo's mocker.
     """
 
+    model: Literal["additive", "mixed"] = "additive"  # one after the other, or the longer of both
     prefill_ms: Polynomial = (4.209989e-7, 1.518344e-2, 16.50142)  # of the new tokens in the pass
     decode_ms: Polynomial = (-25.74, 54.01, 5.74)  # of the fraction of blocks in use
     kv_bytes_per_token: int = 131_072
@@ -29,7 +30,8 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def pass_s(self, prefill_tokens: int, num_decodes: int, usage: float) -> float:
         prefill_ms = _value(self.prefill_ms, prefill_tokens) if prefill_tokens else 0.0
         decode_ms = _value(self.decode_ms, usage) if num_decodes else 0.0
-        return max(0.0, prefill_ms + decode_ms) / 1000
+        both_ms = max(prefill_ms, decode_ms) if self.model == "mixed" else prefill_ms + decode_ms
+        return max(0.0, both_ms) / 1000
 
     def handoff_s(self, num_tokens: int) -> float:
         return num_tokens * self.kv_bytes_per_token / self.handoff_bytes_per_s
