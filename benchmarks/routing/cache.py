@@ -6,6 +6,7 @@ per block: a block with a hash is known by it, all others are only counted.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 
@@ -14,7 +15,8 @@ class Cache:
         self.num_blocks = num_blocks
         self.num_free = num_blocks
         self._refs: dict[int, int] = {}  # cached and in use
-        self._lru: dict[int, None] = {}  # cached and not in use, oldest first
+        # Cached and not in use, oldest first. Of a plain dictionary the first entry is found by walking over those deleted.
+        self._lru: OrderedDict[int, None] = OrderedDict()
         self.evicted: list[int] = []
 
     @property
@@ -54,11 +56,8 @@ class Cache:
         missing = count - self.num_free
         self.num_free -= count
         if missing > 0:
-            lru, evicted = self._lru, self.evicted
-            for _ in range(missing):
-                block = next(iter(lru))
-                del lru[block]
-                evicted.append(block)
+            oldest = self._lru.popitem
+            self.evicted += [oldest(last=False)[0] for _ in range(missing)]
             self.num_free = 0
 
     def name(self, blocks: Iterable[int]) -> list[int]:

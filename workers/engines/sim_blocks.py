@@ -7,6 +7,7 @@ a late reader finds the content of whoever has the block by then, as on a real d
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
 NO_KEY = 0
@@ -27,7 +28,8 @@ class BlockPool:
         self.contents = [0] * num_blocks
         self._by_key: dict[int, int] = {}
         self._free = list(range(num_blocks - 1, -1, -1))
-        self._lru: dict[int, None] = {}  # oldest first
+        # Oldest first. Of a plain dictionary the first entry is found by walking over those deleted.
+        self._lru: OrderedDict[int, None] = OrderedDict()
         self._evicted: list[int] = []
 
     @property
@@ -68,8 +70,7 @@ class BlockPool:
         return blocks
 
     def _evict(self) -> int:
-        block = next(iter(self._lru))
-        del self._lru[block]
+        block, _ = self._lru.popitem(last=False)
         key, self.keys[block] = self.keys[block], NO_KEY
         del self._by_key[key]
         self._evicted.append(key)

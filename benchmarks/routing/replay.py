@@ -1,0 +1,202 @@
+"""A trace through the proxy's own cores and virtual engines, in virtual time.
+
+Owns the clock and what lies between the cores: it is what `proxy/dispatch.py` and the engine hosts are in a live run.
+Fleet, index, router and flights are those that serve.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.routing.engine import Ended, Engine, Fetch, First, Work
+from benchmarks.routing.engine import Effect as EngineEffect
+from benchmarks.routing.links import Links
+from benchmarks.routing.records import Record, Replayed
+from benchmarks.routing.setup import NO_LIMITS, Setup
+from benchmarks.traces import Request
+from proxy import flight_events as fe
+from proxy.flight import Flight
+from proxy.flights import Flights
+from proxy.fleet import LoadTold
+from proxy.prefix_index import PrefixIndex
+from proxy.router import Demand, Route, Router
+from proxy.spec import Deadlines
+from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
+
+ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
+
+
+class _TimedRouter(Router):
+    """Notes what each decision costs."""
+
+    decision_s: list[float]
+
+    def route(self, *args: Any, **kwargs: Any) -> Route | None:
+        start = time.thread_time()
+        route = super().route(*args, **kwargs)
+        self.decision_s.append(time.thread_time() - start)
+        return route
+
+
+class Replay:
+    """Of one trace, once: `run`."""
+
+    def __init__(self, setup: Setup, requests: Sequence[Request]) -> None:
+        self._setup = setup
+        self._requests = requests
+        self._fleet = setup.fleet()
+        self._index = PrefixIndex()
+        self._router = _TimedRouter(setup.routing)
+        self._router.decision_s = []
+        self._flights = Flights(self._fleet, self._router, NO_LIMITS, Deadlines())
+        self._engines = {key: Engine(setup.card) for key in self._fleet.workers}
+        self._links = Links(setup.card.link_bytes_per_s)
+        self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._order = itertools.count()
+        self._records = [Record(request) for request in requests]
+        self._legs: dict[int, tuple[Any, Submit, Work]] = {}  # rid -> worker key, envelope, work
+        self._received: dict[Any, int] = dict.fromkeys(self._engines, 0)
+        self._num_open = len(requests)
+
+    def run(self) -> Replayed:
+        for number, request in enumerate(self._requests):
+            self._at(request.at_s, self._arrive, number)
+        for number, key in enumerate(self._engines):
+            self._at(BEAT_INTERVAL_S * number / len(self._engines), self._beat, key)
+        now = 0.0
+        while self._num_open:
+            now, _, step, arguments = heapq.heappop(self._todo)
+            step(*arguments, now)
+        return Replayed(
+            records=self._records,
+            workers=[key[0] for key in self._engines],
+            decision_s=self._router.decision_s,
+            num_preemptions=sum(engine.num_preemptions for engine in self._engines.values()),
+            end_s=now,
+        )
+
+    def _at(self, at: float, step: Callable[..., None], *arguments: Any) -> None:
+        heapq.heappush(self._todo, (at, next(self._order), step, arguments))
+
+    # ------------------------------------------------------------ the proxy
+
+    def _arrive(self, number: int, now: float) -> None:
+        request = self._requests[number]
+        demand = Demand(num_tokens=request.num_prompt, whole_because=None)
+        flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
+        self._tell(fe.Arrived(flight), now)
+
+    def _tell(self, event: fe.Event, now: float) -> None:
+        for effect in self._flights.apply(event, now):
+            if isinstance(effect, fe.Send):
+                self._send(effect, now)
+            elif isinstance(effect, fe.Begin):
+                self._records[effect.flight.id].begin(now, effect.flight.route)
+            elif isinstance(effect, fe.Finish):
+                self._records[effect.flight.id].end_s = now
+                self._num_open -= 1
+            else:
+                raise RuntimeError(f"no request may fail here: {effect}")
+
+    def _beat(self, key: Any, now: float) -> None:
+        engine, received = self._engines[key], self._received[key]
+        load = Load(
+            running=engine.num_running,
+            waiting=engine.num_waiting,
+            pinned_blocks=engine.num_held_blocks,
+            prefill_tokens=engine.unread_tokens,
+            kv_tokens_received=received,
+            kv_used=engine.usage,
+        )
+        self._fleet.apply(LoadTold(key, load), now)
+        self._tell(fe.RoomMade(), now)
+        self._at(now + BEAT_INTERVAL_S, self._beat, key)
+
+    # ------------------------------------------------------------ the hosts
+
+    def _send(self, send: fe.Send, now: float) -> None:
+        message, key = send.message, send.worker
+        if isinstance(message, Submit):
+            request = self._requests[int(self._flights.legs[message.rid].flight.id)]
+            prefill = message.leg == Leg.PREFILL
+            work = Work(
+                id=message.rid,
+                chain=request.chain,
+                num_prompt=request.num_prompt,
+                num_output=1 if prefill else request.num_output,
+                hold=prefill,
+                remote=message.leg == Leg.DECODE,
+            )
+            self._legs[message.rid] = (key, message, work)
+            self._took(key, self._engines[key].submit(work, now), now)
+        elif isinstance(message, Release):
+            raise RuntimeError("every ticket is read here")
+
+    def _tick(self, key: Any, due: float, now: float) -> None:
+        engine = self._engines[key]
+        if engine.next_at == due:  # else something came between
+            self._took(key, engine.tick(now), now)
+
+    def _took(self, key: Any, effects: list[EngineEffect], now: float) -> None:
+        """An engine has made a step: what it holds, what it says, and when it is due."""
+        engine = self._engines[key]
+        if engine.stored:
+            self._index.store((key, 0), engine.stored)
+            engine.stored = []
+        if engine.cache.evicted:
+            self._index.remove((key, 0), engine.cache.evicted)
+            engine.cache.evicted = []
+        if engine.next_at != float("inf"):
+            self._at(engine.next_at, self._tick, key, engine.next_at)
+        for effect in effects:
+            if isinstance(effect, First):
+                self._first(effect, now)
+            elif isinstance(effect, Ended):
+                self._ended(effect.id, now)
+            elif isinstance(effect, Fetch):
+                self._fetch(key, effect, now)
+
+    def _first(self, first: First, now: float) -> None:
+        key, submit, work = self._legs[first.id]
+        flight = self._flights.legs[first.id].flight
+        if submit.leg != Leg.DECODE:
+            self._records[flight.id].num_cached = first.num_cached
+        if submit.leg != Leg.PREFILL:
+            self._tell(Start(first.id, 200, ()), now)
+
+    def _ended(self, rid: int, now: float) -> None:
+        key, submit, work = self._legs[rid]
+        leg = self._flights.legs[rid]
+        num_cached = self._records[leg.flight.id].num_cached
+        if submit.leg == Leg.PREFILL:
+            blocks = -(-work.num_prompt // self._setup.card.block_size)
+            ticket = Ticket(str(rid), key[0], key[1], b"", blocks, work.num_prompt)
+            self._tell(Prefilled(rid, ticket, work.num_prompt, num_cached), now)
+            return
+        del self._legs[rid]
+        self._tell(End(rid, work.num_prompt, num_cached, work.num_output), now)
+
+    def _fetch(self, key: Any, fetch: Fetch, now: float) -> None:
+        ticket = self._legs[fetch.id][1].ticket
+        assert ticket is not None
+        num_bytes = self._setup.card.transfer_bytes(fetch.num_tokens)
+        self._received[key] += fetch.num_tokens
+        self._links.start(fetch.id, ticket.worker, key[0], num_bytes, now)
+        self._at(self._links.next_at, self._transferred, self._links.next_at)
+
+    def _transferred(self, due: float, now: float) -> None:
+        if self._links.next_at != due:
+            return
+        for rid in self._links.take_done(now):
+            key, submit, _ = self._legs[rid]
+            ticket = submit.ticket
+            assert ticket is not None
+            holder = self._legs.pop(int(ticket.id))[0]
+            self._took(holder, self._engines[holder].release(int(ticket.id), now), now)
+            self._took(key, self._engines[key].arrive(rid, now), now)
+        if self._links.next_at != float("inf"):
+            self._at(self._links.next_at, self._transferred, self._links.next_at)
