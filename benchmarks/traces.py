@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -113,8 +114,8 @@ def _read_azure(path: Path) -> list[Request]:
 class Synthetic:
     """Chats of several turns that begin with one of a few system prompts. Lengths in tokens, medians of lognormals."""
 
-    duration_s: float = 600.0
-    chats_per_s: float = 1.0
+    duration_s: float = 300.0
+    chats_per_s: float = 8.0
     mean_turns: float = 4.0
     think_s: float = 30.0
     system_prompts: tuple[int, ...] = (512, 1024, 2048, 6144)
@@ -175,7 +176,7 @@ def part(requests: Sequence[Request], start_s: float, length_s: float) -> list[R
 def coarse_step_s(requests: Sequence[Request]) -> float:
     """How long a clock tick of the trace is where many arrive at the same moment: to spread them over; else 0."""
     times = sorted({request.at_s for request in requests})
-    gaps = sorted(after - before for before, after in zip(times, times[1:], strict=False))
+    gaps = sorted(after - before for before, after in pairwise(times))
     together = len(requests) - len(times)
     return gaps[len(gaps) // 2] if gaps and together > len(requests) // 2 else 0.0
 

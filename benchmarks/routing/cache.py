@@ -15,7 +15,7 @@ class Cache:
         self.num_blocks = num_blocks
         self.num_free = num_blocks
         self._refs: dict[int, int] = {}  # cached and in use
-        # Cached and not in use, oldest first. Of a plain dictionary the first entry is found by walking over those deleted.
+        # Cached and not in use, oldest first. A plain dictionary walks over deleted entries to find its first.
         self._lru: OrderedDict[int, None] = OrderedDict()
         self.evicted: list[int] = []
 

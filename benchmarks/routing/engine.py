@@ -12,70 +12,14 @@ import itertools
 from array import array
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-
-import msgspec
 
 from benchmarks.routing.cache import Cache
 from benchmarks.routing.card import Card
+from benchmarks.routing.work import Effect, Ended, Fetch, First, Job, Work
 
 MAX_PLANNED_PASSES = 512
 NEVER = float("inf")
 _ANSWERS = 1 << 63  # hashes of answers' blocks begin here; prompts' are mixed over all 64 bits
-
-
-class Work(msgspec.Struct, frozen=True):
-    """`hold`: a prefill leg, its blocks stay until released. `remote`: a decode leg, its KV is fetched first."""
-
-    id: int
-    chain: Sequence[int]  # of the prompt's full blocks
-    num_prompt: int
-    num_output: int
-    hold: bool = False
-    remote: bool = False
-
-
-class First(msgspec.Struct, frozen=True):
-    id: int
-    num_cached: int
-
-
-class Ended(msgspec.Struct, frozen=True):
-    id: int
-
-
-class Fetch(msgspec.Struct, frozen=True):
-    """The driver answers with `arrive` when so many tokens have come from the holder."""
-
-    id: int
-    num_tokens: int
-
-
-Effect = First | Ended | Fetch
-
-
-@dataclass(slots=True, eq=False)
-class _Sequence:
-    work: Work
-    chain: Sequence[int]
-    total: int  # tokens known when it was last queued
-    remote: bool
-    num_computed: int = 0
-    num_blocks: int = 0
-    named: list[int] = field(default_factory=list)  # of its blocks, those known by their hash
-    num_cached: int | None = None  # when it was first scheduled
-    told: bool = False  # its first token
-    base: int = 0  # while it decodes: tokens computed less passes begun
-    last_pass: int = 0
-
-    @property
-    def id(self) -> int:
-        return self.work.id
-
-    @property
-    def end(self) -> int:
-        return self.work.num_prompt + self.work.num_output
 
 
 class Engine:
@@ -88,17 +32,17 @@ class Engine:
         self.stored: list[int] = []  # of prompts; the driver takes them with each step
         self.unread_tokens = 0  # of prompts whose first output has not come
         self._size = card.block_size
-        self._waiting: deque[_Sequence] = deque()
-        self._fetching: dict[int, _Sequence] = {}
-        self._arrived: deque[_Sequence] = deque()
-        self._prefilling: list[_Sequence] = []  # all younger than those that decode
-        self._decoding: dict[int, _Sequence] = {}
-        self._held: dict[int, _Sequence] = {}
-        self._chunks: list[tuple[_Sequence, int]] = []
+        self._waiting: deque[Job] = deque()
+        self._fetching: dict[int, Job] = {}
+        self._arrived: deque[Job] = deque()
+        self._prefilling: list[Job] = []  # all younger than those that decode
+        self._decoding: dict[int, Job] = {}
+        self._held: dict[int, Job] = {}
+        self._chunks: list[tuple[Job, int]] = []
         self._plan: list[float] = []  # ends of the passes of this step
         self._pass = 0  # begun and over
         self._grows = [0] * card.block_size  # how many that decode need a block, by pass modulo block size
-        self._ends: list[tuple[int, int, _Sequence]] = []  # heap of last passes
+        self._ends: list[tuple[int, int, Job]] = []  # heap of last passes
         self._order = itertools.count()
         self._answer_blocks = itertools.count(_ANSWERS)
 
@@ -123,7 +67,7 @@ class Engine:
     def submit(self, work: Work, now: float) -> list[Effect]:
         assert self._blocks(work.num_prompt + work.num_output) <= self.card.num_blocks, "it could never run"
         effects = self._reach(now, changes=not self._waiting)
-        self._waiting.append(_Sequence(work, work.chain, work.num_prompt, work.remote))
+        self._waiting.append(Job(work, work.chain, work.num_prompt, work.remote))
         self.unread_tokens += 0 if work.remote else work.num_prompt
         return self._go_on(effects, now)
 
@@ -224,7 +168,7 @@ class Engine:
             budget -= new
         return budget, preempted
 
-    def _take(self, sequence: _Sequence, num_blocks: int, new: int) -> None:
+    def _take(self, sequence: Job, num_blocks: int, new: int) -> None:
         self.cache.allocate(num_blocks)
         sequence.num_blocks += num_blocks
         self._chunks.append((sequence, new))
@@ -259,7 +203,7 @@ class Engine:
             self._take(sequence, 0, new)
             budget -= new
 
-    def _place(self, sequence: _Sequence, budget: int, effects: list[Effect]) -> bool:
+    def _place(self, sequence: Job, budget: int, effects: list[Effect]) -> bool:
         cache, total = self.cache, sequence.total
         found = sequence.chain[: cache.find(sequence.chain, self._full(total - 1))]
         num_cached = len(found) * self._size
@@ -298,7 +242,7 @@ class Engine:
         for sequence, new in chunks:
             self._advance(sequence, new, effects)
 
-    def _advance(self, sequence: _Sequence, new: int, effects: list[Effect]) -> None:
+    def _advance(self, sequence: Job, new: int, effects: list[Effect]) -> None:
         first = self._full(sequence.num_computed)
         sequence.num_computed += new
         self.num_computed_tokens += new
@@ -316,14 +260,14 @@ class Engine:
         else:
             self._start_decoding(sequence)
 
-    def _start_decoding(self, sequence: _Sequence) -> None:
+    def _start_decoding(self, sequence: Job) -> None:
         sequence.base = sequence.num_computed - self._pass
         sequence.last_pass = sequence.end - 2 - sequence.base
         self._decoding[sequence.id] = sequence
         self._grows[-sequence.base % self._size] += 1
         heapq.heappush(self._ends, (sequence.last_pass, next(self._order), sequence))
 
-    def _stop_decoding(self, sequence: _Sequence, num_computed: int) -> None:
+    def _stop_decoding(self, sequence: Job, num_computed: int) -> None:
         """Its full blocks that no prompt has are named now: nobody could have asked for them before."""
         self._grows[-sequence.base % self._size] -= 1
         sequence.last_pass = -1
@@ -335,21 +279,21 @@ class Engine:
             sequence.chain = array("Q", [*sequence.chain, *answer])
             sequence.named += self.cache.name(answer)
 
-    def _complete(self, sequence: _Sequence, effects: list[Effect]) -> None:
+    def _complete(self, sequence: Job, effects: list[Effect]) -> None:
         if sequence.work.hold:
             self._held[sequence.id] = sequence
         else:
             self._drop(sequence)
         effects.append(Ended(sequence.id))
 
-    def _name(self, sequence: _Sequence, first: int, last: int) -> None:
+    def _name(self, sequence: Job, first: int, last: int) -> None:
         """Its blocks from `first` to `last` are full."""
         if first < last:
             new = self.cache.name(sequence.chain[first:last])
             sequence.named += new
             self.stored += new
 
-    def _drop(self, sequence: _Sequence) -> None:
+    def _drop(self, sequence: Job) -> None:
         self.cache.drop(sequence.named, sequence.num_blocks - len(sequence.named))
         sequence.named = []
         sequence.num_blocks = 0

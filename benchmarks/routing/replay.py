@@ -12,19 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.routing.engine import Ended, Engine, Fetch, First, Work
-from benchmarks.routing.engine import Effect as EngineEffect
+from benchmarks.routing.engine import Engine
 from benchmarks.routing.links import Links
 from benchmarks.routing.records import Record, Replayed
 from benchmarks.routing.setup import NO_LIMITS, Setup
+from benchmarks.routing.work import Effect, Ended, Fetch, First, Work
 from benchmarks.traces import Request
 from proxy import flight_events as fe
+from proxy.fleet import LoadTold
 from proxy.flight import Flight
 from proxy.flights import Flights
-from proxy.fleet import LoadTold
 from proxy.prefix_index import PrefixIndex
 from proxy.router import Demand, Route, Router
 from proxy.spec import Deadlines
+from proxy.worker import Key
 from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
 
 ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
@@ -58,8 +59,8 @@ class Replay:
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._records = [Record(request) for request in requests]
-        self._legs: dict[int, tuple[Any, Submit, Work]] = {}  # rid -> worker key, envelope, work
-        self._received: dict[Any, int] = dict.fromkeys(self._engines, 0)
+        self._legs: dict[int, tuple[Key, Submit, Work]] = {}  # rid -> worker key, envelope, work
+        self._received: dict[Key, int] = dict.fromkeys(self._engines, 0)
         self._num_open = len(requests)
 
     def run(self) -> Replayed:
@@ -102,7 +103,7 @@ class Replay:
             else:
                 raise RuntimeError(f"no request may fail here: {effect}")
 
-    def _beat(self, key: Any, now: float) -> None:
+    def _beat(self, key: Key, now: float) -> None:
         engine, received = self._engines[key], self._received[key]
         load = Load(
             running=engine.num_running,
@@ -136,12 +137,12 @@ class Replay:
         elif isinstance(message, Release):
             raise RuntimeError("every ticket is read here")
 
-    def _tick(self, key: Any, due: float, now: float) -> None:
+    def _tick(self, key: Key, due: float, now: float) -> None:
         engine = self._engines[key]
         if engine.next_at == due:  # else something came between
             self._took(key, engine.tick(now), now)
 
-    def _took(self, key: Any, effects: list[EngineEffect], now: float) -> None:
+    def _took(self, key: Key, effects: list[Effect], now: float) -> None:
         """An engine has made a step: what it holds, what it says, and when it is due."""
         engine = self._engines[key]
         if engine.stored:
@@ -161,7 +162,7 @@ class Replay:
                 self._fetch(key, effect, now)
 
     def _first(self, first: First, now: float) -> None:
-        key, submit, work = self._legs[first.id]
+        submit = self._legs[first.id][1]
         flight = self._flights.legs[first.id].flight
         if submit.leg != Leg.DECODE:
             self._records[flight.id].num_cached = first.num_cached
@@ -180,7 +181,7 @@ class Replay:
         del self._legs[rid]
         self._tell(End(rid, work.num_prompt, num_cached, work.num_output), now)
 
-    def _fetch(self, key: Any, fetch: Fetch, now: float) -> None:
+    def _fetch(self, key: Key, fetch: Fetch, now: float) -> None:
         ticket = self._legs[fetch.id][1].ticket
         assert ticket is not None
         num_bytes = self._setup.card.transfer_bytes(fetch.num_tokens)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import pytest
 
 from benchmarks.routing.card import Card
-from benchmarks.routing.engine import NEVER, Ended, Engine, Fetch, First, Work
+from benchmarks.routing.engine import NEVER, Engine
+from benchmarks.routing.work import Ended, Fetch, First, Work
 from workers.engines import sim_events as ev
 from workers.engines.sim_core import Scheduler
 from workers.engines.sim_events import Timing

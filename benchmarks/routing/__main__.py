@@ -1,0 +1,86 @@
+"""Routing policies on a trace: `python -m benchmarks.routing [key=value ...]`.
+
+The proxy's own cores and simulated engines in virtual time. Each policy at parts of what the baseline can keep up with;
+medians over seeds of the arrivals' jitter. Owns what is printed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import report
+from benchmarks.arguments import BadArgument, read_arguments
+from benchmarks.routing.measure import Measured, executor, measure
+from benchmarks.routing.options import Options
+from benchmarks.routing.picture import draw
+from benchmarks.traces import BadTrace
+
+COLUMNS = (
+    ("TTFT mean", "ttft_mean_s", 3),
+    ("p50", "ttft_p50_s", 3),
+    ("p90", "ttft_p90_s", 3),
+    ("p99 s", "ttft_p99_s", 3),
+    ("ITL p50", "itl_p50_ms", 1),
+    ("p90", "itl_p90_ms", 1),
+    ("p99 ms", "itl_p99_ms", 1),
+    ("hits", "hits", 3),
+    ("of LRU", "hits_to_shared", 2),
+    ("good/s", "goodput_per_s", 2),
+    ("good", "good", 3),
+    ("imbalance", "imbalance", 2),
+    ("decision p50", "decision_p50_us", 0),
+    ("p99 us", "decision_p99_us", 0),
+)
+
+
+def show(options: Options, measured: Measured) -> str:
+    header = ["", *(title for title, _, _ in COLUMNS)]
+    rows = [
+        [f"{policy} at {load:g}", *(f"{measured.cases[policy, load][name]:.{digits}f}" for _, name, digits in COLUMNS)]
+        for load in measured.rates
+        for policy in options.policy_names
+    ]
+    return report.table(header, rows)
+
+
+def flat(measured: Measured) -> dict[str, float]:
+    figures = {
+        f"{policy}.{load:g}.{name}": value
+        for (policy, load), case in measured.cases.items()
+        for name, value in case.items()
+    }
+    figures |= {f"saturation.{name}": value for name, value in measured.saturations.items()}
+    return figures | {f"cache.{name}": value for name, value in measured.caches.items()}
+
+
+def run(options: Options) -> None:
+    card = options.setup(options.baseline).card
+    print(f"card: {msgspec.json.encode(card).decode()}")
+    with executor(options.processes) as pool:
+        measured = measure(options, pool)
+    result = report.report("routing", flat(measured))
+    output = Path(options.output)
+    path = report.write(output, result, {"options": options, "card": card, "rates": measured.rates})
+    draw(measured, options.policy_names, output / "routing.png")
+    print(show(options, measured))
+    for name, rate in measured.saturations.items():
+        print(f"saturation of {name}: {rate:.3f} times the trace's rate")
+    shared, infinite = measured.caches["shared"], measured.caches["infinite"]
+    print(f"one cache of all engines' size finds {shared:.3f} of all blocks, one without an end {infinite:.3f}")
+    print(f"written: {path}, {output / 'routing.png'}")
+    print(report.last_line(result))
+
+
+if __name__ == "__main__":
+    # Whoever ends the benchmark ends its processes too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        run(read_arguments(Options, sys.argv[1:]))
+    except BadTrace as fault:
+        raise BadArgument(str(fault)) from None
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted: no results") from None

@@ -1,0 +1,90 @@
+"""The experiment of `benchmarks.routing`: which replays are made, and what of them is kept.
+
+Owns the order of the replays and where they are computed; each is a value of (options, policy, rate, seed).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+
+import msgspec
+
+from benchmarks import report
+from benchmarks.routing.figures import figures_of, growth
+from benchmarks.routing.options import Options, base_requests, requests_of
+from benchmarks.routing.replay import Replay
+from benchmarks.routing.saturation import first_rate, saturation
+from benchmarks.traces import shared_hits
+
+Case = tuple[str, float]  # policy and load
+
+
+class Measured(msgspec.Struct, frozen=True):
+    cases: dict[Case, dict[str, float]]  # medians over seeds
+    rates: dict[float, float]  # by load: how many times as fast as the trace
+    saturations: dict[str, float]
+    caches: dict[str, float]  # what one cache of all engines' size would find, and one without an end
+
+
+def say(text: str) -> None:
+    """Progress: standard output is for the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def executor(num_processes: int) -> Executor:
+    return ThreadPoolExecutor(1) if num_processes == 1 else ProcessPoolExecutor(num_processes)
+
+
+def one(options: Options, policy: str, rate: float, seed: int) -> dict[str, float]:
+    replayed = Replay(options.setup(policy), requests_of(options, rate, seed)).run()
+    return figures_of(replayed, options.ttft_s, options.itl_s)
+
+
+def saturation_of(options: Options, policy: str) -> float:
+    setup = options.setup(policy)
+
+    def growth_at(rate: float) -> float:
+        found = growth(Replay(setup, requests_of(options, rate, 0)).run().records)
+        say(f"{policy}: at rate {rate:.3f} p90 TTFT grows {found:.2f} times")
+        return found
+
+    return saturation(growth_at, first_rate(base_requests(options), setup.card, setup.num_workers))
+
+
+def measure(options: Options, pool: Executor) -> Measured:
+    saturations = {} if options.rate else _saturations(options, pool)
+    rates = {load: load * saturations[options.baseline] for load in options.load_parts if not options.rate}
+    rates = rates or {1.0: options.rate}
+    caches = _caches(options)
+    cases = {case: report.medians(runs) for case, runs in _runs(options, rates, pool).items()}
+    for case in cases.values():
+        case |= {f"hits_to_{name}": case["hits"] / value if value else 1.0 for name, value in caches.items()}
+    return Measured(cases, rates, saturations, caches)
+
+
+def _saturations(options: Options, pool: Executor) -> dict[str, float]:
+    names = dict.fromkeys([options.baseline, *(options.policy_names if options.saturations else [])])
+    asked = {name: pool.submit(saturation_of, options, name) for name in names}
+    return {name: future.result() for name, future in asked.items()}
+
+
+def _caches(options: Options) -> dict[str, float]:
+    base = base_requests(options)
+    num_blocks = options.workers * options.setup(options.baseline).card.num_blocks
+    return {"shared": shared_hits(base, num_blocks), "infinite": shared_hits(base, None)}
+
+
+def _runs(options: Options, rates: Mapping[float, float], pool: Executor) -> dict[Case, list[dict[str, float]]]:
+    """All seeds of each policy at each load."""
+    asked: dict[Case, list[Future[dict[str, float]]]] = {
+        (policy, load): [pool.submit(one, options, policy, rate, seed) for seed in range(options.seeds)]
+        for load, rate in rates.items()
+        for policy in options.policy_names
+    }
+    runs = {}
+    for (policy, load), futures in asked.items():
+        runs[policy, load] = [future.result() for future in futures]
+        say(f"{policy} at load {load:g}: TTFT {report.medians(runs[policy, load])['ttft_mean_s']:.3f} s")
+    return runs

@@ -1,0 +1,70 @@
+"""What `python -m benchmarks.routing` can be asked for, and the requests that an asking stands for."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from benchmarks.arguments import Count, Duration
+from benchmarks.routing.card import card
+from benchmarks.routing.setup import Roles, Setup
+from benchmarks.traces import Request, Synthetic, coarse_step_s, jittered, part, read, synthetic
+from proxy.spec import RoutingSpec
+
+POLICIES = "kv,least_loaded,round_robin,random,dynamo"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """Times are the trace's own: at rate 2 an hour of it takes half an hour."""
+
+    trace: str = ""  # a Mooncake .jsonl or an Azure .csv; nothing: chats made up from `trace_seed`
+    trace_seed: int = 1
+    start_s: float = 0.0  # of the part that is replayed
+    length_s: Duration = 1e9
+    workers: Count = 8
+    roles: Roles = "whole"
+    prefill_workers: Count = 4
+    timing: Literal["additive", "mixed"] = "additive"
+    policies: str = POLICIES
+    baseline: str = "least_loaded"  # whose saturation the loads are parts of
+    loads: str = "0.5,0.7,0.9"
+    rate: float = 0.0  # instead of loads: this many times as fast as the trace
+    seeds: Count = 5
+    jitter_s: float = -1.0  # each arrival is up to this much later; below 0: the tick of the trace's clock, or 1 s
+    ttft_s: Duration = 2.0  # targets, for the router and for goodput
+    itl_s: Duration = 0.05
+    saturations: bool = False  # also of the policies that are not the baseline
+    processes: Count = 1
+    output: str = "out/routing"
+
+    @property
+    def policy_names(self) -> list[str]:
+        return self.policies.split(",")
+
+    @property
+    def load_parts(self) -> list[float]:
+        return [float(load) for load in self.loads.split(",")]
+
+    def setup(self, policy: str) -> Setup:
+        return Setup(
+            card=card(self.timing),
+            roles=self.roles,
+            num_workers=self.workers,
+            num_prefill=self.prefill_workers,
+            routing=RoutingSpec(policy=policy),
+        )
+
+
+@lru_cache(maxsize=1)
+def base_requests(options: Options) -> list[Request]:
+    requests = read(Path(options.trace)) if options.trace else synthetic(Synthetic(), options.trace_seed)
+    return part(requests, options.start_s, options.length_s)
+
+
+def requests_of(options: Options, rate: float, seed: int) -> list[Request]:
+    base = base_requests(options)
+    jitter_s = options.jitter_s if options.jitter_s >= 0 else coarse_step_s(base) or 1.0
+    return jittered(base, jitter_s, rate, seed)
