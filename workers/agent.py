@@ -26,9 +26,10 @@ from workers.engine_child import END_TIMEOUT_S, EngineChild, started
 from workers.engines import Placement, stages_told
 from workers.faults import WorkerFault, story
 from workers.lifecycle import DRAINING, FAILED, LOADING, READY, STARTING, STOPPED, Lifecycle
+from workers.local_folder import local_folder
 from workers.message import Message
 from workers.network import NetworkFault
-from workers.placing import local_folder, place
+from workers.placing import place
 from workers.preflight import size
 from workers.protocol import Drain, Phase, YourTurn
 from workers.rendezvous import RefusedForGood

@@ -1,6 +1,6 @@
 """Where this node stands in its worker, found out before anything is loaded.
 
-Owns the node-local folder, and the head file, by which rank 0 tells the other nodes of the job where to
+Owns the head file, by which rank 0 tells the other nodes of the job where to
 meet. Starts nothing.
 """
 
@@ -8,11 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -24,22 +20,7 @@ from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec, write_json
 
 HEAD_POLL_S = 0.5
-MAX_BASE_CHARS = 50
 HEAD_TIMEOUT_S = 300.0
-
-
-@contextmanager
-def local_folder() -> Iterator[Path]:
-    """A node-local folder, 0700. The engine's sockets lie in it, and a socket's path has at most 107 characters."""
-    try:
-        base = tempfile.gettempdir()
-        folder = Path(tempfile.mkdtemp(prefix="sluice-", dir=base if len(base) <= MAX_BASE_CHARS else "/tmp"))
-    except OSError as fault:
-        raise WorkerFault(f"TMPDIR: no folder of this node can be written: {fault}; set it in cluster.setup") from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def place(spec: WorkerSpec, env: SlurmEnv, incarnation: str, *, local_dir: str, cache_dir: str) -> Placement:

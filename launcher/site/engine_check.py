@@ -20,7 +20,7 @@ from workers.engine_command import engine_command, engine_environment
 from workers.engines import REAL_ENGINES, nixl_transfer, vllm_imports
 from workers.engines.nixl_transfer import Transfer
 from workers.engines.vllm_imports import Imports
-from workers.placing import local_folder
+from workers.local_folder import local_folder
 from workers.preflight import faults
 from workers.slurm_env import SlurmEnv
 from workers.spec import WorkerSpec

@@ -1,15 +1,10 @@
-"""Where a node stands in its worker: a short private folder, and the way to rank 0."""
+"""Where a node stands in its worker: the way to rank 0."""
 
 import asyncio
-import stat
-import tempfile
 from pathlib import Path
 
-import pytest
-
 from tests.live import sim_engine
-from workers.faults import WorkerFault
-from workers.placing import head_file, local_folder, place
+from workers.placing import head_file, place
 from workers.slurm_env import SlurmEnv
 from workers.spec import Role, WorkerSpec
 
@@ -38,23 +33,6 @@ def spec(run_dir: Path, **engine: object) -> WorkerSpec:
 
 def env(node_rank: int, restarts: int = 0) -> SlurmEnv:
     return SlurmEnv("77", restarts, f"n{node_rank}", node_rank, None)
-
-
-def test_the_local_folder_is_private_and_its_path_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = tmp_path / ("deep" * 20)
-    deep.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    with local_folder() as folder:
-        (folder / "left").touch()
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-        assert len(str(folder)) < 70
-    assert not folder.exists()
-
-
-def test_a_node_without_room_for_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
-    with pytest.raises(WorkerFault, match="TMPDIR: no folder of this node can be written"), local_folder():
-        pass
 
 
 def test_the_other_nodes_find_rank_0_by_the_run_folder(tmp_path: Path) -> None:
