@@ -49,6 +49,8 @@ def read_body(body: bytes) -> BodyFields:
         raise BadBody(f"the request body is not valid JSON: {fault}") from None
     except UnicodeDecodeError:
         raise BadBody("the request body is not valid UTF-8") from None
+    except RecursionError:
+        raise BadBody("the request body is nested too deeply") from None
 
 
 def whole_because(route: Route, fields: BodyFields, body: bytes) -> str | None:

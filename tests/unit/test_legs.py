@@ -58,6 +58,12 @@ def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
         read_body(body)
 
 
+@pytest.mark.parametrize("field", [b"messages", b"prompt"])
+def test_a_body_that_is_nested_too_deeply_is_refused(field: bytes) -> None:
+    with pytest.raises(BadBody, match="nested too deeply"):
+        read_body(b'{"%b":%b%b}' % (field, b"[" * 100_000, b"]" * 100_000))
+
+
 def test_wrong_types_are_left_for_the_engine_to_judge() -> None:
     assert read_body(b'{"model": 3, "stream": "yes", "n": []}').model == 3
 
