@@ -9,8 +9,6 @@ the engine to the client, and neither for the tokens. Owns the experiment.
 from __future__ import annotations
 
 import os
-import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +17,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, Count, read_arguments
+from benchmarks.arguments import BadArgument, Count
+from benchmarks.command import command
 from benchmarks.measure import (
     SHORT_PROMPT_CHARS,
     Alone,
@@ -211,9 +210,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    # Whoever ends the benchmark ends its processes too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(read_arguments(Options, sys.argv[1:]))
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: no results") from None
+    command(Options, run)

@@ -7,10 +7,11 @@ sessions of their own, so that a Ctrl-C reaches the benchmark alone.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -35,6 +36,9 @@ FLEETS = {  # workers and their pools, a pool being named after its role
 }
 
 
+_started: list[subprocess.Popen[bytes]] = []
+
+
 class ProcessFault(Exception):
     """A process did not come up; the message carries the end of its log."""
 
@@ -50,14 +54,34 @@ def rss_mib(pid: int) -> float:
 
 
 def start(module: str, *arguments: str, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        stdin=subprocess.DEVNULL,
-        stdout=output,
-        stderr=None if output == subprocess.PIPE else subprocess.STDOUT,
-        cwd=SOURCE,
-        start_new_session=True,
-    )
+    return spawn([sys.executable, "-m", module, *arguments], SOURCE, output)
+
+
+def spawn(
+    command: Sequence[str], folder: Path, output: IO[bytes] | int, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """In a session of its own. A signal that comes meanwhile waits until the process is known here."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=None if output == subprocess.PIPE else subprocess.STDOUT,
+            cwd=folder,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before),
+        )
+        _started.append(process)
+        return process
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_all() -> None:
+    """Whatever an interruption has left of what was started here."""
+    end([process for process in _started if process.poll() is None])
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:

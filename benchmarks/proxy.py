@@ -9,7 +9,6 @@ shared machine wall time says more about the others. Owns the experiment and its
 from __future__ import annotations
 
 import random
-import signal
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,8 @@ from pathlib import Path
 import uvloop
 
 from benchmarks import report
-from benchmarks.arguments import Count, read_arguments
+from benchmarks.arguments import Count
+from benchmarks.command import command
 from benchmarks.direct import engine_spec
 from benchmarks.load import Endpoint, Rhythm, ask, drive, prompt
 from benchmarks.measure import (
@@ -167,9 +167,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    # Whoever ends the benchmark ends its processes too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(read_arguments(Options, sys.argv[1:]))
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: no results") from None
+    command(Options, run)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,7 +22,8 @@ import msgspec
 import uvloop
 
 from benchmarks import report
-from benchmarks.arguments import Count, Duration, read_arguments
+from benchmarks.arguments import Count, Duration
+from benchmarks.command import command
 from benchmarks.crowd import Plan, Seen, allow_streams, open_all
 from benchmarks.direct import engine_spec
 from benchmarks.load import ask, prompt
@@ -198,9 +197,4 @@ def run(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    # Whoever ends the benchmark ends its processes too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(read_arguments(Options, sys.argv[1:]))
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: no results") from None
+    command(Options, run)

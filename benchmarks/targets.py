@@ -23,7 +23,7 @@ from benchmarks.floor import MODEL
 from benchmarks.load import Ask, BadAnswer, Endpoint, Rhythm, ask, drive
 from benchmarks.measure import CommonOptions, floor_server
 from benchmarks.peer_programs import Peer, PeerFault, Surroundings, free_ports
-from benchmarks.processes import FLEETS, POLL_S, START_TIMEOUT_S, end, fleet, rss_mib
+from benchmarks.processes import FLEETS, POLL_S, START_TIMEOUT_S, end, fleet, rss_mib, spawn
 
 AT_ONCE = Rhythm(start_s=0.0, pause_s=0.0)
 
@@ -104,15 +104,7 @@ def peer(peer: Peer, case: str, programs: Path, folder: Path, floor: Floor) -> I
 
 def _start(command: list[str], log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=log.parent,
-            env=environment,
-            start_new_session=True,
-        )
+        return spawn(command, log.parent, output, environment)
 
 
 def _wait_until_serving(endpoint: Endpoint, processes: list[subprocess.Popen[bytes]], logs: Path) -> None:

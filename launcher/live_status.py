@@ -20,7 +20,7 @@ from launcher.jobs import CONTROLLER, JobError, Row, controller_name, parse_job_
 from launcher.keys import api_key_file
 from launcher.ownership import living_owner
 from launcher.rundir import RunDir, read_optional
-from launcher.status import LAUNCHING, LOST, QUEUED, STALE_S, WAITING, RunStatus, WorkerStatus, with_row
+from launcher.status import LAUNCHING, LOST, QUEUED, STALE_S, WAITING, ProcessStatus, RunStatus, WorkerStatus, with_row
 from workers import lifecycle
 from workers.proxy_file import read_proxies
 from workers.stages import QUEUE, StageTimes
@@ -93,6 +93,7 @@ def overlay(told: RunStatus, fleet: dict[str, Any], now: float) -> RunStatus:
             f"{pair['prefill'] or 'whole'} -> {pair['decode']}: {pair['fault']}" for pair in missing if pair["fault"]
         ),
         refusals=tuple(fleet["refusals"]),
+        processes=msgspec.convert(fleet["processes"], tuple[ProcessStatus, ...]),
         written_at=now,
     )
 

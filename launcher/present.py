@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.effects import Failure
 from launcher.logs import logs_of, tail
 from launcher.rundir import Endpoint, RunDir
-from launcher.status import LOST, QUEUED, RunStatus, WorkerStatus
+from launcher.status import LOST, QUEUED, ProcessStatus, RunStatus, WorkerStatus
 from workers.stages import ORDER
 
 HEADER = ("worker", "phase", "role", "node", "job", "left", "")
@@ -55,6 +55,7 @@ def status_text(status: RunStatus, source: str) -> str:
     shown = [status.controller_job, *status.workers] if status.controller_job else status.workers
     lines += table([HEADER, *(worker_cells(worker, now) for worker in shown)])
     lines += start_table(status.workers)
+    lines += process_table(status.processes)
     lines += [f"not proven: {pair}" for pair in status.unproven]
     lines += [f"refused: {refusal}" for refusal in status.refusals]
     if status.failure is not None:
@@ -78,6 +79,18 @@ def start_table(workers: Sequence[WorkerStatus]) -> list[str]:
         took = dict(worker.stages)
         cells = [f"{took[stage]:.1f}" if stage in took else "" for stage in stages]
         rows.append([worker.worker, *cells, f"{sum(took.values()):.1f}"])
+    return table(rows)
+
+
+def process_table(processes: Sequence[ProcessStatus]) -> list[str]:
+    """Where there are several: what each of the proxy's does for whom."""
+    if len(processes) < 2:
+        return []
+    rows: list[tuple[str, ...]] = [("proxy", "pid", "connections", "requests", "streams", "workers", "memory", "")]
+    for one in processes:
+        counts = (one.connections, one.open_requests, one.open_streams, one.workers)
+        serves = "serves" if one.takes_connections else "takes no new connections"
+        rows.append((one.process, str(one.pid), *map(str, counts), f"{one.memory_mib:.0f} MiB", serves))
     return table(rows)
 
 

@@ -55,6 +55,19 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     turn: str = ""  # to read its model, in words
 
 
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the proxy, as it shows itself; a run's proxy may be older than this launcher."""
+
+    process: str
+    pid: int
+    takes_connections: bool
+    connections: int
+    open_requests: int
+    open_streams: int = 0  # answers under way
+    workers: int = 0  # that it can send requests to
+    memory_mib: float = 0.0
+
+
 class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The controller's last view of a run."""
 
@@ -71,6 +84,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     faults: tuple[str, ...] = ()  # why their last proofs failed: "prefill-0 -> decode-0: ..."
     refusals: tuple[str, ...] = ()
     controller_job: WorkerStatus | None = None  # where Slurm was asked about it
+    processes: tuple[ProcessStatus, ...] = ()  # of the proxy, where it was asked
 
     @property
     def ended(self) -> bool:

@@ -112,6 +112,11 @@ class Dispatch:
         self._timer.cancel()
         self.links.close(reason)
 
+    @property
+    def num_streams(self) -> int:
+        """Answers on their way to clients."""
+        return len(self._streams)
+
     # ------------------------------------------------------------ this process among others
 
     def meet(self, family: Family) -> None:

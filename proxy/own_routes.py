@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -88,8 +89,11 @@ class OwnRoutes:
             "process": self._process,
             "pid": os.getpid(),
             "takes_connections": dispatch.serves,
+            "workers": sum(worker.up for worker in dispatch.fleet.workers.values()),
             "connections": num_connections,
             "open_requests": len(dispatch.flights.open),
+            "open_streams": dispatch.num_streams,
+            "memory_mib": _memory_mib(),
         }
         return Snapshot(
             fleet={**fleet, "processes": [process]},
@@ -99,6 +103,12 @@ class OwnRoutes:
             gpus_per_node=dispatch.board.gpus_per_node,
             controller_silent_s=dispatch.board.silence_s(now),
         )
+
+
+def _memory_mib() -> float:
+    """Of this process, now."""
+    num_pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(num_pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
 
 
 def _scrape(all: Snapshot) -> bytes:

@@ -35,7 +35,7 @@ class Call:
     received_at: float
     redeem_s: float
     clock: Callable[[], float]
-    # Runs whenever the gate or the outcome may have changed; it must not raise.
+    # Runs whenever the gate, the outcome or the work may have changed; it must not raise.
     changed: Callable[[], None]
     priority: int = 0
     on_prompt: Callable[[Prompt], None] | None = None  # until the first prompt is known
@@ -64,6 +64,7 @@ class Call:
         self.open_prefill_tokens += num_prompt_tokens
         if self.ticket is not None:
             self.ticket_used = True
+        self.changed()
 
     def prompted(self, prompt: Prompt) -> None:
         """What the first `generate` computes, for whoever wants to know: asked for only where `on_prompt` is set."""
@@ -88,7 +89,7 @@ class Call:
         if num_prompt_tokens:
             self.open_prefill_tokens -= min(self.open_prefill_tokens, num_prompt_tokens)
             self.num_cached_tokens += num_cached_tokens
-        if not self.good_output:
+        if num_prompt_tokens or not self.good_output:
             self.good_output = True
             self.changed()
 

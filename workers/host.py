@@ -89,6 +89,8 @@ class Host:
         self._running: dict[tuple[Link, int], Running] = {}
         self._links: dict[str, Link] = {}
         self._reports = LoadReports()
+        self._figures = (0, 0.0)  # the engine's own: KV tokens received, part of the KV cache in use
+        self._news: asyncio.TimerHandle | None = None  # until the proxies hear what others' work has become
         self._num_sessions = 0
         self.rendezvous = Rendezvous(Path(spec.run_dir) / "proxies", self._open_link)
 
@@ -126,6 +128,7 @@ class Host:
             silence_s=PROXY_SILENCE_S,
         )
         self._links[proxy.id] = link
+        self._work_changed()
         return link
 
     def _registration(self, session: str) -> Register:
@@ -165,7 +168,7 @@ class Host:
         elif type(message) is Release:
             self._tasks.create_task(self._release(message.ticket))
         elif type(message) is TicketClosed:
-            self._tickets.close(message.ticket_id)
+            self._close(message.ticket_id)
         elif type(message) is Registered:
             self.rendezvous.heard(proxy, message)
 
@@ -185,11 +188,12 @@ class Host:
         answer = Answer(submit, call, link, lambda data: self._finish(running, data))
         running = Running(proxy, submit, link, call, answer)
         self._running[link, submit.rid] = running
+        self._work_changed()
         running.task = self._tasks.create_task(self._run(running))
 
     async def _run(self, running: Running) -> None:
         """One call of the app. The answer, a Failed, a Prefilled or a Cancelled ends it: exactly one."""
-        submit, link, call, answer = running.submit, running.link, running.call, running.answer
+        submit, call, answer = running.submit, running.call, running.answer
         CURRENT.set(call)
         try:
             async with _NO_DEADLINE if submit.deadline_s is None else asyncio.timeout(submit.deadline_s):
@@ -208,7 +212,7 @@ class Host:
             call.fail(CallRefused(f"{type(fault).__name__} in the engine", retryable=False))
         finally:
             if not running.cancelled:
-                self._running.pop((link, submit.rid), None)
+                self._forget(running)
         if not running.cancelled:
             self._conclude(running)
 
@@ -234,6 +238,7 @@ class Host:
 
     def _changed(self, proxy: str, running: Running) -> None:
         """A prefill leg is done when its engine has finished, whatever the app still has to say."""
+        self._work_changed()
         call = running.call
         if call.leg == Leg.PREFILL and call.granted_at is not None and not running.reported:
             ticket = self._grant(proxy, call)
@@ -275,7 +280,7 @@ class Host:
         assert running.task is not None
         await asyncio.wait({running.task}, timeout=APP_END_S)
         running.task.cancel()
-        self._running.pop((running.link, running.submit.rid), None)
+        self._forget(running)
         if not running.reported:
             self._say(running, Cancelled(running.submit.rid))
 
@@ -285,21 +290,35 @@ class Host:
         except TimeoutError:
             log.error("ticket %s: its KV blocks stay pinned until their lease ends", ticket.id)
             return
-        self._tickets.close(ticket.id)
+        self._close(ticket.id)
+
+    def _close(self, ticket_id: str) -> None:
+        self._tickets.close(ticket_id)
+        self._work_changed()
+
+    def _forget(self, running: Running) -> None:
+        self._running.pop((running.link, running.submit.rid), None)
+        self._work_changed()
 
     # ------------------------------------------------------------ load
 
     async def _report(self) -> None:
         """The engine's own figures cost more than the rest: they are read once per beat."""
-        kv_tokens_received, kv_used = 0, 0.0
         while True:
-            await asyncio.sleep(SHARED_INTERVAL_S if len(self._links) > 1 else BEAT_INTERVAL_S)
-            now = time.monotonic()
-            self._tickets.expire(now)
-            if self._reports.beat_due(now):
-                kv_tokens_received, kv_used = self._engine.kv_tokens_received(), self._engine.kv_used()
-            for proxy, load in self._reports.due(self._work(), kv_tokens_received, kv_used, self._links, now):
-                self._links[proxy].send(load)
+            await asyncio.sleep(BEAT_INTERVAL_S)
+            self._tickets.expire(time.monotonic())
+            self._figures = (self._engine.kv_tokens_received(), self._engine.kv_used())
+            self._tell(beat=True)
+
+    def _work_changed(self) -> None:
+        """Where several proxies send work, each soon hears of a change in the others' share, several at once."""
+        if self._news is None and len(self._links) > 1:
+            self._news = asyncio.get_running_loop().call_later(SHARED_INTERVAL_S, self._tell)
+
+    def _tell(self, *, beat: bool = False) -> None:
+        self._news = None
+        for proxy, load in self._reports.due(self._work(), *self._figures, self._links, beat=beat):
+            self._links[proxy].send(load)
 
     def _work(self) -> dict[str, Work]:
         """By proxy, those that have gone included. A scrape (GET) is no work."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from workers.protocol import BEAT_INTERVAL_S, Load
+from workers.protocol import Load
 
-SHARED_INTERVAL_S = 0.05  # how soon a proxy hears of the others' work
+SHARED_INTERVAL_S = 0.05  # how soon a proxy hears of a change in the others' work, and how often at most
 Others = tuple[int, int, int]
 
 
@@ -36,17 +36,13 @@ class Work:
 
 
 class LoadReports:
-    """Times are seconds of the host's monotonic clock."""
+    """What each proxy was last told of the others."""
 
     def __init__(self) -> None:
         self._told: dict[str, Others] = {}
-        self._beat_at = float("-inf")
-
-    def beat_due(self, now: float) -> bool:
-        return now - self._beat_at >= BEAT_INTERVAL_S
 
     def due(
-        self, work: Mapping[str, Work], kv_tokens_received: int, kv_used: float, proxies: Iterable[str], now: float
+        self, work: Mapping[str, Work], kv_tokens_received: int, kv_used: float, proxies: Iterable[str], *, beat: bool
     ) -> list[tuple[str, Load]]:
         """What to tell whom. `work` is by proxy, and may be of one that has gone."""
         total = Work()
@@ -54,11 +50,8 @@ class LoadReports:
             total.add(share)
         whole = _whole(total, kv_tokens_received, kv_used)
         loads = {proxy: _without(whole, total, work.get(proxy, Work())) for proxy in proxies}
-        beat = self.beat_due(now)
         due = [(proxy, load) for proxy, load in loads.items() if beat or _others(load) != self._told.get(proxy)]
         self._told = {proxy: _others(load) for proxy, load in loads.items()}
-        if beat:
-            self._beat_at = now
         return due
 
 

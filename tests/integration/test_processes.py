@@ -98,6 +98,8 @@ def test_both_take_connections_on_one_port_and_give_the_same_answers(run: Live) 
             busy = shown(run)
         assert set(busy) == {"p0.0", "p0.1"} and {p["pid"] for p in busy.values()} == set(pids(run).values())
         assert all(p["takes_connections"] and p["connections"] > 0 for p in busy.values())
+        assert all(p["workers"] == 2 and p["memory_mib"] > 10 for p in busy.values())
+        assert all(p["open_requests"] >= p["open_streams"] for p in busy.values())
         assert users.faults == [] and len(set(users.texts)) == 1
 
     answered = run.metric("sluice_requests_total")

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from launcher.effects import DesiredRead, Failure, FleetSeen, QueueRead, Submitted
@@ -18,7 +19,7 @@ from launcher.present import duration, failure_text, ready_text, status_text
 from launcher.progress import Progress
 from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, STOP, Desired, Endpoint, RunDir
-from launcher.status import RunStatus, WorkerStatus, job_views, run_status
+from launcher.status import ProcessStatus, RunStatus, WorkerStatus, job_views, run_status
 from tests.unit.planning import planned
 from workers.controller_messages import FleetView, WorkerView
 
@@ -142,6 +143,7 @@ def test_the_proxys_view_is_laid_over_the_controllers() -> None:
             {"worker": "p", "generation": 0, "phase": "draining", "detail": "", "node": "n3", "time_left_s": 60}
             | {"running": 2, "waiting": 1, "stages": {"load": 9.5, "proof": 0.5}}
         ],
+        "processes": [{"process": "p0.0", "pid": 7, "takes_connections": True, "connections": 3, "open_requests": 2}],
     }
     live = overlay(told, fleet, 1000.0)
     prefill, decode = live.workers
@@ -152,6 +154,21 @@ def test_the_proxys_view_is_laid_over_the_controllers() -> None:
     text = status_text(live, "live")
     assert "draining" in text and "Priority" in text and "refused: p: protocol 9" in text
     assert "not proven: p -> d: last attempt: no KV came\nnot proven: whole -> d\n" in text
+
+
+def test_several_processes_of_the_proxy_are_shown_line_by_line() -> None:
+    told = run_status(PLAN, launched(), "c", "", 9.0)
+    fields: dict[str, Any] = {"connections": 3, "open_requests": 2, "open_streams": 1, "workers": 4, "memory_mib": 41.2}
+    first = ProcessStatus(process="p0.0", pid=7, takes_connections=False, **fields)
+    second = ProcessStatus(process="p0.1", pid=8, takes_connections=True, **fields)
+    assert "p0.0" not in status_text(replace(told, processes=(first,)), "")
+    lines = status_text(replace(told, processes=(first, second)), "").splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("proxy"))
+    assert [" ".join(line.split()) for line in lines[at : at + 3]] == [
+        "proxy pid connections requests streams workers memory",
+        "p0.0 7 3 2 1 4 41 MiB takes no new connections",
+        "p0.1 8 3 2 1 4 41 MiB serves",
+    ]
 
 
 def test_each_worker_s_start_is_told_stage_by_stage() -> None:
