@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +28,7 @@ from proxy.flights import Flights
 from proxy.job_board import JobBoard
 from proxy.journal import Journal
 from proxy.link import Links
+from proxy.prefix_index import PrefixIndex
 from proxy.proofs import Proofs
 from proxy.router import Demand, Router
 from proxy.spec import ProxySpec
@@ -36,6 +38,7 @@ from proxy.view import fleet_view
 from proxy.worker import Key, Peer, Worker
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
+from workers.kv_messages import Computed, PromptTrace
 from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
@@ -88,7 +91,9 @@ class Dispatch:
         """Binds the links to `port`, or to any free one where it is taken or 0. Raises zmq.ZMQError."""
         self.spec = spec
         self.fleet = Fleet(spec)
-        self.flights = Flights(self.fleet, Router(spec.routing), spec.limits, spec.deadlines)
+        self.index = PrefixIndex()
+        router = Router(spec.routing, random.Random())
+        self.flights = Flights(self.fleet, self.index, router, spec.limits, spec.deadlines)
         self.num_connections = num_connections
         self.totals = Totals()
         self.traffic = self.totals.traffic
@@ -328,7 +333,7 @@ class Dispatch:
             self._proofs.prove()
 
 
-_OF_A_LEG = frozenset({Prefilled, Start, End, Failed, Cancelled})
+_OF_A_LEG = frozenset({PromptTrace, Computed, Prefilled, Start, End, Failed, Cancelled})
 
 
 def _name(worker: Worker) -> bytes:

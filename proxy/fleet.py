@@ -112,6 +112,7 @@ class Fleet:
         # Asked for with every request, so kept: who answers, and who may prefill for each of them.
         self.decoders: tuple[Worker, ...] = ()
         self.prefillers: dict[Key, tuple[Worker, ...]] = {}
+        self.can_split = False  # any of them
         self._elsewhere: frozenset[Proof] = frozenset()
         self.unproven: dict[Pair, str] = {}  # why the last proof failed
         self.refusals: list[str] = []
@@ -152,6 +153,7 @@ class Fleet:
         up = [worker for worker in self.workers.values() if worker.up]
         self.decoders = tuple(w for w in up if w.caps.max_decodes and w.key in proven)
         self.prefillers = {d.key: tuple(p for p in up if (p.key, d.key) in self.proven) for d in self.decoders}
+        self.can_split = any(self.prefillers.values())
 
     def _date_starts(self, now: float) -> None:
         """What of a worker's start only a proxy can see."""

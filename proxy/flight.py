@@ -9,6 +9,7 @@ Owns what a step may be, not when it is taken: that is `flights`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -49,6 +50,7 @@ class Flight:
     attempts: int = 0
     route: Route | None = None
     leg: int | None = None  # rid on the wire
+    held_tokens: int = 0  # counted where it decodes
     story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
 
     def move(self, state: State, now: float) -> None:
@@ -66,8 +68,11 @@ class LegRecord:
     flight: Flight
     kind: str
     worker: Worker
-    prefill_tokens: int  # counted on `worker` until the first answer
+    compute_tokens: int  # of the prompt, counted on `worker` until they are computed
     # Where a decode place is held. A prefill leg holds its decode worker's: once prefilled, it must not wait.
     place: Worker | None
     ticket: str | None = None
     cancelled: bool = False
+    sent_at: float = 0.0
+    computed_at: float | None = None
+    promised: Sequence[int] = ()  # blocks that the index takes `worker` to hold until then

@@ -1,6 +1,7 @@
 """What `flights` is told, and what it wants done: its events and effects, as values.
 
-A worker's own messages about a leg are events as they came: Prefilled, Start, End, Failed, Cancelled.
+A worker's own messages about a leg are events as they came: PromptTrace, Computed,
+Prefilled, Start, End, Failed, Cancelled.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import msgspec
 from proxy.errors import ApiError
 from proxy.flight import Flight
 from proxy.worker import Key
+from workers.kv_messages import Computed, PromptTrace
 from workers.message import Message
 from workers.protocol import Cancelled, End, Failed, Prefilled, Start
 
@@ -37,7 +39,8 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
-Event = Arrived | Prefilled | Start | End | Failed | Cancelled | ClientGone | WorkerGone | RoomMade | Tick
+_OfALeg = PromptTrace | Computed | Prefilled | Start | End | Failed | Cancelled
+Event = Arrived | _OfALeg | ClientGone | WorkerGone | RoomMade | Tick
 
 # ---------------------------------------------------------------- effects
 

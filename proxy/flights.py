@@ -1,7 +1,7 @@
 """All requests in flight: from arrival to the one end of each.
 
 Pure: one mutator, `apply(event, now) -> effects`; no clock, socket or log. Owns the queue and the legs
-on the wire; moves load in the fleet's records. It never sees a chunk of an answer: the shell passes
+on the wire; `given_work` counts what they are to their workers. It never sees a chunk of an answer: the shell passes
 those straight to the client once `Begin` has named the leg.
 """
 
@@ -15,13 +15,17 @@ from typing import Any
 import msgspec
 
 from proxy import flight_events as ev
+from proxy import given_work
 from proxy.errors import ApiError, Deadline, NoWorker, QueueFull, WorkerFailed
 from proxy.fleet import Fleet
 from proxy.flight import Flight, LegRecord, State
 from proxy.open_tickets import Notice, OpenTickets
+from proxy.prefix_index import PrefixIndex
 from proxy.router import Route, Router
 from proxy.spec import Deadlines, Limits
 from proxy.worker import Key
+from workers.chains import unpack
+from workers.kv_messages import Computed, PromptTrace
 from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Start, Ticket
 
 MAX_ATTEMPTS = 3
@@ -31,8 +35,9 @@ RETRY_AFTER_S = 5
 class Flights:
     """All requests of this proxy."""
 
-    def __init__(self, fleet: Fleet, router: Router, limits: Limits, deadlines: Deadlines) -> None:
+    def __init__(self, fleet: Fleet, index: PrefixIndex, router: Router, limits: Limits, deadlines: Deadlines) -> None:
         self._fleet = fleet
+        self._index = index
         self._router = router
         self._limits = limits
         self._deadlines = deadlines
@@ -70,7 +75,7 @@ class Flights:
             self.queue.append(flight)
 
     def _start_forced(self, flight: Flight, now: float) -> None:
-        route = self._router.route(self._fleet, flight.demand)
+        route = self._router.route(self._fleet, self._index, flight.demand, now)
         if route is None:
             self._fail(flight, NoWorker("a worker of this pair is not up", retry_after_s=RETRY_AFTER_S), now)
         else:
@@ -79,7 +84,7 @@ class Flights:
     def _place_queued(self, now: float) -> None:
         """In order: a request that fits nowhere yet is not overtaken, so none starves."""
         while self.queue:
-            route = self._router.route(self._fleet, self.queue[0].demand)
+            route = self._router.route(self._fleet, self._index, self.queue[0].demand, now)
             if route is None:
                 return
             self._start(self.queue.popleft(), route, now)
@@ -87,14 +92,13 @@ class Flights:
     def _start(self, flight: Flight, route: Route, now: float) -> None:
         flight.route = route
         flight.attempts += 1
-        if not flight.demand.scrape:
-            route.decode.num_decodes += 1
+        given_work.take_place(flight, route)
         if route.prefill is None:
             self._send_answering_leg(flight, None, now)
             return
         flight.move(State.PREFILL, now)
-        leg = LegRecord(flight, Leg.PREFILL, route.prefill, flight.demand.num_tokens, route.decode)
-        self._send_leg(leg, None, self._deadlines.prefill_s)
+        leg = LegRecord(flight, Leg.PREFILL, route.prefill, route.reason.compute_tokens, route.decode)
+        self._send_leg(leg, None, self._deadlines.prefill_s, now)
 
     def _send_answering_leg(self, flight: Flight, ticket: Ticket | None, now: float) -> None:
         """The leg whose answer is the client's; its decode place is held already."""
@@ -103,18 +107,16 @@ class Flights:
         flight.move(State.DECODE, now)
         if ticket is None:
             place = None if flight.demand.scrape else decode
-            leg = LegRecord(flight, Leg.WHOLE, decode, flight.demand.num_tokens, place)
+            leg = LegRecord(flight, Leg.WHOLE, decode, flight.route.reason.compute_tokens, place)
         else:
             leg = LegRecord(flight, Leg.DECODE, decode, 0, decode, ticket.id)
-        self._send_leg(leg, ticket, None)
+        self._send_leg(leg, ticket, None, now)
 
-    def _send_leg(self, leg: LegRecord, ticket: Ticket | None, deadline_s: float | None) -> None:
+    def _send_leg(self, leg: LegRecord, ticket: Ticket | None, deadline_s: float | None, now: float) -> None:
         self._next_rid += 1
         rid = leg.flight.leg = self._next_rid
         self.legs[rid] = leg
-        leg.worker.prefill_tokens += leg.prefill_tokens
-        if leg.place is not None:
-            leg.worker.last_chosen = rid
+        given_work.begin(leg, rid, self._index, now)
         submit = msgspec.structs.replace(leg.flight.submit, rid=rid, leg=leg.kind, ticket=ticket, deadline_s=deadline_s)
         self._out.append(ev.Send(leg.worker.key, submit))
 
@@ -124,16 +126,18 @@ class Flights:
         """The worker's last word on a leg: its load is given back. None: the leg was lost before."""
         leg = self.legs.pop(rid, None)
         if leg is not None:
-            self._give_back(leg)
+            given_work.end(leg, self._index)
         return leg
 
-    @staticmethod
-    def _give_back(leg: LegRecord) -> None:
-        leg.worker.prefill_tokens -= leg.prefill_tokens
-        leg.prefill_tokens = 0
-        if leg.place is not None:
-            leg.place.num_decodes -= 1
-            leg.place = None
+    def _prompt_traced(self, trace: PromptTrace, now: float) -> None:
+        leg = self.legs.get(trace.rid)
+        if leg is not None:
+            given_work.promise(leg, unpack(trace.chain), self._index)
+
+    def _prompt_computed(self, computed: Computed, now: float) -> None:
+        leg = self.legs.get(computed.rid)
+        if leg is not None:
+            given_work.computed(leg, computed.num_prompt_tokens - computed.num_cached_tokens, self._index, now)
 
     def _prefill_done(self, done: Prefilled, now: float) -> None:
         rid, ticket = done.rid, done.ticket
@@ -141,6 +145,8 @@ class Flights:
         place = leg.place if leg is not None and not leg.cancelled else None
         if leg is not None and place is not None:
             leg.place = None  # the answering leg takes it over
+        if leg is not None:
+            given_work.computed(leg, done.num_prompt_tokens - done.num_cached_tokens, self._index, now)
         self._take_leg(rid)
         ticket_id = None
         if ticket is not None:
@@ -150,7 +156,7 @@ class Flights:
             self._notify(self.tickets.release(ticket_id))
             return
         if not place.up:
-            place.num_decodes -= 1
+            given_work.leave_place(leg.flight, place)
             self._notify(self.tickets.release(ticket_id))
             self._again(leg.flight, "the decode worker went away during prefill", now)
             return
@@ -160,8 +166,7 @@ class Flights:
         leg = self.legs.get(start.rid)
         if leg is None or leg.cancelled:
             return
-        leg.worker.prefill_tokens -= leg.prefill_tokens
-        leg.prefill_tokens = 0
+        given_work.computed(leg, None, self._index, now)
         self._notify(self.tickets.read(leg.ticket))
         flight = leg.flight
         flight.move(State.STREAMING, now)
@@ -173,6 +178,7 @@ class Flights:
         if leg is None:
             return
         self._notify(self.tickets.read(leg.ticket))
+        given_work.answered(leg, end.num_output_tokens, now)
         if not leg.cancelled:
             self._end(leg.flight, now)
             self._out.append(ev.Finish(leg.flight, end.data))
@@ -292,6 +298,8 @@ class Flights:
 
 _HANDLERS: dict[type[ev.Event], Callable[[Flights, Any, float], None]] = {
     ev.Arrived: Flights._arrive,
+    PromptTrace: Flights._prompt_traced,
+    Computed: Flights._prompt_computed,
     Prefilled: Flights._prefill_done,
     Start: Flights._answer_started,
     End: Flights._answer_ended,

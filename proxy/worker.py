@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from proxy.rates import Rates
 from proxy.spec import PoolCaps
 from workers.lifecycle import READY
 from workers.protocol import Capabilities, Load
@@ -43,10 +44,14 @@ class Worker:
     capabilities: Capabilities | None = None
     load: Load = field(default_factory=lambda: Load(0, 0, 0, 0))
     load_at: float | None = None  # when the host said so
-    prefill_tokens: int = 0  # of prompts given and not yet through
+    prefill_tokens: int = 0  # to compute, of prompts given and not yet through
+    num_prompts: int = 0  # these prompts
     num_decodes: int = 0
+    held_tokens: int = 0  # of these decodes' prompts
     pinned_blocks: int = 0  # of open tickets that it holds for us
     last_chosen: int = 0  # for turns among equals
+    computing_since: float = 0.0  # the first of these prompts: when it came, or the one before it was through
+    rates: Rates = field(default_factory=Rates)
     agent_stages: StageTimes = ()  # of its start, as its agent tells them
     ready_at: float | None = None
     up_at: float | None = None
@@ -69,6 +74,12 @@ class Worker:
         if self.up_at is not None and self.proven_at is not None:
             stages = (*stages, (PROOF, self.proven_at - self.up_at))
         return stages
+
+    def queue_s(self, now: float) -> float:
+        """Until the prompts that it has been given are computed."""
+        prefill = self.rates.prefill
+        work_s = prefill.fixed_s * self.num_prompts + prefill.each_s * self.all_prefill_tokens
+        return max(0.0, work_s - (now - self.computing_since)) if self.num_prompts else work_s
 
     # What this proxy has given it, and by the host's last word what others have.
 

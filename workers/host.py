@@ -22,6 +22,7 @@ import zmq
 from workers.answer import Answer, scope_of
 from workers.calls import CURRENT, Call, CallRefused
 from workers.engines import Engine, Placement
+from workers.kv_messages import Computed
 from workers.link import Link
 from workers.load import SHARED_INTERVAL_S, LoadReports, Work
 from workers.message import Message
@@ -68,6 +69,7 @@ class Running:
     answer: Answer
     task: asyncio.Task[None] | None = None
     cancelled: bool = False
+    computed: bool = False  # and the proxy knows
     reported: bool = False
 
 
@@ -240,6 +242,9 @@ class Host:
         """A prefill leg is done when its engine has finished, whatever the app still has to say."""
         self._work_changed()
         call = running.call
+        if call.leg != Leg.PREFILL and call.good_output and not running.computed:
+            running.computed = True
+            running.link.send(Computed(running.submit.rid, call.num_prompt_tokens, call.num_cached_tokens))
         if call.leg == Leg.PREFILL and call.granted_at is not None and not running.reported:
             ticket = self._grant(proxy, call)
             self._say(running, Prefilled(running.submit.rid, ticket, call.num_prompt_tokens, call.num_cached_tokens))

@@ -18,6 +18,14 @@ class PromptTrace(Message, frozen=True, tag="prompt_trace"):
     num_prompt_tokens: int
 
 
+class Computed(Message, frozen=True, tag="computed"):
+    """A whole or decode leg has its first token, whether or not its answer can begin: it may not stream."""
+
+    rid: int
+    num_prompt_tokens: int
+    num_cached_tokens: int  # of these; those that were handed over count among them
+
+
 class Digest(Message, frozen=True, tag="digest"):
     """Which blocks the engine's prefix cache holds, to one proxy.
 
@@ -32,6 +40,8 @@ class Digest(Message, frozen=True, tag="digest"):
     removed: bytes = b""
     snapshot: bool = False
 
+
+AboutPrompts = PromptTrace | Computed | Digest
 
 # ---------------------------------------------------------------- proxy -> worker
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import msgspec
 
 from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs
-from workers.kv_messages import Digest, DigestWanted, PromptTrace
+from workers.kv_messages import AboutPrompts, DigestWanted
 from workers.message import Message
 from workers.proxy_file import ProxyFile
 from workers.stages import StageTimes
@@ -273,13 +273,12 @@ ToProxy = (
     Register
     | Phase
     | Load
-    | Digest
+    | AboutPrompts
     | Start
     | Chunk
     | End
     | Failed
     | Prefilled
-    | PromptTrace
     | Cancelled
     | Goodbye
     | Beat

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from proxy.fleet import Fleet, PeerLost
 from proxy.flight import Flight, State
 from proxy.flights import Flights
 from proxy.open_tickets import holder_of
+from proxy.prefix_index import PrefixIndex
 from proxy.router import Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
 from proxy.worker import Key
@@ -40,7 +43,9 @@ class World:
             bring_up(self.fleet, f"prefill-{i}")
         for i in range(num_decode):
             bring_up(self.fleet, f"decode-{i}")
-        self.flights = Flights(self.fleet, Router(RoutingSpec()), Limits(max_queued=8), Deadlines())
+        self.index = PrefixIndex()
+        router = Router(RoutingSpec(), Random(1))
+        self.flights = Flights(self.fleet, self.index, router, Limits(max_queued=8), Deadlines())
         self.now = 0.0
 
     def apply(self, event: fl.Event) -> list[fl.Effect]:
@@ -249,8 +254,12 @@ class Histories(RuleBasedStateMachine):
     def loads_are_those_of_the_legs(self) -> None:
         legs = self.world.flights.legs.values()
         for worker in self.world.fleet.workers.values():
-            assert worker.prefill_tokens == sum(leg.prefill_tokens for leg in legs if leg.worker is worker)
-            assert worker.num_decodes == sum(leg.place is worker for leg in legs)
+            due = [leg for leg in legs if leg.worker is worker and leg.kind != Leg.DECODE and leg.computed_at is None]
+            assert worker.num_prompts == len(due)
+            assert worker.prefill_tokens == sum(leg.compute_tokens for leg in due)
+            places = [leg.flight for leg in legs if leg.place is worker]
+            assert worker.num_decodes == len(places)
+            assert worker.held_tokens == sum(flight.held_tokens for flight in places)
             held = [t for t in self.world.flights.tickets if holder_of(t) == worker.key]
             pinned = sum(t.num_blocks for t in held)
             assert worker.pinned_blocks == pinned

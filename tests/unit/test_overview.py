@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgspec
@@ -13,6 +14,7 @@ from proxy.flights import Flights
 from proxy.job_board import JobBoard
 from proxy.journal import MAX_ENTRIES, MAX_TEXT, Journal
 from proxy.overview import overview_json, since_of
+from proxy.prefix_index import PrefixIndex
 from proxy.router import Router
 from proxy.snapshot import Snapshot
 from proxy.spec import Deadlines, Limits, RoutingSpec
@@ -85,7 +87,7 @@ def test_the_end_of_a_job_is_a_metric_where_there_is_one() -> None:
 
 
 def flights_of(fleet: Fleet) -> Flights:
-    return Flights(fleet, Router(RoutingSpec()), Limits(), Deadlines())
+    return Flights(fleet, PrefixIndex(), Router(RoutingSpec(), Random(1)), Limits(), Deadlines())
 
 
 def overview(fleet: Fleet, board: JobBoard, *, since: int = 0, traffic: Traffic | None = None) -> dict[str, Any]:

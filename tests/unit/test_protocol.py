@@ -57,6 +57,7 @@ EXAMPLES: dict[str, Message] = {
     "c": protocol.Chunk(7, b'data: {"choices":[]}\n\n'),
     "end": protocol.End(7, 41, 32, 8),
     "failed": protocol.Failed(7, "ticket is 31.0 s old, limit 30 s", True, 500),
+    "computed": kv_messages.Computed(7, 41, 32),
     "prefilled": protocol.Prefilled(7, TICKET, 41, 32),
     "prompt_trace": kv_messages.PromptTrace(7, bytes(range(16)), 41),
     "cancelled": protocol.Cancelled(7),

@@ -1,8 +1,11 @@
 """Filter, score, pick: as tables."""
 
+from random import Random
+
 import pytest
 
 from proxy.fleet import Fleet
+from proxy.prefix_index import PrefixIndex
 from proxy.router import Demand, Router
 from proxy.spec import RoutingSpec
 from tests.unit.proxies import bring_up, proxy_spec
@@ -19,7 +22,7 @@ def fleet(num_prefill: int = 1, num_decode: int = 1) -> Fleet:
 
 
 def names(made: Fleet, demand: Demand) -> tuple[str | None, str] | None:
-    route = Router(RoutingSpec()).route(made, demand)
+    route = Router(RoutingSpec(), Random(1)).route(made, PrefixIndex(), demand, 0.0)
     return route and (route.prefill and route.prefill.key[0], route.decode.key[0])
 
 
@@ -102,4 +105,4 @@ def test_an_unproven_pair_carries_no_user() -> None:
 
 def test_an_unknown_policy_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="least_loaded"):
-        Router(RoutingSpec(policy="best"))
+        Router(RoutingSpec(policy="best"), Random(1))

@@ -1,0 +1,71 @@
+"""How fast one worker computes prompts, receives KV and makes tokens: learned from what its legs took.
+
+Pure: durations are arguments. Owns the estimators and what they assume before anything was seen. All are sums that
+fade: what lies WINDOW observations back weighs a third, so that a worker that has changed is known again soon.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+WINDOW = 64
+
+
+@dataclass(slots=True)
+class Line:
+    """Seconds per piece of work: `fixed_s + each_s * size`, by least squares, neither below zero."""
+
+    fixed_s: float
+    each_s: float
+    _mean: float = 0.0
+    _mean_s: float = 0.0
+    _variance: float = 0.0
+    _covariance: float = 0.0
+    _weight: float = 0.0
+
+    def seconds(self, size: float) -> float:
+        return self.fixed_s + self.each_s * size
+
+    def learn(self, size: float, seconds: float) -> None:
+        if not self._weight:  # what was assumed counts as a few observations
+            self._believe()
+        self._weight = min(self._weight + 1, WINDOW)
+        share = 1 / self._weight
+        off, off_s = size - self._mean, seconds - self._mean_s
+        self._mean += share * off
+        self._mean_s += share * off_s
+        self._variance = (1 - share) * (self._variance + share * off * off)
+        self._covariance = (1 - share) * (self._covariance + share * off * off_s)
+        slope = self._covariance / self._variance if self._variance else self.each_s
+        steepest = self._mean_s / self._mean if self._mean else slope
+        self.each_s = min(max(slope, 0.0), steepest)
+        self.fixed_s = self._mean_s - self.each_s * self._mean
+
+    def _believe(self) -> None:
+        self._weight = 2.0
+        self._mean, self._variance = PRIOR_SIZE, PRIOR_SIZE**2
+        self._mean_s, self._covariance = self.seconds(PRIOR_SIZE), self.each_s * PRIOR_SIZE**2
+
+
+PRIOR_SIZE = 1000.0
+
+
+@dataclass(slots=True)
+class Mean:
+    """A mean that fades."""
+
+    value: float
+    _weight: float = 2.0
+
+    def learn(self, value: float) -> None:
+        self._weight = min(self._weight + 1, WINDOW)
+        self.value += (value - self.value) / self._weight
+
+
+@dataclass(slots=True)
+class Rates:
+    """Assumed at first: 20,000 prompt tokens/s, 200,000 tokens' KV per second, 25 ms per token of an answer."""
+
+    prefill: Line = field(default_factory=lambda: Line(0.02, 5e-5))  # of one prompt: uncached tokens -> seconds
+    transfer: Line = field(default_factory=lambda: Line(0.02, 5e-6))  # of one hand-over: tokens -> seconds
+    itl: Mean = field(default_factory=lambda: Mean(0.025))
