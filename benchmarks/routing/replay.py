@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from proxy.prefix_index import PrefixIndex
 from proxy.router import Demand, Route, Router
 from proxy.spec import Deadlines
 from proxy.worker import Key
+from workers.kv_messages import Computed
 from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
 
 ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
@@ -51,9 +53,9 @@ class Replay:
         self._requests = requests
         self._fleet = setup.fleet()
         self._index = PrefixIndex()
-        self._router = _TimedRouter(setup.routing)
+        self._router = _TimedRouter(setup.routing, random.Random(0))
         self._router.decision_s = []
-        self._flights = Flights(self._fleet, self._router, NO_LIMITS, Deadlines())
+        self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, Deadlines())
         self._engines = {key: Engine(setup.card) for key in self._fleet.workers}
         self._links = Links(setup.card.link_bytes_per_s)
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -87,7 +89,7 @@ class Replay:
 
     def _arrive(self, number: int, now: float) -> None:
         request = self._requests[number]
-        demand = Demand(num_tokens=request.num_prompt, whole_because=None)
+        demand = Demand(num_tokens=request.num_prompt, whole_because=None, chain=request.chain)
         flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
         self._tell(fe.Arrived(flight), now)
 
@@ -167,6 +169,7 @@ class Replay:
         if submit.leg != Leg.DECODE:
             self._records[flight.id].num_cached = first.num_cached
         if submit.leg != Leg.PREFILL:
+            self._tell(Computed(first.id, self._legs[first.id][2].num_prompt, first.num_cached), now)
             self._tell(Start(first.id, 200, ()), now)
 
     def _ended(self, rid: int, now: float) -> None:
