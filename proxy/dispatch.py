@@ -29,6 +29,7 @@ from proxy.job_board import JobBoard
 from proxy.journal import Journal
 from proxy.link import Links
 from proxy.prefix_index import PrefixIndex
+from proxy.prompts import Prompts
 from proxy.proofs import Proofs
 from proxy.router import Demand, Router
 from proxy.spec import ProxySpec
@@ -92,6 +93,7 @@ class Dispatch:
         self.spec = spec
         self.fleet = Fleet(spec)
         self.index = PrefixIndex()
+        self.prompts = Prompts(spec, secrets.token_bytes(16))
         router = Router(spec.routing, random.Random())
         self.flights = Flights(self.fleet, self.index, router, spec.limits, spec.deadlines)
         self.num_connections = num_connections
@@ -250,6 +252,8 @@ class Dispatch:
         elif kind in _OF_A_LEG:
             if kind is End:
                 self._count_end(message)
+            elif kind is PromptTrace:
+                self.prompts.traced(self.flights.legs.get(message.rid), message)
             self._apply(message)
         elif kind is Load:
             key = self.fleet.by_peer[peer].key

@@ -273,6 +273,10 @@ class Fleet:
         """What the engines that are there say of themselves."""
         return [worker.capabilities for worker in self.workers.values() if worker.capabilities is not None]
 
+    def any_loaded(self) -> Capabilities | None:
+        """What one of them says: of what is the same for all of the run."""
+        return next((worker.capabilities for worker in self.workers.values() if worker.capabilities is not None), None)
+
     @property
     def ready(self) -> bool:
         """Every worker that the run wants is up, and every hand-over between them is proven."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from proxy.flight import LegRecord
 from proxy.prompt_key import HARMLESS, REGIONS, PromptKey, fields_of, prompt_key
 from proxy.prompt_trace import Known, PromptBook
 from proxy.spec import ProxySpec
@@ -25,7 +26,7 @@ class Seen(NamedTuple):
     key: PromptKey | None
 
 
-_NOTHING = Seen(None, None)
+NOTHING_SEEN = Seen(None, None)
 
 
 class Prompts:
@@ -37,21 +38,24 @@ class Prompts:
     def look(self, path: str, query: bytes, body: bytes, model: Any, prompt: Any, loaded: Capabilities) -> Seen:
         """`model` and `prompt` are the body's, `loaded` is what any engine of the run says of itself."""
         if path not in REGIONS:
-            return _NOTHING
+            return NOTHING_SEEN
         if isinstance(prompt, list) and path == "/v1/completions":
             return self._look_at_ids(body, model, prompt, loaded)
         key = prompt_key(self._secret, path, query, body)
-        return _NOTHING if key is None else Seen(self.book.find(key, loaded.block_size), key)
+        return NOTHING_SEEN if key is None else Seen(self.book.find(key, loaded.block_size), key)
 
     def _look_at_ids(self, body: bytes, model: Any, ids: list[Any], loaded: Capabilities) -> Seen:
         """The engine takes them as they are. An adapter's blocks have the adapter in their hashes."""
         own = model is None or model in self._own_models
         if not own or len(ids) > loaded.max_model_len or not fields_of(body).keys() <= _WITH_TOKEN_IDS:
-            return _NOTHING
+            return NOTHING_SEEN
         try:
-            return Seen(Known(chain(ids, loaded.block_size), len(ids), len(ids)), None)
-        except (TypeError, OverflowError):  # several prompts, or no tokens
-            return _NOTHING
+            return Seen(Known(len(ids), chain(ids, loaded.block_size), len(ids)), None)
+        except TypeError:  # several prompts, or no tokens
+            return NOTHING_SEEN
 
-    def learn(self, key: PromptKey, trace: PromptTrace, block_size: int) -> None:
-        self.book.learn(key, trace.chain, trace.num_prompt_tokens, block_size)
+    def traced(self, leg: LegRecord | None, trace: PromptTrace) -> None:
+        """The word of the worker that computes it. None: the leg is over."""
+        if leg is not None and leg.flight.prompt is not None and leg.worker.capabilities is not None:
+            block_size = leg.worker.capabilities.block_size
+            self.book.learn(leg.flight.prompt, trace.chain, trace.num_prompt_tokens, block_size)

@@ -90,3 +90,8 @@ def test_extras_lie_in_the_blocks_that_they_concern() -> None:
     }
     assert extras(3, BLOCK_SIZE, "tuned", None, []) == dict.fromkeys(range(3), extra("tuned", []))
     assert extras(0, BLOCK_SIZE, None, "salt", []) == {}
+
+
+def test_ids_larger_than_any_models_have_hashes_too() -> None:
+    assert chain([1 << 32 | 5] * 16, 16) != chain([1 << 32 | 6] * 16, 16)
+    assert chain([5, 1 << 40], 2)[0] == block_hash(NO_PARENT, [5, 1 << 40])
