@@ -69,6 +69,8 @@ HOW = {
     "python -m launcher action=doctor": How.SITE,
     "cp conf/cluster/h100x2.yaml conf/cluster/mysite.yaml": How.HERE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b action=plan": How.HERE,
+    "python -m launcher +cluster=mysite model=llama-3.1-8b cluster.max_loading=8"
+    " cluster.load_strategy=prefetch action=plan": How.HERE,
     "python -m launcher +recipe=gpt-oss-120b-h100 cluster.partition=gpu cluster.account=me action=plan": How.HERE,
     "python -m launcher -m +recipe=gpt-oss-120b-h100,llama-3.3-70b-h100 action=plan": How.HERE,
     "python -m launcher -m +cluster=h100x2 pools.decode.tensor_parallel=4 pools.decode.replicas=1,2"
