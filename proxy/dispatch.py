@@ -26,7 +26,7 @@ from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.flights import Flights
 from proxy.job_board import JobBoard
-from proxy.journal import Journal
+from proxy.journal import GONE, LOST, Journal
 from proxy.link import Links
 from proxy.prefix_index import PrefixIndex
 from proxy.prompts import Prompts
@@ -297,9 +297,10 @@ class Dispatch:
                     self.links.send(peer, self._registered(protocol))
                 case fleet.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
-                case fleet.WorkerLost(key, reason):
-                    log.warning("worker %s generation %d lost: %s", *key, reason)
-                    self.journal.note(time.time(), key, f"lost: {reason}")
+                case fleet.WorkerLost(key, reason, on_purpose):
+                    end = GONE if on_purpose else LOST
+                    log.log(logging.INFO if on_purpose else logging.WARNING, "worker %s.%d %s: %s", *key, end, reason)
+                    self.journal.note(time.time(), key, f"{end}: {reason}")
                     self._proofs.lost(key)
                     self._apply_turns(turns.Gone(key))
                     self._apply(ev.WorkerGone(key, reason))
