@@ -30,6 +30,7 @@ END_TIMEOUT_S = 20.0
 POLL_S = 0.05
 UNBOUNDED = 1 << 40
 CODE = "benchmark"
+ALWAYS_SPLIT = RoutingSpec(whole_below_tokens=0)
 FLEETS = {  # workers and their pools, a pool being named after its role
     "whole": {"any-0": "any", "any-1": "any"},
     "split": {"prefill-0": "prefill", "decode-0": "decode"},
@@ -210,7 +211,7 @@ def fleet(
     workers: dict[str, str],
     engine: EngineSpec,
     num_processes: int = 1,
-    routing: RoutingSpec = RoutingSpec(whole_below_tokens=0),
+    routing: RoutingSpec = ALWAYS_SPLIT,
 ) -> Iterator[Fleet]:
     """`workers`: their names and pools; a pool is named after its role. `num_processes`: the proxy's."""
     running = Fleet(path, workers, engine, num_processes, routing)

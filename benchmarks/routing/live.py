@@ -17,7 +17,7 @@ import uvloop
 
 from benchmarks.load import PATH, Ask, Client, Endpoint, check
 from benchmarks.processes import fleet
-from benchmarks.routing.records import Record, Replayed
+from benchmarks.routing.records import Record
 from benchmarks.routing.replay import Replay
 from benchmarks.routing.setup import MAX_MODEL_LEN, MODEL, Setup
 from benchmarks.traces import Request
@@ -99,7 +99,9 @@ def replay_live(setup: Setup, requests: Sequence[Request], speed: float) -> list
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
         fleet(Path(folder) / "run", setup.workers, engine_spec(setup, speed), routing=setup.routing) as running,
     ):
-        asks = [ask(running.endpoint, request, number, setup.card.block_size) for number, request in enumerate(requests)]
+        asks = [
+            ask(running.endpoint, request, number, setup.card.block_size) for number, request in enumerate(requests)
+        ]
         uvloop.run(_all(running.endpoint, asks, records, speed))
     return records
 
