@@ -91,7 +91,9 @@ class Replay:
 
     def _arrive(self, number: int, now: float) -> None:
         request = self._requests[number]
-        demand = Demand(num_tokens=request.num_prompt, whole_because=None, chain=request.chain if self._sees_cache else ())
+        demand = Demand(
+            num_tokens=request.num_prompt, whole_because=None, chain=request.chain if self._sees_cache else ()
+        )
         flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
         self._tell(fe.Arrived(flight), now)
 
