@@ -21,15 +21,15 @@ import zmq
 from proxy import fleet, turns
 from proxy import flight_events as ev
 from proxy.clients import Client
+from proxy.digest_follower import DigestFollower
 from proxy.family import Family
 from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.flights import Flights
 from proxy.job_board import JobBoard
-from proxy.journal import GONE, LOST, Journal
+from proxy.journal import Journal
 from proxy.link import Links
 from proxy.prefix_index import PrefixIndex
-from proxy.prompts import Prompts
 from proxy.proofs import Proofs
 from proxy.router import Demand, Router
 from proxy.spec import ProxySpec
@@ -39,7 +39,7 @@ from proxy.view import fleet_view
 from proxy.worker import Key, Peer, Worker
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
-from workers.kv_messages import Computed, PromptTrace
+from workers.kv_messages import Computed, Digest, PromptTrace
 from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
@@ -93,12 +93,13 @@ class Dispatch:
         self.spec = spec
         self.fleet = Fleet(spec)
         self.index = PrefixIndex()
-        self.prompts = Prompts(spec, secrets.token_bytes(16))
         router = Router(spec.routing, random.Random())
         self.flights = Flights(self.fleet, self.index, router, spec.limits, spec.deadlines)
         self.num_connections = num_connections
         self.totals = Totals()
         self.traffic = self.totals.traffic
+        wanted = Router.wants_chain(spec.routing.policy)
+        self.digests = DigestFollower(self.index, self.totals, self._send, wanted=wanted)
         self.links = Links(context, address, port, curve, zap, self)
         self.board = JobBoard()
         self.journal = Journal()
@@ -252,9 +253,9 @@ class Dispatch:
         elif kind in _OF_A_LEG:
             if kind is End:
                 self._count_end(message)
-            elif kind is PromptTrace:
-                self.prompts.traced(self.flights.legs.get(message.rid), message)
             self._apply(message)
+        elif kind is Digest:
+            self.digests.told(self.fleet.by_peer[peer], message)
         elif kind is Load:
             key = self.fleet.by_peer[peer].key
             self._apply_fleet(fleet.LoadTold(key, message))
@@ -295,13 +296,14 @@ class Dispatch:
             match effect:
                 case fleet.Accept(peer, protocol):
                     self.links.send(peer, self._registered(protocol))
+                    self.digests.met(peer, self.fleet.by_peer[peer])
                 case fleet.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
-                case fleet.WorkerLost(key, reason, on_purpose):
-                    end = GONE if on_purpose else LOST
-                    log.log(logging.INFO if on_purpose else logging.WARNING, "worker %s.%d %s: %s", *key, end, reason)
-                    self.journal.note(time.time(), key, f"{end}: {reason}")
+                case fleet.WorkerLost(key, reason):
+                    log.warning("worker %s generation %d lost: %s", *key, reason)
+                    self.journal.note(time.time(), key, f"lost: {reason}")
                     self._proofs.lost(key)
+                    self.digests.lost(key)
                     self._apply_turns(turns.Gone(key))
                     self._apply(ev.WorkerGone(key, reason))
                 case fleet.Changed():

@@ -40,6 +40,7 @@ class Scrape:
             ("sluice_prompt_tokens", "Of answered requests.", traffic.prompt_tokens),
             ("sluice_output_tokens", "Of answered requests.", traffic.output_tokens),
             ("sluice_chunks", "Pieces of answers passed to clients.", self._totals.num_chunks),
+            ("sluice_digest_resyncs", "Snapshots of caches asked for anew.", self._totals.num_resyncs),
         ):
             yield CounterMetricFamily(name, text, value=total)
         yield _histogram("sluice_ttft_seconds", "Streams: arrival to the head of the answer.", traffic.ttft)

@@ -95,10 +95,15 @@ class OwnRoutes:
             "open_streams": dispatch.num_streams,
             "memory_mib": _memory_mib(),
         }
+        for worker in fleet["workers"]:
+            worker["digests"] = dispatch.digests.shown(worker["worker"], worker["generation"])
         return Snapshot(
             fleet={**fleet, "processes": [process]},
             totals=dispatch.totals.since(since),
-            gauges=gauges(dispatch.fleet, dispatch.flights, self._process, num_connections),
+            gauges=[
+                *gauges(dispatch.fleet, dispatch.flights, self._process, num_connections),
+                *dispatch.digests.gauges(),
+            ],
             journal=list(dispatch.journal.entries),
             gpus_per_node=dispatch.board.gpus_per_node,
             controller_silent_s=dispatch.board.silence_s(now),

@@ -16,6 +16,7 @@ class Totals(msgspec.Struct):
 
     requests: dict[tuple[str, int], int] = msgspec.field(default_factory=dict)
     num_chunks: int = 0
+    num_resyncs: int = 0  # of workers' digests
     traffic: Traffic = msgspec.field(default_factory=Traffic)
 
     def answered(self, path: str, status: int) -> None:
@@ -31,4 +32,5 @@ class Totals(msgspec.Struct):
         for answer, number in other.requests.items():
             add(self.requests, answer, number)
         self.num_chunks += other.num_chunks
+        self.num_resyncs += other.num_resyncs
         self.traffic.include(other.traffic)

@@ -21,8 +21,9 @@ import zmq
 
 from workers.answer import Answer, scope_of
 from workers.calls import CURRENT, Call, CallRefused
+from workers.digest_publisher import DigestPublisher
 from workers.engines import Engine, Placement
-from workers.kv_messages import Computed
+from workers.kv_messages import Computed, DigestWanted
 from workers.link import Link
 from workers.load import SHARED_INTERVAL_S, LoadReports, Work
 from workers.message import Message
@@ -102,10 +103,12 @@ class Host:
         return not self._running and not self._tickets.num_blocks
 
     async def serve(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            tasks.create_task(self.rendezvous.run())
-            tasks.create_task(self._report())
+        publisher = DigestPublisher(self._context, self._placement.local_dir, self._block_size)
+        with publisher as self._digest:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(self.rendezvous.run())
+                tasks.create_task(self._report())
 
     # ------------------------------------------------------------ links
 
@@ -151,6 +154,7 @@ class Host:
     def _drop(self, proxy: str, link: Link, reason: str) -> None:
         """A proxy that has gone waits for nothing any more."""
         self._links.pop(proxy, None)
+        self._digest.leave(link)
         for running in [r for r in self._running.values() if r.link is link]:
             log.warning("request %s cancelled: its proxy is gone (%s)", running.submit.request_id, reason)
             self._cancel(running)
@@ -173,6 +177,8 @@ class Host:
             self._close(message.ticket_id)
         elif type(message) is Registered:
             self.rendezvous.heard(proxy, message)
+        elif type(message) is DigestWanted:
+            self._digest.begin(link)
 
     def _submit(self, proxy: str, link: Link, submit: Submit) -> None:
         call = Call(

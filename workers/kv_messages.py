@@ -27,7 +27,7 @@ class Computed(Message, frozen=True, tag="computed"):
 
 
 class Digest(Message, frozen=True, tag="digest"):
-    """Which blocks the engine's prefix cache holds, to one proxy.
+    """Which blocks the engine's prefix cache holds, to a proxy that wants to know.
 
     A snapshot replaces what was told before. Others continue the one numbered before them, in the same epoch. A new
     epoch, which begins with a snapshot, says that the engine's cache was cleared or that events were lost for good.
@@ -39,6 +39,7 @@ class Digest(Message, frozen=True, tag="digest"):
     added: bytes
     removed: bytes = b""
     snapshot: bool = False
+    age_s: float = 0.0  # of the oldest change in it, when it left
 
 
 AboutPrompts = PromptTrace | Computed | Digest
@@ -47,6 +48,6 @@ AboutPrompts = PromptTrace | Computed | Digest
 
 
 class DigestWanted(Message, frozen=True, tag="digest_wanted"):
-    """To a host: what it told does not fit together, a snapshot is wanted."""
+    """To a host: tell the digest, a snapshot first. Said once, and again where what was told does not fit together."""
 
     dp_rank: int

@@ -14,13 +14,14 @@ from typing import Any
 
 import zmq
 
+from workers.kv_messages import Digest
 from workers.message import Message
 from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, End, Goodbye, Refused, Start
 from workers.session import LinkLost, Session
 from workers.wire import Batch, DecodeError, encode_batch
 from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
-# Answers' bytes that wait for credit; above this the senders wait, so memory stays bounded.
+# Bytes of answers and digests that wait for credit; above this the senders wait, so memory stays bounded.
 OUTBOX_BYTES = 4 << 20
 _WITH_DATA = frozenset({Chunk, Start, End})
 LINGER_MS = 500  # a goodbye should still leave
@@ -50,7 +51,7 @@ class Link:
         self._session = Session(WINDOW_BYTES, silence_s, time.monotonic())
         self._outbox: list[Message] = []
         self._chunks: dict[int, int] = {}  # by request: where its chunk is in the outbox
-        self._outbox_bytes = 0  # of answers' bodies
+        self._outbox_bytes = 0  # of answers' bodies and digests
         self._flush_scheduled = False
         self._room = asyncio.Event()
         self._room.set()
@@ -72,6 +73,8 @@ class Link:
         self._outbox.append(message)
         if type(message) in _WITH_DATA:
             self._outbox_bytes += len(message.data)  # type: ignore[attr-defined]
+        elif type(message) is Digest:
+            self._outbox_bytes += len(message.added) + len(message.removed)
         if not self._flush_scheduled:
             self._schedule_flush()
 
@@ -98,9 +101,13 @@ class Link:
         self._outbox[place] = Chunk(rid, b"")
         return data
 
+    @property
+    def has_room(self) -> bool:
+        return self._outbox_bytes <= OUTBOX_BYTES or self.closed
+
     def room(self) -> Awaitable[object] | None:
         """To be awaited until the peer has taken in enough, or the link is gone. None: there is room."""
-        if self._outbox_bytes <= OUTBOX_BYTES or self.closed:
+        if self.has_room:
             return None
         self._room.clear()
         return self._room.wait()
@@ -111,11 +118,6 @@ class Link:
             self._on_lost = lambda reason, final: None
             self.send(Goodbye(reason))
             self._flush()
-            self._end()
-
-    def abandon(self) -> None:
-        """End without a word: nothing is left that could say why."""
-        if not self.closed:
             self._end()
 
     def lose(self, reason: str) -> None:

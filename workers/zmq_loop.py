@@ -64,7 +64,7 @@ class LoopSocket:
         self._on_message = on_message
         self._loop = asyncio.get_running_loop()
         self._fd = int(socket.get(zmq.FD))
-        self._closed = False
+        self.closed = False
         self._loop.add_reader(self._fd, self._read)
         self._loop.call_soon(self._read)
 
@@ -78,15 +78,15 @@ class LoopSocket:
             self._loop.call_soon(self._read)
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
-        self._closed = True
+        self.closed = True
         self._loop.remove_reader(self._fd)
         self.socket.close()
 
     def _read(self) -> None:
         for _ in range(READ_BUDGET):
-            if self._closed or not self._readable():
+            if self.closed or not self._readable():
                 return
             frames = [self.socket.recv(_RECEIVE, copy=False)]
             while frames[-1].more:

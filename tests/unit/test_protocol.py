@@ -52,7 +52,7 @@ EXAMPLES: dict[str, Message] = {
     ),
     "phase": protocol.Phase("loading", "load", (("preflight", 0.5), ("import", 9.0)), "reads", 2.5),
     "load": protocol.Load(3, 1, 12, 4096, 8192, 0, 0.5, 2, 1024, 6),
-    "digest": kv_messages.Digest(0, 2, 17, bytes(range(16)), bytes(range(16, 24)), True),
+    "digest": kv_messages.Digest(0, 2, 17, bytes(range(16)), bytes(range(16, 24)), True, 0.25),
     "start": protocol.Start(7, 200, ((b"content-type", b"text/event-stream"),)),
     "c": protocol.Chunk(7, b'data: {"choices":[]}\n\n'),
     "end": protocol.End(7, 41, 32, 8),

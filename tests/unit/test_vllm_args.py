@@ -108,7 +108,9 @@ def test_an_engine_id_is_never_used_twice() -> None:
     assert len(ids) == 4
 
 
-@pytest.mark.parametrize("key", ["model", "served-model-name", "kv_transfer_config", "node_rank", "data_parallel_rank"])
+@pytest.mark.parametrize(
+    "key", ["model", "served-model-name", "kv_transfer_config", "kv-events-config", "node_rank", "data_parallel_rank"]
+)
 def test_a_flag_that_sluice_sets_is_refused_by_name(key: str) -> None:
     assert [fault.partition(":")[0] for fault in under_test.owned_flags({key: 1, "seed": 0})] == [f"engine_args.{key}"]
     with pytest.raises(ValueError, match=f"engine_args.{key}"):

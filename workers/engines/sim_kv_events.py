@@ -23,6 +23,7 @@ import zmq
 
 from workers.engines import sim_events as ev
 from workers.engines.sim_blocks import NO_KEY
+from workers.kv_events import events_endpoint, replay_endpoint
 from workers.zmq_loop import LoopSocket, new_socket
 
 log = logging.getLogger(__name__)
@@ -65,9 +66,9 @@ class KvEventPublisher:
         self._encoder = msgspec.msgpack.Encoder()
         self._pub = new_socket(context, zmq.PUB, linger_ms=0)
         self._pub.setsockopt(zmq.SNDHWM, MAX_UNREAD_BATCHES)
-        self._pub.bind(f"ipc://{local_dir}/kv-events")
+        self._pub.bind(events_endpoint(local_dir))
         router = new_socket(context, zmq.ROUTER, linger_ms=0)
-        router.bind(f"ipc://{local_dir}/kv-replay")
+        router.bind(replay_endpoint(local_dir))
         self._replay = LoopSocket(router, self._on_replay)
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any, NamedTuple
 
 from workers.engines import Placement
+from workers.kv_events import events_endpoint, replay_endpoint
 from workers.spec import EngineSpec
 
 # The adapter reaches below vLLM's public API, which moves between releases: tests/integration/test_vllm_adapter.py
@@ -25,6 +26,10 @@ WORKER_EXTENSION = "workers.engines.vllm_leases.LeaseExtension"
 # warns that this value is deprecated; nothing else here depends on it.
 KV_ROLE = "kv_both"
 
+# Batches of KV events that the engine keeps for a listener that has lost some. As many as its socket takes at once:
+# of a longer answer it would drop a part without a word.
+KV_EVENTS_KEPT = 1000
+
 # Prefill writes the blocks, so that every pipeline stage can write its layers' part.
 PUSH_CONNECTOR = "NixlPushConnector"
 
@@ -36,7 +41,7 @@ OWNED_FLAGS = {
     "tensor_parallel_size": "the pool's tensor_parallel",
     "pipeline_parallel_size": "the pool's pipeline_parallel",
     "kv_transfer_config": "handoff",
-    "kv_events_config": "handoff",
+    "kv_events_config": "nothing: they hold users' prompts, only the engine's host may listen",
     "nnodes": "the pool's nodes",
     "node_rank": "the pool's nodes",
     "master_addr": "the pool's nodes",
@@ -108,6 +113,7 @@ def engine_argv(spec: EngineSpec, placement: Placement, *, cpu: bool) -> list[st
         "pipeline_parallel_size": spec.pipeline_parallel,
         "worker_extension_cls": WORKER_EXTENSION,
         "kv_transfer_config": kv_transfer_config(spec, placement),
+        "kv_events_config": kv_events_config(placement),
     }
     if placement.num_nodes > 1:
         flags |= _node_flags(placement)
@@ -127,6 +133,17 @@ def kv_transfer_config(spec: EngineSpec, placement: Placement) -> dict[str, Any]
         # Computing again after a failed load has given wrong tokens; a failed request is retried whole instead.
         "kv_load_failure_policy": "fail",
         "kv_connector_extra_config": {"kv_lease_duration": round(spec.handoff.lease_s)},
+    }
+
+
+def kv_events_config(placement: Placement) -> dict[str, Any]:
+    """On sockets that are files of the node's 0700 folder."""
+    return {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": events_endpoint(placement.local_dir),
+        "replay_endpoint": replay_endpoint(placement.local_dir),
+        "buffer_steps": KV_EVENTS_KEPT,
     }
 
 
