@@ -12,6 +12,7 @@ from tests.live import Live, sim_engine, wait_for
 from workers.lifecycle import LOADING, READY
 
 LOAD_S = 0.5
+WARM_UP_S = 4.0
 FOR_EVER_S = 600.0
 WORKERS = ("prefill-0", "decode-0", "decode-1", "decode-2")
 
@@ -56,3 +57,13 @@ def test_one_reads_and_the_others_wait_also_when_the_one_dies(run: Live) -> None
     times = sorted(loading(run, worker) for worker in WORKERS)
     assert all(before[1] <= after[0] for before, after in pairwise(times)), times
     assert all(worker["stages"]["turn"] >= 0 for worker in run.fleet()["workers"])
+
+
+def test_a_turn_ends_when_the_weights_are_read_and_not_when_the_engine_is_ready(run: Live) -> None:
+    engine = sim_engine(args={"load_time_s": LOAD_S, "warm_up_s": WARM_UP_S})
+    for index, worker in enumerate(WORKERS[:2]):
+        run.start_worker(worker, engine, index=index, takes_turns=True)
+    wait_for(lambda: [worker["phase"] for worker in run.fleet()["workers"]] == [READY, READY], "both to be ready")
+    one, other = sorted(loading(run, worker) for worker in WORKERS[:2])
+    assert one[0] < other[0] < one[1], "the second begins while the first warms up"
+    assert {worker["stages"]["weights"] for worker in run.fleet()["workers"]} == {LOAD_S}

@@ -286,7 +286,7 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["pools.decode.engine_args.max-num-seqs=3"], "pools.decode.engine_args.max-num-seqs: write max_num_seqs"),
         (["engine.engine_args.max_num_seqs=many"], "pools.prefill.engine_args.max_num_seqs: 'many' is not a count"),
         (["engine.engine_args.gpu_memory_utilization=90"], "pools.prefill.engine_args.gpu_memory_utilization: 90 is"),
-        (["routing.policy=luck"], "routing.policy: unknown 'luck'; known: least_loaded"),
+        (["routing.policy=luck"], "routing.policy: unknown 'luck'; known: "),
         (["handoff.connector=Mooncake"], "handoff.connector: Mooncake is not available; use NixlConnector, NixlPushCo"),
         (["engine=vllm_cpu", "handoff.buffer_device=cuda"], "handoff.buffer_device: cuda, but the engine runs on"),
         (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node: -1 is not a count; use 0 or more"),

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.engines import stages_told
+from workers.engines.sim_log import WEIGHTS_READ
 from workers.stages import ORDER, StageClock, in_words
 
 STEPS = st.lists(st.tuples(st.sampled_from(["enter", "tell"]), st.sampled_from(ORDER), st.floats(0, 100)), max_size=20)
@@ -67,3 +68,7 @@ def test_vllm_s_lines_are_understood() -> None:
     assert told(f"{prefix}{took}35.50 s{split}") == {"compile": 20.25, "warm-up": 15.25}
     assert told("INFO Model loading took 14.9 GiB memory and 12.5 seconds") == {}
     assert stages_told("sim")("Loading weights took 12.34 seconds") == {}
+
+
+def test_so_are_the_simulator_s() -> None:
+    assert stages_told("sim")(f"I engine sluice.sim: {WEIGHTS_READ % 12.34}") == {"weights": 12.34}

@@ -89,17 +89,13 @@ ENGINES: dict[str, Callable[[], EngineStart]] = {"vllm": _vllm, "sim": _sim}
 REAL_ENGINES = frozenset({"vllm"})
 
 
-def _nothing_told(line: str) -> dict[str, float]:
-    return {}
-
-
 def stages_told(kind: str) -> Callable[[str], dict[str, float]]:
     """What an engine's output tells of its start, line by line: parts of the load and their seconds."""
     if kind == "vllm":
         from workers.engines.vllm_log import stages_told
-
-        return stages_told
-    return _nothing_told
+    else:
+        from workers.engines.sim_log import stages_told
+    return stages_told
 
 
 def engine_start(kind: str) -> EngineStart:

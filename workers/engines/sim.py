@@ -8,6 +8,7 @@ claim about vLLM.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
 
@@ -26,10 +27,13 @@ from workers.engines.sim_instant import InstantEngine
 from workers.engines.sim_kv_events import publisher
 from workers.engines.sim_legs import begin, failed, source_of
 from workers.engines.sim_live import LiveScheduler, Output, Outputs
+from workers.engines.sim_log import WEIGHTS_READ
 from workers.engines.sim_tokenizer import StopScanner, decode
 from workers.prompt import Prompt
 from workers.protocol import Leg
 from workers.spec import EngineSpec
+
+log = logging.getLogger("sluice.sim")
 
 
 class SimEngine:
@@ -220,6 +224,9 @@ async def start(
     args = read_args(spec)
     imported()
     await asyncio.sleep(args.load_time_s)
+    if args.warm_up_s:
+        log.info(WEIGHTS_READ, args.load_time_s)
+        await asyncio.sleep(args.warm_up_s)
     if args.fail_at_start is not None:
         raise RuntimeError(args.fail_at_start)
     async with _tasks() as tasks:

@@ -31,8 +31,9 @@ class SimArgs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_num_batched_tokens: Positive = 8192
     timing: Timing = Timing()
     read_timeout_s: Seconds = 5.0  # for a holder of KV to answer
-    # Faults, for tests.
     load_time_s: Seconds = 0.0
+    warm_up_s: Seconds = 0.0  # after the weights are read, which it then tells apart
+    # Faults, for tests.
     fail_at_start: str | None = None
 
     def core(self, spec: EngineSpec) -> CoreConfig:
