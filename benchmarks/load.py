@@ -90,7 +90,7 @@ def ask(endpoint: Endpoint, text: str, num_tokens: int, *, streams: bool = True)
     return Ask(head.encode() + body, num_tokens, num_tokens + endpoint.closing_chunks, streams)
 
 
-class _Client(asyncio.Protocol):
+class Client(asyncio.Protocol):
     """One connection, one question at a time."""
 
     def __init__(self) -> None:
@@ -152,7 +152,7 @@ def check(ask: Ask, answer: bytes) -> None:
             raise BadAnswer(f"{found} of {ask.num_chunks} chunks, {'with' if complete else 'without'} [DONE]")
 
 
-async def _answer(client: _Client, ask: Ask) -> bytes:
+async def _answer(client: Client, ask: Ask) -> bytes:
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             return await client.ask(ask.data)
@@ -164,7 +164,7 @@ async def _user(
     endpoint: Endpoint, asks: Sequence[Ask], pauses_s: Sequence[float], outcome: Outcome, answered: Callable[[], None]
 ) -> None:
     loop = asyncio.get_running_loop()
-    _, client = await loop.create_connection(_Client, endpoint.host, endpoint.port)
+    _, client = await loop.create_connection(Client, endpoint.host, endpoint.port)
     try:
         for ask, pause_s in zip(asks, pauses_s, strict=True):
             await asyncio.sleep(pause_s)

@@ -30,6 +30,7 @@ END_TIMEOUT_S = 20.0
 POLL_S = 0.05
 UNBOUNDED = 1 << 40
 CODE = "benchmark"
+ALWAYS_SPLIT = RoutingSpec(whole_below_tokens=0)
 FLEETS = {  # workers and their pools, a pool being named after its role
     "whole": {"any-0": "any", "any-1": "any"},
     "split": {"prefill-0": "prefill", "decode-0": "decode"},
@@ -100,7 +101,9 @@ def end(processes: list[subprocess.Popen[bytes]]) -> None:
 class Fleet:
     """A proxy and its workers, all serving. `hosts` are the processes of the engines."""
 
-    def __init__(self, path: Path, workers: dict[str, str], engine: EngineSpec, num_processes: int) -> None:
+    def __init__(
+        self, path: Path, workers: dict[str, str], engine: EngineSpec, num_processes: int, routing: RoutingSpec
+    ) -> None:
         self._run = RunDir(path)
         self._run.create()
         write_keys(self._run.keys)
@@ -108,6 +111,7 @@ class Fleet:
         self._workers = workers
         self._engine = engine
         self._num_processes = num_processes
+        self._routing = routing
         self.endpoint: Endpoint
         self.proxy_pids: list[int] = []  # those that serve, without their parent
         self.hosts: list[int] = []
@@ -170,7 +174,7 @@ class Fleet:
             redeem_s=30.0,
             limits=Limits(),
             deadlines=Deadlines(),
-            routing=RoutingSpec(whole_below_tokens=0),
+            routing=self._routing,
             processes=self._num_processes,
         )
 
@@ -202,9 +206,15 @@ def _only_child(pid: int) -> int:
 
 
 @contextmanager
-def fleet(path: Path, workers: dict[str, str], engine: EngineSpec, num_processes: int = 1) -> Iterator[Fleet]:
+def fleet(
+    path: Path,
+    workers: dict[str, str],
+    engine: EngineSpec,
+    num_processes: int = 1,
+    routing: RoutingSpec = ALWAYS_SPLIT,
+) -> Iterator[Fleet]:
     """`workers`: their names and pools; a pool is named after its role. `num_processes`: the proxy's."""
-    running = Fleet(path, workers, engine, num_processes)
+    running = Fleet(path, workers, engine, num_processes, routing)
     try:
         running.start()
         yield running

@@ -148,6 +148,7 @@ class LimitsConfig:
     max_body_bytes: int = 32 << 20
     max_total_body_bytes: int = 512 << 20
     max_queued: int = 1024
+    max_prompt_trace_bytes: int = 256 << 20
     stream_buffer_bytes: int = 1 << 20
     max_total_unsent_bytes: int = 512 << 20
     header_timeout_s: float = 10.0

@@ -6,6 +6,8 @@ routing needs and travel on as they came.
 
 from __future__ import annotations
 
+from typing import Any
+
 from proxy import errors, routes
 from proxy.auth import ApiKeys, authorize
 from proxy.clients import HttpClient
@@ -13,10 +15,12 @@ from proxy.dispatch import Dispatch
 from proxy.errors import ApiError, BadRequest, NotFound, NoWorker
 from proxy.exchange import Exchange
 from proxy.flights import RETRY_AFTER_S
-from proxy.legs import BadBody, read_body, stateful_because, whole_because
+from proxy.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
 from proxy.models import check_model
 from proxy.own_routes import OwnRoutes
-from proxy.router import Demand, estimated_tokens
+from proxy.prompt_key import PromptKey
+from proxy.prompts import NOTHING_SEEN, Seen
+from proxy.router import Demand, Router, estimated_tokens
 from proxy.routes import Route
 from proxy.siblings import Siblings
 from proxy.spec import ProxySpec
@@ -34,6 +38,7 @@ class App:
         self._dispatch = dispatch
         self._own_routes = own_routes
         self._siblings = siblings
+        self._wants_chain = Router.wants_chain(spec.routing.policy)
 
     def admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> errors.Response | None:
         """Refuse before the body is read."""
@@ -79,13 +84,24 @@ class App:
         except ApiError as error:
             client.reject(error)
             return
-        tokens = (
-            len(fields.prompt)
-            if isinstance(fields.prompt, list)
-            else estimated_tokens(exchange.body, self._spec.routing)
-        )
-        demand = Demand(tokens, whole_because(route, fields, exchange.body))
-        self._launch(exchange, client, demand, route.path, streams=fields.stream is True)
+        seen = self._look(exchange, fields)
+        whole = whole_because(route, fields, exchange.body)
+        if seen.known is None:
+            demand = Demand(self._estimate(exchange.body, fields.prompt), whole)
+        else:
+            demand = Demand(seen.known.num_tokens, whole, chain=seen.known.chain)
+        self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
+
+    def _look(self, exchange: Exchange, fields: BodyFields) -> Seen:
+        """Only for a policy that asks where the KV lies: it costs time."""
+        loaded = self._dispatch.fleet.any_loaded() if self._wants_chain else None
+        if loaded is None:
+            return NOTHING_SEEN
+        look = self._dispatch.prompts.look
+        return look(exchange.path, exchange.query, exchange.body, fields.model, fields.prompt, loaded)
+
+    def _estimate(self, body: bytes, prompt: Any) -> int:
+        return len(prompt) if isinstance(prompt, list) else estimated_tokens(body, self._spec.routing)
 
     def _worker_metrics(self, exchange: Exchange) -> None:
         """The engine's own page. Not a user's request: it counts neither as load nor as latency."""
@@ -103,7 +119,16 @@ class App:
         demand = Demand(0, "metrics", forced=(None, max(up)), scrape=True)
         self._launch(exchange, client, demand, "/metrics", streams=True)
 
-    def _launch(self, exchange: Exchange, client: HttpClient, demand: Demand, path: str, *, streams: bool) -> None:
+    def _launch(
+        self,
+        exchange: Exchange,
+        client: HttpClient,
+        demand: Demand,
+        path: str,
+        *,
+        streams: bool,
+        prompt: PromptKey | None = None,
+    ) -> None:
         envelope = Submit(
             rid=0,
             request_id=client.request_id,
@@ -113,8 +138,10 @@ class App:
             query=exchange.query,
             headers=routes.to_engine(exchange.headers),
             body=exchange.body,
+            wants_trace=prompt is not None,
         )
         flight = self._dispatch.fly(envelope, client, demand, streams=streams)
+        flight.prompt = prompt
         exchange.on_gone = lambda: self._dispatch.leave(flight)
 
     def _count(self, path: str, status: int) -> None:

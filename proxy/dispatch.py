@@ -27,9 +27,10 @@ from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.flights import Flights
 from proxy.job_board import JobBoard
-from proxy.journal import Journal
+from proxy.journal import GONE, LOST, Journal
 from proxy.link import Links
 from proxy.prefix_index import PrefixIndex
+from proxy.prompts import Prompts
 from proxy.proofs import Proofs
 from proxy.router import Demand, Router
 from proxy.spec import ProxySpec
@@ -93,6 +94,7 @@ class Dispatch:
         self.spec = spec
         self.fleet = Fleet(spec)
         self.index = PrefixIndex()
+        self.prompts = Prompts(spec, secrets.token_bytes(16))
         router = Router(spec.routing, random.Random())
         self.flights = Flights(self.fleet, self.index, router, spec.limits, spec.deadlines)
         self.num_connections = num_connections
@@ -253,6 +255,8 @@ class Dispatch:
         elif kind in _OF_A_LEG:
             if kind is End:
                 self._count_end(message)
+            elif kind is PromptTrace:
+                self.prompts.traced(self.flights.legs.get(message.rid), message)
             self._apply(message)
         elif kind is Digest:
             self.digests.told(self.fleet.by_peer[peer], message)
@@ -299,9 +303,10 @@ class Dispatch:
                     self.digests.met(peer, self.fleet.by_peer[peer])
                 case fleet.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
-                case fleet.WorkerLost(key, reason):
-                    log.warning("worker %s generation %d lost: %s", *key, reason)
-                    self.journal.note(time.time(), key, f"lost: {reason}")
+                case fleet.WorkerLost(key, reason, on_purpose):
+                    end = GONE if on_purpose else LOST
+                    log.log(logging.INFO if on_purpose else logging.WARNING, "worker %s.%d %s: %s", *key, end, reason)
+                    self.journal.note(time.time(), key, f"{end}: {reason}")
                     self._proofs.lost(key)
                     self.digests.lost(key)
                     self._apply_turns(turns.Gone(key))

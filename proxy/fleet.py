@@ -86,10 +86,11 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """Everything open on it is lost."""
+    """Everything open on it is lost. `on_purpose`: it was on its way out, as somebody had asked."""
 
     key: Key
     reason: str
+    on_purpose: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +218,7 @@ class Fleet:
             return []  # a host has no say in this
         worker.phase, worker.detail, worker.agent_stages = told.phase, told.detail, told.stages
         if not NEXT.get(told.phase, {told.phase}):  # its engine is gone already; its links end a moment later
-            return [WorkerLost(worker.key, told.detail.split("\n")[0]), Changed()]
+            return [WorkerLost(worker.key, told.detail.split("\n")[0], worker.leaving), Changed()]
         return [Changed()]
 
     def _lose(self, peer: Peer, reason: str) -> list[Effect]:
@@ -225,7 +226,7 @@ class Fleet:
         worker = self.by_peer.pop(peer, None)
         if worker is None:
             return []
-        effects: list[Effect] = [WorkerLost(worker.key, reason), Changed()]
+        effects: list[Effect] = [WorkerLost(worker.key, reason, worker.leaving), Changed()]
         for other in (worker.agent, worker.host):
             if other is not None and other != peer:
                 self.by_peer.pop(other, None)
@@ -272,6 +273,10 @@ class Fleet:
     def loaded(self) -> list[Capabilities]:
         """What the engines that are there say of themselves."""
         return [worker.capabilities for worker in self.workers.values() if worker.capabilities is not None]
+
+    def any_loaded(self) -> Capabilities | None:
+        """What one of them says: of what is the same for all of the run."""
+        return next((worker.capabilities for worker in self.workers.values() if worker.capabilities is not None), None)
 
     @property
     def ready(self) -> bool:

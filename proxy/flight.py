@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from proxy.prompt_key import PromptKey
 from proxy.router import Demand, Route
 from proxy.worker import Worker
 from workers.protocol import Submit
@@ -50,6 +51,7 @@ class Flight:
     attempts: int = 0
     route: Route | None = None
     leg: int | None = None  # rid on the wire
+    prompt: PromptKey | None = None  # under this its worker's trace of the prompt is learnt
     held_tokens: int = 0  # counted where it decodes
     story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
 

@@ -13,6 +13,8 @@ from proxy.worker import Key
 
 MAX_ENTRIES = 64
 MAX_TEXT = 300
+# How the news of a worker's end begins: it was asked to, or it was not.
+GONE, LOST = "gone", "lost"
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -95,6 +95,8 @@ class ByScore:
         score, decode_score = self._scores(fleet, index, demand, self._random)
         why_whole = self._why_whole(fleet, demand)
         able = [w for w in fleet.decoders if can_decode(w, demand)]
+        if why_whole is not None:  # one that is full is passed over: the score need not know of caps
+            able = [w for w in able if has_room(w, demand.num_tokens)]
         decode = _pick(able, score if why_whole is not None else decode_score)
         if decode is None:
             return None

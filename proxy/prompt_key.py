@@ -95,15 +95,17 @@ class PromptKey(NamedTuple):
     context_bytes: int  # of what comes before it
 
 
-def prompt_key(secret: bytes, path: str, query: bytes, body: bytes) -> PromptKey | None:
-    """Of a body that is a JSON object; of a field that is there twice the last counts, as it does for the engine.
-
-    None where leading bytes say nothing of leading tokens, or the engine refuses it.
-    """
+def fields_of(body: bytes) -> dict[str, Raw]:
+    """Empty where the engine refuses it. Of a field that is there twice the last counts, as it does for the engine."""
     try:
-        fields = _fields.decode(body)
+        return _fields.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        return {}
+
+
+def prompt_key(secret: bytes, path: str, query: bytes, body: bytes) -> PromptKey | None:
+    """None where leading bytes say nothing of leading tokens, or the engine refuses the body."""
+    fields = fields_of(body)
     text = _text(bytes(fields.pop(REGIONS[path], b"")), itemized=path != "/v1/completions")
     if text is None or any(bytes(fields.get(name, b"null")) not in _NOT_TRUNCATED for name in TRUNCATING):
         return None

@@ -29,9 +29,9 @@ class Known(NamedTuple):
     bytes they are the same, and no engine holds them, so that prompts can be kept together which are new to all.
     """
 
-    chain: array[int]
     num_tokens: int  # of the whole prompt: the known part's, and an estimate for the rest
-    num_known_tokens: int = 0
+    chain: array[int]
+    num_known_tokens: int
 
 
 class _Trace:
@@ -80,7 +80,7 @@ class PromptBook:
             chain = unpack(trace.chain[: num_tokens // trace.block_size * HASH_BYTES])
             num_bytes = key.ends[place]
         chain.extend(self._stand_ins(key, place + 1, block_size))
-        return Known(chain, num_tokens + int((key.num_bytes - num_bytes) / self.bytes_per_token), num_tokens)
+        return Known(num_tokens + int((key.num_bytes - num_bytes) / self.bytes_per_token), chain, num_tokens)
 
     def _stand_ins(self, key: PromptKey, first: int, block_size: int) -> list[int]:
         """For each part from the `first` on, as many as it may have blocks."""

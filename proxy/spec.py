@@ -23,6 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_body_bytes: int = 32 << 20
     max_total_body_bytes: int = 512 << 20  # of all requests that are not answered yet
     max_queued: int = 1024
+    max_prompt_trace_bytes: int = 256 << 20  # what is remembered of prompts, for policies that look at caches
     stream_buffer_bytes: int = 1 << 20  # unsent bytes of one slow client before it is cut off
     max_total_unsent_bytes: int = 512 << 20  # of all clients; the slowest are cut off first
     header_timeout_s: float = 10.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from proxy.rates import Rates
 from proxy.spec import PoolCaps
-from workers.lifecycle import READY
+from workers.lifecycle import DRAINING, READY, STOPPED
 from workers.protocol import Capabilities, Load
 from workers.stages import PROOF, REGISTER, StageTimes
 
@@ -64,6 +64,11 @@ class Worker:
     @property
     def up(self) -> bool:
         return self.agent is not None and self.host is not None and self.phase == READY
+
+    @property
+    def leaving(self) -> bool:
+        """It ends because somebody wants it to."""
+        return self.phase in (DRAINING, STOPPED)
 
     @property
     def stages(self) -> StageTimes:

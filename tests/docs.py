@@ -33,7 +33,7 @@ class How(Enum):
     INSTALLED = "run in a fresh environment: integration/test_install.py"
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
-    SMALL = "run at its smallest: integration/test_benchmark_proxy.py, _peers.py, _streams.py"
+    SMALL = "run at its smallest: integration/test_benchmark_proxy.py, _cores.py, _peers.py, _streams.py"
     SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
     ELSEWHERE = "needs a machine that is not here"
 
@@ -69,11 +69,14 @@ HOW = {
     "python -m launcher action=doctor": How.SITE,
     "cp conf/cluster/h100x2.yaml conf/cluster/mysite.yaml": How.HERE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b action=plan": How.HERE,
+    "python -m launcher +cluster=mysite model=llama-3.1-8b cluster.max_loading=8"
+    " cluster.load_strategy=prefetch action=plan": How.HERE,
     "python -m launcher +recipe=gpt-oss-120b-h100 cluster.partition=gpu cluster.account=me action=plan": How.HERE,
     "python -m launcher -m +recipe=gpt-oss-120b-h100,llama-3.3-70b-h100 action=plan": How.HERE,
     "python -m launcher -m +cluster=h100x2 pools.decode.tensor_parallel=4 pools.decode.replicas=1,2"
     " action=plan": How.HERE,
     "python -m benchmarks.proxy": How.SMALL,
+    "python -m benchmarks.cores": How.SMALL,
     "python -m benchmarks.streams": How.SMALL,
     "make bench-peers": How.MAKE,
     "make bench-peers ARGS='peers=vllm-router,sluice parts=streams,prompts repeats=1'": How.SMALL,

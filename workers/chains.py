@@ -30,9 +30,8 @@ class Media(NamedTuple):
 
 def block_hash(parent: int, token_ids: Sequence[int], extra: bytes = b"") -> int:
     """`parent` is NO_PARENT for a prompt's first block."""
-    digest = blake2b(
-        parent.to_bytes(HASH_BYTES, "little") + _token_bytes(token_ids) + extra, digest_size=HASH_BYTES
-    ).digest()
+    tokens = _packed(token_ids)
+    digest = blake2b(parent.to_bytes(HASH_BYTES, "little") + tokens + extra, digest_size=HASH_BYTES).digest()
     return int.from_bytes(digest, "little")
 
 
@@ -40,7 +39,7 @@ def chain(
     token_ids: Sequence[int], block_size: int, extras: Mapping[int, bytes] = _NOTHING, parent: int = NO_PARENT
 ) -> array[int]:
     """The hashes of the full blocks. `extras`: by number of the block, what else its KV depends on."""
-    tokens = _token_bytes(token_ids)
+    tokens = _packed(token_ids)
     step = block_size * TOKEN_BYTES
     digest = parent.to_bytes(HASH_BYTES, "little")
     digests = bytearray()
@@ -53,8 +52,8 @@ def chain(
     return unpack(digests)
 
 
-def _token_bytes(token_ids: Sequence[int]) -> bytes:
-    """Four each. Of larger ids, which no real vocabulary has, the lower half counts."""
+def _packed(token_ids: Sequence[int]) -> bytes:
+    """Of larger ids than any model's (the simulator's are) the lower half says which token it is."""
     try:
         return array("I", token_ids).tobytes()
     except OverflowError:

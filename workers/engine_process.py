@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 
 import uvloop
@@ -55,6 +55,7 @@ async def serve(spec: WorkerSpec, placement: Placement, channel: EngineChannel) 
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
     async with AsyncExitStack() as stack:
         stack.callback(context.destroy, linger=0)
+        links = stack.enter_context(ExitStack())  # that are open when an engine dies end before their context
         # A load takes minutes and cannot be broken off: if the agent dies meanwhile, so does all of this at once.
         async with asyncio.TaskGroup() as tasks:
             watch = tasks.create_task(end_with_agent(channel))
@@ -62,6 +63,7 @@ async def serve(spec: WorkerSpec, placement: Placement, channel: EngineChannel) 
             engine = await stack.enter_async_context(start(spec.engine, placement, lambda: channel.say(Stage(LOAD))))
             watch.cancel()
         host = Host(spec, engine, placement, keys, context)
+        links.callback(host.rendezvous.abandon)
         # A loaded engine is a heap of objects that stay: nobody is to walk them in the middle of a request.
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)

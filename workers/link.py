@@ -120,6 +120,11 @@ class Link:
             self._flush()
             self._end()
 
+    def abandon(self) -> None:
+        """End without a word: nothing is left that could say why."""
+        if not self.closed:
+            self._end()
+
     def lose(self, reason: str) -> None:
         """The peer is gone, as somebody else has noticed."""
         self._lose(reason, final=False)

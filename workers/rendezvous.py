@@ -82,6 +82,12 @@ class Rendezvous:
         self.links.clear()
         self._told.clear()
 
+    def abandon(self) -> None:
+        for link in self.links.values():
+            link.abandon()
+        self.links.clear()
+        self._told.clear()
+
     async def _news_within(self, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s):

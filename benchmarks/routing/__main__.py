@@ -1,21 +1,22 @@
 """Routing policies on a trace: `python -m benchmarks.routing [key=value ...]`.
 
 The proxy's own cores and simulated engines in virtual time. Each policy at parts of what the baseline can keep up with;
-medians over seeds of the arrivals' jitter. Owns what is printed.
+medians over seeds of the arrivals' jitter. With `live_speed` instead a real proxy and real workers, beside the same in
+virtual time. Owns what is printed.
 """
 
 from __future__ import annotations
 
-import signal
-import sys
 from pathlib import Path
 
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, read_arguments
+from benchmarks.arguments import BadArgument
+from benchmarks.command import command
+from benchmarks.routing.live import compare
 from benchmarks.routing.measure import Measured, executor, measure
-from benchmarks.routing.options import Options
+from benchmarks.routing.options import Options, base_requests, requests_of
 from benchmarks.routing.picture import draw
 from benchmarks.traces import BadTrace
 
@@ -58,6 +59,17 @@ def flat(measured: Measured) -> dict[str, float]:
 
 
 def run(options: Options) -> None:
+    try:
+        base_requests(options)
+    except (BadTrace, OSError) as fault:
+        raise BadArgument(str(fault)) from None
+    if options.live_speed:
+        run_live(options)
+    else:
+        run_virtual(options)
+
+
+def run_virtual(options: Options) -> None:
     card = options.setup(options.baseline).card
     print(f"card: {msgspec.json.encode(card).decode()}")
     with executor(options.processes) as pool:
@@ -75,12 +87,17 @@ def run(options: Options) -> None:
     print(report.last_line(result))
 
 
+def run_live(options: Options) -> None:
+    """Each policy once, live and virtual, at `rate`."""
+    requests = requests_of(options, options.rate or 1.0, 0)
+    found = {name: compare(options.setup(name), requests, options.live_speed) for name in options.policy_names}
+    names = list(next(iter(found.values())))
+    print(report.table(["", *names], [[policy, *(f"{found[policy][n]:.3f}" for n in names)] for policy in found]))
+    result = report.report("routing", {f"{policy}.{n}": found[policy][n] for policy in found for n in names})
+    path = report.write(Path(options.output), result, {"options": options})
+    print(f"written: {path}")
+    print(report.last_line(result))
+
+
 if __name__ == "__main__":
-    # Whoever ends the benchmark ends its processes too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        run(read_arguments(Options, sys.argv[1:]))
-    except BadTrace as fault:
-        raise BadArgument(str(fault)) from None
-    except KeyboardInterrupt:
-        raise SystemExit("interrupted: no results") from None
+    command(Options, run)

@@ -37,6 +37,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: Duration = 2.0  # targets, for the router and for goodput
     itl_s: Duration = 0.05
     saturations: bool = False  # also of the policies that are not the baseline
+    live_speed: float = 0.0  # above 0: through a live proxy and workers, whose engines are so many times as fast
     processes: Count = 1
     output: str = "out/routing"
 

@@ -64,6 +64,8 @@ class Replay:
         self._legs: dict[int, tuple[Key, Submit, Work]] = {}  # rid -> worker key, envelope, work
         self._received: dict[Key, int] = dict.fromkeys(self._engines, 0)
         self._num_open = len(requests)
+        # As live: who does not look at what is cached is not told.
+        self._sees_cache = Router.wants_chain(setup.routing.policy)
 
     def run(self) -> Replayed:
         for number, request in enumerate(self._requests):
@@ -89,7 +91,9 @@ class Replay:
 
     def _arrive(self, number: int, now: float) -> None:
         request = self._requests[number]
-        demand = Demand(num_tokens=request.num_prompt, whole_because=None, chain=request.chain)
+        demand = Demand(
+            num_tokens=request.num_prompt, whole_because=None, chain=request.chain if self._sees_cache else ()
+        )
         flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
         self._tell(fe.Arrived(flight), now)
 
@@ -147,12 +151,11 @@ class Replay:
     def _took(self, key: Key, effects: list[Effect], now: float) -> None:
         """An engine has made a step: what it holds, what it says, and when it is due."""
         engine = self._engines[key]
-        if engine.stored:
+        if engine.stored and self._sees_cache:
             self._index.store((key, 0), engine.stored)
-            engine.stored = []
-        if engine.cache.evicted:
+        if engine.cache.evicted and self._sees_cache:
             self._index.remove((key, 0), engine.cache.evicted)
-            engine.cache.evicted = []
+        engine.stored, engine.cache.evicted = [], []
         if engine.next_at != float("inf"):
             self._at(engine.next_at, self._tick, key, engine.next_at)
         for effect in effects:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
 from launcher import slurm
@@ -33,6 +35,8 @@ SPLIT = (
     "cluster.setup=[echo gpus $CUDA_VISIBLE_DEVICES on $SLURMD_NODENAME]",
 )
 ONE_WORKER = ("~pools.prefill", "pools.decode.role=any", "pools.decode.replicas=1")
+SLOW = "pools.decode.engine_args.timing={prefill_ms: [0, 0, 0], decode_ms: [0, 0, 20]}"
+NUM_TOKENS = 100  # two seconds
 SIZE = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=8", "--gpus-per-node=4", "--time=30")
 
 
@@ -119,17 +123,31 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_starts(
     assert not run.path.exists()
 
 
-def test_a_job_that_is_queued_again_serves_again_and_scancel_leaves_nothing(
+@contextmanager
+def stream(run: RunDir) -> Iterator[Iterator[str]]:
+    """A client that reads a slow answer, from its first token on."""
+    endpoint = json.loads(run.endpoint.read_text())
+    headers = {"authorization": f"Bearer {Path(endpoint['api_key_file']).read_text()}"}
+    body = {"model": "tiny", "prompt": "word " * 20, "max_tokens": NUM_TOKENS, "stream": True}
+    with httpx.stream("POST", f"{endpoint['url']}/completions", json=body, headers=headers, timeout=60) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        assert next(lines).startswith("data: {")
+        yield lines
+
+
+def test_a_job_that_is_queued_again_serves_again_and_scancel_drains_and_leaves_nothing(
     tmp_path: Path, run: RunDir, onebox: OneBox
 ) -> None:
-    job = hand_in(tmp_path, *ONE_WORKER, size=("--requeue", *SIZE))
+    job = hand_in(tmp_path, *ONE_WORKER, SLOW, size=("--requeue", *SIZE))
     wait_ready(tmp_path, job)
     onebox.ask("scontrol", "requeue", job)
     wait_ready(tmp_path, job, times=2)
     assert ask(run) == 200
     assert {worker["generation"] for worker in status(tmp_path)["workers"]} == {1}
 
-    slurm.cancel([job])
+    with stream(run) as lines:
+        slurm.cancel([job])
+        assert list(lines)[-1] == "data: [DONE]", "within Slurm's KillWait everything finishes what it has"
     wait_for(lambda: onebox.jobs() == [] and not run_processes(run), "all of the job to end", 60)
     assert status(tmp_path)["phase"] in ("stopped", "lost")
     assert launch(tmp_path, "action=stop", "run=demo").returncode == 0

@@ -221,10 +221,25 @@ def test_the_last_hour_is_drawn(inside: Visitor) -> None:
         inside.page.locator("figure").nth(chart).locator("path.a[d*=M]").wait_for(state="attached")
 
 
-def test_a_worker_that_dies_is_marked(inside: Visitor, run: Live) -> None:
-    """The last test: it takes one away."""
+def test_a_worker_that_dies_is_lost(inside: Visitor, run: Live) -> None:
+    """From here on, workers are taken away."""
     run.kill("decode-1")
     inside.sees("[data-worker='decode-1'] .phase", "lost")
     inside.sees("[data-worker='decode-1'] .detail", "lost: ")
     inside.sees("#state", "3 of 6 workers ready")
     inside.sees("#journal li", re.compile("decode-1\\s*lost: "))
+
+
+def test_a_worker_that_ends_as_asked_is_gone(inside: Visitor, run: Live) -> None:
+    run.processes["decode-0"].terminate()
+    inside.sees("[data-worker='decode-0'] .phase", "gone")
+    inside.sees("[data-worker='decode-0'] .detail", "gone: ")
+    inside.sees("#journal li", re.compile("decode-0\\s*gone: "))
+    assert run.processes["decode-0"].wait(20) == 0
+    journal = [entry["text"] for entry in overview(run)["journal"] if entry["worker"] == "decode-0"]
+    assert not any(text.startswith("lost") for text in journal), journal
+
+
+def overview(run: Live) -> Any:
+    with run.client() as client:
+        return client.get("/overview").json()

@@ -1,10 +1,12 @@
 """Who is there, who is refused, and what must be proven before it serves."""
 
+import pytest
+
 from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
 from proxy.turns import Turns
 from proxy.view import fleet_view
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
-from workers.lifecycle import DRAINING, FAILED, READY
+from workers.lifecycle import DRAINING, FAILED, READY, STOPPED
 from workers.protocol import Part
 
 
@@ -49,6 +51,15 @@ def test_a_failed_engine_is_lost_before_its_links_end() -> None:
     effects = fleet.apply(PhaseTold(peer("decode-0", Part.AGENT), FAILED, "it died\nits log"), 1.0)
     assert WorkerLost(key, "it died") in effects
     assert fleet.workers[key].detail == "it died\nits log"
+
+
+@pytest.mark.parametrize(("phase", "on_purpose"), [(READY, False), (FAILED, False), (DRAINING, True), (STOPPED, True)])
+def test_a_worker_that_was_told_to_end_has_ended_on_purpose(phase: str, on_purpose: bool) -> None:
+    fleet = Fleet(proxy_spec())
+    key = bring_up(fleet, "decode-0")
+    fleet.apply(PhaseTold(peer("decode-0", Part.AGENT), phase, "why"), 1.0)
+    effects = fleet.apply(PeerLost(peer("decode-0", Part.HOST), "drained"), 2.0)
+    assert WorkerLost(key, "drained", on_purpose) in effects
 
 
 def test_nothing_serves_before_its_proof() -> None:

@@ -11,7 +11,7 @@ import zmq
 
 from workers.link import OUTBOX_BYTES, Link
 from workers.message import Message
-from workers.protocol import Beat, Chunk, End, Start
+from workers.protocol import BEAT_INTERVAL_S, Beat, Chunk, End, Start
 from workers.wire import decode_to_proxy, decode_to_worker
 from workers.zmq_loop import CurveKeys
 
@@ -97,3 +97,21 @@ def test_senders_wait_while_too_much_has_not_left() -> None:
             assert link.room() is None
 
     asyncio.run(fill())
+
+
+def test_an_abandoned_link_touches_its_socket_no_more() -> None:
+    """Its context may go at once, with a turn's batch still to leave and beats to come."""
+    complaints: list[dict[str, Any]] = []
+
+    async def abandon() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with linked() as (link, _):
+            link.send_data(1, b"a")
+            link.abandon()
+            link.abandon()
+            await asyncio.sleep(2 * BEAT_INTERVAL_S)
+            link.send_data(1, b"b")
+            assert link.closed and link.room() is None
+
+    asyncio.run(abandon())
+    assert complaints == []
