@@ -11,7 +11,9 @@ from typing import Any
 from proxy import digests
 from proxy.digests import Digests
 from proxy.prefix_index import PrefixIndex
+from proxy.router import Router
 from proxy.snapshot import Gauge
+from proxy.spec import RoutingSpec
 from proxy.totals import Totals
 from proxy.worker import Key, Peer, Worker
 from workers.kv_messages import Digest, DigestWanted
@@ -21,11 +23,11 @@ Send = Callable[[Key, Message], None]  # to a worker's host
 
 
 class DigestFollower:
-    def __init__(self, index: PrefixIndex, totals: Totals, send: Send, *, wanted: bool) -> None:
+    def __init__(self, index: PrefixIndex, totals: Totals, send: Send, routing: RoutingSpec) -> None:
         self._index = index
         self._totals = totals
         self._send = send
-        self._wanted = wanted
+        self._wanted = Router.wants_chain(routing.policy)
         self._core = Digests(index)
 
     def met(self, peer: Peer, worker: Worker) -> None:

@@ -37,7 +37,7 @@ from proxy.spec import ProxySpec
 from proxy.totals import Totals
 from proxy.turns import Turns
 from proxy.view import fleet_view
-from proxy.worker import Key, Peer, Worker
+from proxy.worker import Key, Peer
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
 from workers.kv_messages import Computed, Digest, PromptTrace
@@ -100,8 +100,7 @@ class Dispatch:
         self.num_connections = num_connections
         self.totals = Totals()
         self.traffic = self.totals.traffic
-        wanted = Router.wants_chain(spec.routing.policy)
-        self.digests = DigestFollower(self.index, self.totals, self._send, wanted=wanted)
+        self.digests = DigestFollower(self.index, self.totals, self._send, spec.routing)
         self.links = Links(context, address, port, curve, zap, self)
         self.board = JobBoard()
         self.journal = Journal()
@@ -216,9 +215,9 @@ class Dispatch:
             self.traffic.began(flight, now, time.time())
         assert flight.route is not None
         prefill = flight.route.prefill
-        served_by = [(b"x-sluice-decode", _name(flight.route.decode))]
+        served_by = [(b"x-sluice-decode", flight.route.decode.key[0].encode())]
         if prefill is not None:
-            served_by.insert(0, (b"x-sluice-prefill", _name(prefill)))
+            served_by.insert(0, (b"x-sluice-prefill", prefill.key[0].encode()))
         client.begin(start.status, start.headers, tuple(served_by), start.data)
 
     def _count_end(self, end: End) -> None:
@@ -346,7 +345,3 @@ class Dispatch:
 
 
 _OF_A_LEG = frozenset({PromptTrace, Computed, Prefilled, Start, End, Failed, Cancelled})
-
-
-def _name(worker: Worker) -> bytes:
-    return worker.key[0].encode()
