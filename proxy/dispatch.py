@@ -274,10 +274,10 @@ class Dispatch:
             self.links.refuse(peer, f"a worker may not send {kind.__name__}", final=True)
             self.on_lost(peer, "it sent what only a controller may")
 
-    def on_lost(self, peer: Peer, reason: str) -> None:
+    def on_lost(self, peer: Peer, reason: str, *, as_asked: bool = False) -> None:
         log.info("link of %s lost: %s", peer.decode(errors="replace"), reason)
         self.board.left(peer, self._loop.time())
-        self._apply_fleet(fleet.PeerLost(peer, reason))
+        self._apply_fleet(fleet.PeerLost(peer, reason, as_asked))
 
     def _obey(self, message: Message) -> None:
         """The controller's word."""
@@ -302,9 +302,9 @@ class Dispatch:
                     self.digests.met(peer, self.fleet.by_peer[peer])
                 case fleet.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
-                case fleet.WorkerLost(key, reason, on_purpose):
-                    end = GONE if on_purpose else LOST
-                    log.log(logging.INFO if on_purpose else logging.WARNING, "worker %s.%d %s: %s", *key, end, reason)
+                case fleet.WorkerLost(key, reason, as_asked):
+                    end = GONE if as_asked else LOST
+                    log.log(logging.INFO if as_asked else logging.WARNING, "worker %s.%d %s: %s", *key, end, reason)
                     self.journal.note(time.time(), key, f"{end}: {reason}")
                     self._proofs.lost(key)
                     self.digests.lost(key)

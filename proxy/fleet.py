@@ -44,6 +44,7 @@ class LoadTold:
 class PeerLost:
     peer: Peer
     reason: str
+    as_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +87,11 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """Everything open on it is lost. `on_purpose`: it was on its way out, as somebody had asked."""
+    """Everything open on it is lost. `as_asked`: it ended because somebody wanted it to."""
 
     key: Key
     reason: str
-    on_purpose: bool = False
+    as_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +137,8 @@ class Fleet:
                 return self._register(peer, register)
             case PhaseTold():
                 return self._set_phase(event)
-            case PeerLost(peer, reason):
-                return self._lose(peer, reason)
+            case PeerLost(peer, reason, as_asked):
+                return self._lose(peer, reason, as_asked=as_asked)
             case Proven(pair):
                 self.proven.add(pair)
                 self.unproven.pop(pair, None)
@@ -221,12 +222,12 @@ class Fleet:
             return [WorkerLost(worker.key, told.detail.split("\n")[0], worker.leaving), Changed()]
         return [Changed()]
 
-    def _lose(self, peer: Peer, reason: str) -> list[Effect]:
+    def _lose(self, peer: Peer, reason: str, *, as_asked: bool = False) -> list[Effect]:
         """One link gone is the worker gone: its record is made of both. A part that lives registers anew."""
         worker = self.by_peer.pop(peer, None)
         if worker is None:
             return []
-        effects: list[Effect] = [WorkerLost(worker.key, reason, worker.leaving), Changed()]
+        effects: list[Effect] = [WorkerLost(worker.key, reason, as_asked or worker.leaving), Changed()]
         for other in (worker.agent, worker.host):
             if other is not None and other != peer:
                 self.by_peer.pop(other, None)

@@ -57,7 +57,7 @@ class Listener(Protocol):
     def on_hello(self, peer: bytes, who: str, hello: Register | ControllerHello) -> None: ...
     def on_chunk(self, chunk: Chunk, now: float) -> None: ...
     def on_message(self, peer: bytes, message: Any) -> None: ...
-    def on_lost(self, peer: bytes, reason: str) -> None: ...
+    def on_lost(self, peer: bytes, reason: str, *, as_asked: bool) -> None: ...
 
 
 class Links:
@@ -142,7 +142,7 @@ class Links:
         if type(message) is Beat:
             return
         if type(message) is Goodbye:
-            self._lose(peer, message.reason, tell=False)
+            self._lose(peer, message.reason, tell=False, as_asked=message.as_asked)
         elif type(message) is Register or type(message) is ControllerHello:
             self._listener.on_hello(peer, state.who, message)
         else:
@@ -205,7 +205,7 @@ class Links:
             else:
                 self.send(peer, Beat())
 
-    def _lose(self, peer: bytes, reason: str, *, tell: bool) -> None:
+    def _lose(self, peer: bytes, reason: str, *, tell: bool, as_asked: bool = False) -> None:
         state = self._peers.get(peer)
         if state is None:
             return
@@ -213,7 +213,7 @@ class Links:
             self.refuse(peer, reason, final=False)
         else:
             del self._peers[peer]
-        self._listener.on_lost(peer, reason)
+        self._listener.on_lost(peer, reason, as_asked=as_asked)
 
 
 def _silence_s(hello: Register | ControllerHello) -> float:

@@ -97,7 +97,7 @@ class Agent:
                 self._step(FAILED, story(group))
         finally:
             await asyncio.sleep(GOODBYE_S)  # the last phase should still leave
-            self._links.close(self._life.detail)
+            self._links.close(self._life.detail, as_asked=self._life.phase == STOPPED)
         return 0 if self._life.phase == STOPPED else 1
 
     # ------------------------------------------------------------ phases

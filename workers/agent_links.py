@@ -53,8 +53,8 @@ class AgentLinks:
         for link in self._rendezvous.links.values():
             link.send(self._phase())
 
-    def close(self, reason: str) -> None:
-        self._rendezvous.close(reason)
+    def close(self, reason: str, *, as_asked: bool) -> None:
+        self._rendezvous.close(reason, as_asked=as_asked)
 
     def _open(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:
         self._num_sessions += 1

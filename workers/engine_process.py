@@ -88,7 +88,7 @@ async def obey(channel: EngineChannel, host: Host) -> None:
     async for message in channel.messages():
         if type(message) is Finish:
             await drained(host, message.timeout_s)
-            host.rendezvous.close("drained")
+            host.rendezvous.close("drained", as_asked=True)
             channel.say(Idle())
             end_group_later()
             raise Finished

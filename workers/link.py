@@ -112,11 +112,11 @@ class Link:
         self._room.clear()
         return self._room.wait()
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, *, as_asked: bool = False) -> None:
         """Say goodbye and end; `on_lost` is not called."""
         if not self.closed:
             self._on_lost = lambda reason, final: None
-            self.send(Goodbye(reason))
+            self.send(Goodbye(reason, as_asked))
             self._flush()
             self._end()
 

@@ -189,9 +189,10 @@ class Cancelled(Message, frozen=True, tag="cancelled"):
 
 
 class Goodbye(Message, frozen=True, tag="goodbye"):
-    """The peer leaves on purpose and says why; its link is gone."""
+    """The peer leaves and says why; its link is gone. `as_asked`: its worker ends because somebody wants it to."""
 
     reason: str
+    as_asked: bool = False
 
 
 # ---------------------------------------------------------------- proxy -> worker

@@ -76,9 +76,9 @@ class Rendezvous:
             if ended in self.links:
                 self.links[ended].lose(f"the process has ended, says {proxy}")
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: str, *, as_asked: bool = False) -> None:
         for link in self.links.values():
-            link.close(reason)
+            link.close(reason, as_asked=as_asked)
         self.links.clear()
         self._told.clear()
 

@@ -53,13 +53,20 @@ def test_a_failed_engine_is_lost_before_its_links_end() -> None:
     assert fleet.workers[key].detail == "it died\nits log"
 
 
-@pytest.mark.parametrize(("phase", "on_purpose"), [(READY, False), (FAILED, False), (DRAINING, True), (STOPPED, True)])
-def test_a_worker_that_was_told_to_end_has_ended_on_purpose(phase: str, on_purpose: bool) -> None:
+@pytest.mark.parametrize(("phase", "as_asked"), [(READY, False), (FAILED, False), (DRAINING, True), (STOPPED, True)])
+def test_a_worker_that_was_told_to_end_has_ended_as_asked(phase: str, as_asked: bool) -> None:
     fleet = Fleet(proxy_spec())
     key = bring_up(fleet, "decode-0")
     fleet.apply(PhaseTold(peer("decode-0", Part.AGENT), phase, "why"), 1.0)
     effects = fleet.apply(PeerLost(peer("decode-0", Part.HOST), "drained"), 2.0)
-    assert WorkerLost(key, "drained", on_purpose) in effects
+    assert WorkerLost(key, "drained", as_asked) in effects
+
+
+def test_the_goodbye_of_a_drained_host_may_come_before_its_agents_word() -> None:
+    fleet = Fleet(proxy_spec())
+    key = bring_up(fleet, "decode-0")
+    effects = fleet.apply(PeerLost(peer("decode-0", Part.HOST), "drained", as_asked=True), 1.0)
+    assert WorkerLost(key, "drained", as_asked=True) in effects
 
 
 def test_nothing_serves_before_its_proof() -> None:
