@@ -56,7 +56,7 @@ class DirectCost(msgspec.Struct, frozen=True, kw_only=True):
     num_tokens: int
 
 
-def engine_spec(step_ms: float) -> EngineSpec:
+def engine_spec(step_ms: float, block_size: int = BLOCK_SIZE) -> EngineSpec:
     """Of every engine in this benchmark. Memory is no limit: nothing is computed."""
     return EngineSpec(
         kind="sim",
@@ -65,7 +65,7 @@ def engine_spec(step_ms: float) -> EngineSpec:
         model_path=MODEL,
         served_names=(MODEL,),
         max_model_len=MAX_MODEL_LEN,
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         tensor_parallel=1,
         pipeline_parallel=1,
         args={"mode": "instant", "step_ms": step_ms, "num_blocks": MAX_MODEL_LEN},

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ def _routing(around: Surroundings) -> list[str]:
     return [*listening, *metrics, "--policy", "round_robin", "--worker-startup-check-interval", "1"]
 
 
-def _dynamo(case: str, around: Surroundings) -> Commands:
+def _dynamo(case: str, around: Surroundings, router: Sequence[str] = ("--router-mode", "round-robin")) -> Commands:
     """Its frontend has engines of its own kind only: mockers, here without a limit but the length of a step."""
     discovery = ["--discovery-backend", "file"]
     listening = ["--http-host", "127.0.0.1", "--http-port", str(around.port)]
@@ -96,8 +96,7 @@ def _dynamo(case: str, around: Surroundings) -> Commands:
     if case == "split":
         prefill = ["--disaggregation-mode", "prefill", "--bootstrap-ports", str(around.other_port)]
         roles = [prefill, ["--disaggregation-mode", "decode"]]
-    routing = ["--router-mode", "round-robin", "--tokenizer", "fastokens"]
-    frontend = ["python", "-m", "dynamo.frontend", *discovery, *listening, *routing]
+    frontend = ["python", "-m", "dynamo.frontend", *discovery, *listening, *router, "--tokenizer", "fastokens"]
     return [frontend, *([*mocker, *role] for role in roles)]
 
 
@@ -155,6 +154,10 @@ PEERS = {
         ),
     )
 }
+
+_KV_ROUTER = ("--router-mode", "kv", "--kv-cache-block-size", "16")
+# Dynamo's frontend as it knows where the KV lies: it tokenizes each prompt and listens to the engines' events.
+KV_PEER = replace(PEERS["dynamo"], commands=lambda case, around: _dynamo(case, around, _KV_ROUTER))
 
 
 def install(peer: Peer, venvs: Path) -> Path:

@@ -44,7 +44,7 @@ SATURATION_USERS = 2  # for each stream of the other parts
 PARTS = ("streams", "steady", "prompts", "saturation", "memory")
 
 
-def _cache() -> str:
+def cache_folder() -> str:
     return str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sluice-peers")
 
 
@@ -53,7 +53,7 @@ class Options(CommonOptions, frozen=True, kw_only=True):
     peers: str = ",".join((*PEERS, SLUICE))
     cases: str = ",".join(FLEETS)
     parts: str = ",".join(PARTS)
-    venvs: str = msgspec.field(default_factory=_cache)
+    venvs: str = msgspec.field(default_factory=cache_folder)
 
 
 def chosen(key: str, given: str, known: tuple[str, ...]) -> list[str]:

@@ -42,12 +42,11 @@ def begin(leg: LegRecord, rid: int, index: PrefixIndex, now: float) -> None:
 
 
 def promise(leg: LegRecord, chain: Sequence[int], index: PrefixIndex) -> None:
-    """Its worker will hold these blocks; those that it holds already need no promise."""
+    """Its worker will hold these blocks."""
     if chain and leg.computed_at is None:
         index.keep(_target(leg), leg.promised)
-        held = index.leading(chain).get(_target(leg), 0)
-        leg.promised = chain[held:]
-        index.promise(_target(leg), leg.promised)
+        leg.promised = chain
+        index.promise(_target(leg), chain)
 
 
 def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: float) -> None:

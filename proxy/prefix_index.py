@@ -23,6 +23,14 @@ SPARSE_BYTES = 64  # per entry: a dictionary that entries leave and enter grows 
 
 Shard = dict[int, int]
 
+MARK_EVERY = 8  # blocks
+
+
+def _marks(chain: Sequence[int]) -> Sequence[int]:
+    """The blocks of a chain that stand for those before them, its last among them."""
+    marks = chain[MARK_EVERY - 1 :: MARK_EVERY]
+    return marks if len(chain) % MARK_EVERY == 0 else [*marks, chain[-1]]
+
 
 class PrefixIndex:
     """Hashes are unsigned 64-bit integers; an unknown target holds nothing."""
@@ -90,18 +98,18 @@ class PrefixIndex:
 
     # ------------------------------------------------------------ what they are about to hold
 
-    def promise(self, target: Target, hashes: Iterable[int]) -> None:
-        """A request on its way there will make it hold these; `keep` ends that."""
+    def promise(self, target: Target, chain: Sequence[int]) -> None:
+        """A request on its way there will make it hold this whole chain; `keep` ends that."""
         bit, promised, masks = 1 << self._slot(target), self._promised, self._masks
-        for block in hashes:
+        for block in _marks(chain):
             mask = promised.get(block >> _KEY_SHIFT, 0) | bit
             promised[block >> _KEY_SHIFT] = masks.setdefault(mask, mask)
 
-    def keep(self, target: Target, hashes: Iterable[int]) -> None:
+    def keep(self, target: Target, chain: Sequence[int]) -> None:
         """From here on only what the target says counts."""
         slot = self._slots.get(target)
         gone, promised, masks = ~(0 if slot is None else 1 << slot), self._promised, self._masks
-        for block in hashes:
+        for block in _marks(chain):
             mask = promised.get(block >> _KEY_SHIFT, 0) & self._live & gone
             if mask:
                 promised[block >> _KEY_SHIFT] = masks.setdefault(mask, mask)
@@ -111,20 +119,37 @@ class PrefixIndex:
     # ------------------------------------------------------------ the question
 
     def leading(self, chain: Sequence[int]) -> dict[Target, int]:
-        """How many leading blocks each target holds or is promised; those without any are left out."""
+        """How many leading blocks each target holds or is promised; those without any are left out.
+
+        Engines give up the last blocks of a prompt first: who holds a block is taken to hold those before it, and
+        only where a target's blocks end each is looked at. What is promised ends at a mark.
+        """
         held, promised = self._held, self._promised
         found: dict[Target, int] = {}
-        still, depth = self._live, 0
-        for depth, block in enumerate(chain):
+        still, past = self._live, 0
+        for block in _marks(chain):
+            at = min(past + MARK_EVERY, len(chain))
             key = block >> _KEY_SHIFT
-            mask = held[block & _LAST_SHARD].get(key, 0) | promised.get(key, 0)
-            if still & mask != still:
-                self._note(still & ~mask, depth, found)
-                still &= mask
+            lost = still & ~(held[block & _LAST_SHARD].get(key, 0) | promised.get(key, 0))
+            if lost:
+                still ^= lost
+                self._find_ends(lost, chain, past, at, found)
                 if not still:
                     return found
-        self._note(still, depth + 1 if chain else 0, found)
+            past = at
+        self._note(still, past, found)
         return found
+
+    def _find_ends(self, bits: int, chain: Sequence[int], past: int, end: int, found: dict[Target, int]) -> None:
+        """Of targets that lack the last of these blocks."""
+        for depth in range(past, end):
+            block = chain[depth]
+            lost = bits & ~self._held[block & _LAST_SHARD].get(block >> _KEY_SHIFT, 0)
+            if lost:
+                self._note(lost, depth, found)
+                bits ^= lost
+                if not bits:
+                    return
 
     def _note(self, bits: int, depth: int, found: dict[Target, int]) -> None:
         while bits and depth:

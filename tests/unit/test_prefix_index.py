@@ -1,8 +1,11 @@
 """Who holds what: against a model that keeps a set per target, and what a block costs."""
 
+from __future__ import annotations
+
 import tracemalloc
 from array import array
 from collections import deque
+from collections.abc import Collection
 from random import Random
 
 import pytest
@@ -17,41 +20,53 @@ TARGETS: list[Target] = [
     ((f"decode-{i}", generation), rank) for i in range(2) for generation in (0, 1) for rank in (0, 1)
 ]
 HASHES = [Random(1).getrandbits(64) for _ in range(40)]
+TRUNK, *BRANCHES = [[Random(seed).getrandbits(64) for seed in range(part, part + 20)] for part in (100, 200, 300)]
 targets = st.sampled_from(TARGETS)
-blocks = st.lists(st.sampled_from(HASHES), max_size=12)
+branches = st.sampled_from(BRANCHES)
+lengths = st.integers(0, 40)
+
+
+def chain_of(branch: list[int], length: int) -> array[int]:
+    return array("Q", [*TRUNK, *branch][:length])
 
 
 class Model(RuleBasedStateMachine):
+    """Prompts share a trunk and branch. Targets give up the ends of what they hold."""
+
     def __init__(self) -> None:
         super().__init__()
         self.index = PrefixIndex()
         self.held: dict[Target, set[int]] = {target: set() for target in TARGETS}
-        self.promised: dict[Target, set[int]] = {target: set() for target in TARGETS}
+        self.promised: dict[Target, array[int]] = {}
 
-    @rule(at=targets, hashes=blocks)
-    def store(self, at: Target, hashes: list[int]) -> None:
-        self.index.store(at, array("Q", hashes))
-        self.held[at] |= set(hashes)
+    @rule(at=targets, branch=branches, length=lengths)
+    def store(self, at: Target, branch: list[int], length: int) -> None:
+        self.index.store(at, chain_of(branch, length))
+        self.held[at] |= set(chain_of(branch, length))
 
-    @rule(at=targets, hashes=blocks)
-    def remove(self, at: Target, hashes: list[int]) -> None:
-        self.index.remove(at, array("Q", hashes))
-        self.held[at] -= set(hashes)
+    @rule(at=targets, branch=branches, length=lengths)
+    def remove(self, at: Target, branch: list[int], length: int) -> None:
+        gone = [*TRUNK, *branch][length:]
+        if length < len(TRUNK):
+            gone += [block for each in BRANCHES for block in each]
+        self.index.remove(at, array("Q", gone))
+        self.held[at] -= set(gone)
 
-    @rule(at=targets, hashes=blocks)
-    def promise(self, at: Target, hashes: list[int]) -> None:
-        self.index.promise(at, hashes)
-        self.promised[at] |= set(hashes)
+    @rule(at=targets, branch=branches, length=lengths)
+    def promise(self, at: Target, branch: list[int], length: int) -> None:
+        if at not in self.promised:
+            self.promised[at] = chain_of(branch, length)
+            self.index.promise(at, self.promised[at])
 
-    @rule(at=targets, hashes=blocks)
-    def keep(self, at: Target, hashes: list[int]) -> None:
-        self.index.keep(at, hashes)
-        self.promised[at] -= set(hashes)
+    @rule(at=targets)
+    def keep(self, at: Target) -> None:
+        self.index.keep(at, self.promised.pop(at, ()))
 
     @rule(at=targets)
     def clear(self, at: Target) -> None:
         self.index.clear(at)
-        self.held[at], self.promised[at] = set(), set()
+        self.held[at] = set()
+        self.promised.pop(at, None)
 
     @rule(at=targets, rounds=st.integers(1, 70))
     def much_happens(self, at: Target, rounds: int) -> None:
@@ -63,15 +78,20 @@ class Model(RuleBasedStateMachine):
         assert {t: self.index.blocks_of(t) for t in TARGETS} == {t: len(held) for t, held in self.held.items()}
         assert self.index.num_blocks >= len(set().union(*self.held.values()))
 
-    @rule(chain=blocks)
-    def ask(self, chain: list[int]) -> None:
-        expected = {}
+    @rule(branch=branches, length=lengths)
+    def ask(self, branch: list[int], length: int) -> None:
+        """What is held is told exactly; of what is promised, the blocks between two marks may be left out."""
+        chain = chain_of(branch, length)
+        told = self.index.leading(chain)
+        assert all(told.values())
         for target in TARGETS:
-            has = self.held[target] | self.promised[target]
-            depth = next((i for i, block in enumerate(chain) if block not in has), len(chain))
-            if depth:
-                expected[target] = depth
-        assert self.index.leading(chain) == expected
+            held, promised = (depth_in(of, chain) for of in (self.held[target], self.promised.get(target, ())))
+            least = promised if promised == len(chain) == len(self.promised.get(target, ())) else promised // 8 * 8
+            assert max(held, least) <= told.get(target, 0) <= max(held, promised)
+
+
+def depth_in(blocks: Collection[int], chain: array[int]) -> int:
+    return next((i for i, block in enumerate(chain) if block not in blocks), len(chain))
 
 
 TestModel = Model.TestCase
