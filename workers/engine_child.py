@@ -77,10 +77,7 @@ class EngineChild:
                 await self._process.wait()
         except TimeoutError:
             log.warning("the engine process did not end within %.0f s: killing it", END_TIMEOUT_S)
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        kill_group(self._process.pid)
         await self._process.wait()
 
 
@@ -110,6 +107,14 @@ async def started(
             for task in hearing:
                 task.cancel()
             await child.end()
+
+
+def kill_group(pid: int) -> None:
+    """All of the process group that this process leads, or has led."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 async def lines_of(stream: asyncio.StreamReader, limit: int = LINE_BYTES) -> AsyncIterator[str]:

@@ -10,7 +10,6 @@ import asyncio
 import fcntl
 import os
 import resource
-import signal
 import socket
 import sys
 from collections import deque
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from workers.engine_child import lines_of
+from workers.engine_child import kill_group, lines_of
 from workers.engine_command import engine_command, engine_environment, engine_folders
 from workers.faults import WorkerFault
 from workers.network import NetworkFault, address_of, bindable_port
@@ -189,10 +188,7 @@ async def _child(
     try:
         yield process
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        kill_group(process.pid)
         with suppress(TimeoutError):  # one that a file system holds on to is left behind
             async with asyncio.timeout(END_TIMEOUT_S):
                 await process.wait()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from launcher.site.check_files import Check, EngineReport, Folder
+from workers.engine_child import kill_group
 from workers.engine_command import engine_command, engine_environment
 from workers.engines import REAL_ENGINES, nixl_transfer, vllm_imports
 from workers.engines.nixl_transfer import Transfer
@@ -111,10 +111,7 @@ def _process(
     try:
         yield process
     finally:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        kill_group(process.pid)
         process.wait()
         if process.stdout is not None:
             process.stdout.close()
