@@ -55,7 +55,7 @@ class Live:
     def __init__(self, path: Path, **proxy_changes: Any) -> None:
         self.path = path
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        for folder in ("keys", "proxies", "specs", "logs"):
+        for folder in ("keys", "proxies", "specs", "logs", "home"):
             (path / folder).mkdir(parents=True, mode=0o700)
         self._write_keys()
         self.proxy_changes = proxy_changes
@@ -141,7 +141,8 @@ class Live:
         )
         path = self.path / "specs" / f"{worker}.{generation}.json"
         write_json(path, spec)
-        self._start(f"{worker}", "-m", "workers", str(path), **environment)
+        home = {"HOME": str(self.path / "home")}  # nothing is to be written there
+        self._start(f"{worker}", "-m", "workers", str(path), **(home | environment))
 
     def _start(self, name: str, *arguments: str, **environment: str) -> None:
         log = self.path / "logs" / f"{name}.log"

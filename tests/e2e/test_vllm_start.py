@@ -24,3 +24,4 @@ def test_every_stage_of_the_start_is_told(real: Real) -> None:
 def test_engines_keep_what_they_compile_by_version_and_device(real: Real) -> None:
     cache = real.run.path / "cache" / "vllm-0.32.0" / f"cpu-{os.uname().machine.replace('_', '-')}"
     assert any((cache / "vllm").iterdir()), "vLLM has written into it"
+    assert list((real.run.path / "home").rglob("*")) == [], "and nothing into a home"

@@ -189,6 +189,24 @@ def test_each_worker_s_start_is_told_stage_by_stage() -> None:
     ]
 
 
+def test_who_reads_its_model_and_who_waits_for_its_turn_is_told() -> None:
+    core = launched()
+    core.apply(QueueRead(tuple(row(index, "RUNNING") for index in range(3)), 40.0), 40.0)
+    waits = "waits for its turn to read the model"
+    views = (
+        view("prefill-0", "loading", detail="load", turn="its turn"),
+        view("decode-0", "starting", detail=waits, turn="next"),
+        view("decode-1", "starting", detail=waits, turn="1 before it"),
+    )
+    core.apply(FleetSeen(FleetView(views, False)), 50.0)
+    lines = status_text(run_status(PLAN, core, "c", "", 9.0), "").splitlines()
+    assert [line.rsplit("  ", 1)[1].strip() for line in lines[2:5]] == [
+        "load (its turn)",
+        f"{waits} (next)",
+        f"{waits} (1 before it)",
+    ]
+
+
 def test_where_no_proxy_answers_the_queue_tells_what_waits_and_why() -> None:
     told = run_status(PLAN, launched(), "c", "", 9.0)
     controller = Row(job="99", name="demo.controller", state="PENDING", reason="QOSMaxJobs", start_time=1e9)

@@ -209,10 +209,12 @@ def _cache_environment(placement: Placement) -> dict[str, str]:
     """Their defaults all lie in the user's home. XDG_CACHE_HOME is for those that have no variable of their own."""
     folders = {
         "VLLM_CACHE_ROOT": "vllm",
+        "VLLM_CONFIG_ROOT": "vllm-config",
         "TORCHINDUCTOR_CACHE_DIR": "inductor",
         "TRITON_CACHE_DIR": "triton",
         "FLASHINFER_WORKSPACE_BASE": "flashinfer",
         "TVM_FFI_CACHE_DIR": "tvm-ffi",
+        "TILELANG_CACHE_DIR": "tilelang",
         "CUDA_CACHE_PATH": "cuda",
         "HF_HOME": "huggingface",
         "XDG_CACHE_HOME": "other",
