@@ -60,6 +60,11 @@ class DigestPublisher:
         self._tellings.clear()
         self._stop_listening()
 
+    @property
+    def num_losses(self) -> int:
+        """How often events were gone for good."""
+        return self._feed.num_losses
+
     def _stop_listening(self) -> None:
         self._beats.stop()
         self._published.close()

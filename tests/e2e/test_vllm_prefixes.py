@@ -1,0 +1,149 @@
+"""Conversations on real vLLM go where their KV lies, by the engines' own counters, whatever is restarted meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from proxy.spec import RoutingSpec
+from tests.e2e.conftest import Real, vllm_engine
+from tests.e2e.test_vllm_answers import prompt
+from tests.live import API_KEY, Live, wait_for
+
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
+
+BLOCK_SIZE = 32
+WORKERS = ("prefill-0", "decode-0", "decode-1")
+HITS = "vllm:prefix_cache_hits_total"
+NUM_TURNS = 4
+RESYNC_S = 2.0
+Messages = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def run(real: Real) -> Iterator[Live]:
+    """The session's engines, with one more that decodes, behind a proxy that routes by what they hold."""
+    live, before = real.run, dict(real.run.proxy_changes)
+    live.proxy_changes = {**before, "routing": RoutingSpec(policy="kv")}
+    restart_proxy(live)
+    live.start_worker("decode-1", vllm_engine(real.model), index=20)
+    live.wait_ready(240.0)
+    yield live
+    live.kill("decode-1")
+    live.proxy_changes = before
+    live.kill("proxy")
+    live.start_proxy({"prefill-0": "prefill", "decode-0": "decode"})
+    live.wait_ready()
+
+
+def restart_proxy(run: Live) -> None:
+    run.kill("proxy")
+    run.start_proxy({name: name.rsplit("-", 1)[0] for name in WORKERS})
+
+
+@pytest.fixture
+def ours(run: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def theirs(real: Real) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{real.plain}/v1", api_key="none", timeout=120) as client:
+        yield client
+
+
+class Conversation:
+    """It asks us and a plain vLLM the same, and counts what of its prompts was in a cache."""
+
+    def __init__(self, run: Live, theirs: openai.OpenAI, seed: int) -> None:
+        self._run = run
+        self._theirs = theirs
+        self._seed = seed
+        self._messages: Messages = [{"role": "system", "content": prompt(seed, 150)}]
+        self._num_prompt_tokens = 0
+        self.num_turns = 0
+
+    def turn(self, ours: openai.OpenAI) -> float:
+        """The part of the previous prompt's full blocks that the engines' counters show as hits."""
+        self.num_turns += 1
+        self._messages.append({"role": "user", "content": prompt(1000 * self._seed + self.num_turns, 40)})
+        before = self._hits()
+        answer = self._ask(ours)
+        hits = max(now - then for now, then in zip(self._hits(), before, strict=True))
+        text = answer.choices[0].message.content
+        assert text == self._ask(self._theirs).choices[0].message.content
+        self._messages.append({"role": "assistant", "content": text})
+        expected = self._num_prompt_tokens // BLOCK_SIZE * BLOCK_SIZE
+        self._num_prompt_tokens = answer.usage.prompt_tokens
+        return hits / expected if expected else 0.0
+
+    def _ask(self, client: openai.OpenAI) -> Any:
+        return client.chat.completions.create(
+            model="tiny",
+            messages=self._messages,  # type: ignore[arg-type]
+            max_tokens=8,
+            temperature=0,
+        )
+
+    def _hits(self) -> list[float]:
+        return [self._run.metric(HITS, worker) for worker in WORKERS if worker in self._run.processes]
+
+
+def blocks(run: Live) -> dict[str, int]:
+    """By worker, as the index has them."""
+    digests = {worker["worker"]: worker["digests"] for worker in run.fleet()["workers"]}
+    return {worker: told[0]["blocks"] for worker, told in digests.items() if told and told[0]["whole"]}
+
+
+def test_from_the_second_turn_on_the_conversation_is_in_the_cache(
+    run: Live, ours: openai.OpenAI, theirs: openai.OpenAI
+) -> None:
+    conversations = [Conversation(run, theirs, seed) for seed in range(1, 5)]
+    for number in range(NUM_TURNS):
+        parts = [conversation.turn(ours) for conversation in conversations]
+        print(f"turn {number + 1}: {[round(part, 3) for part in parts]}")
+        assert number == 0 or min(parts) >= 0.9
+    assert run.metric("sluice_digest_resyncs_total") == 0
+
+
+def test_after_the_proxy_is_restarted(run: Live, ours: openai.OpenAI, theirs: openai.OpenAI) -> None:
+    """It knows at once what the engines hold, and of a conversation after one turn."""
+    conversation = Conversation(run, theirs, 21)
+    conversation.turn(ours)
+    ids = [7 + number % 50 for number in range(40 * BLOCK_SIZE)]
+    asked: Any = {"model": "tiny", "max_tokens": 2, "temperature": 0}
+    ours.completions.create(prompt=ids, **asked)
+    before = blocks(run)
+    restart_proxy(run)
+    run.wait_ready()
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120) as client:
+        up_at = time.monotonic()
+        wait_for(lambda: all(blocks(run).get(worker, 0) >= held for worker, held in before.items()), "the index")
+        print(f"the index is back {time.monotonic() - up_at:.2f} s after the proxy is ready")
+        hits = [run.metric(HITS, worker) for worker in WORKERS]
+        client.completions.create(prompt=ids, **asked)
+        found = max(run.metric(HITS, worker) - then for worker, then in zip(WORKERS, hits, strict=True))
+        assert found >= 0.9 * len(ids)
+        conversation.turn(client)
+        assert conversation.turn(client) >= 0.9
+
+
+def test_after_a_worker_is_restarted(run: Live, theirs: openai.OpenAI, real: Real) -> None:
+    """What it held is gone from the index with it; its successor starts from nothing, and conversations go on."""
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120) as client:
+        conversations = [Conversation(run, theirs, seed) for seed in range(31, 35)]
+        for conversation in conversations:
+            conversation.turn(client)
+        run.kill("decode-1")
+        wait_for(lambda: "decode-1" not in blocks(run), "its loss to be noticed", 10.0)
+        run.start_worker("decode-1", vllm_engine(real.model), index=21, generation=1)
+        run.wait_ready(240.0)
+        assert blocks(run)["decode-1"] < 10, "but for the proofs it holds nothing"
+        for conversation in conversations:
+            conversation.turn(client)
+        assert min(conversation.turn(client) for conversation in conversations) >= 0.9
