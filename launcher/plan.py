@@ -18,7 +18,7 @@ from launcher.notes import plan_notes
 from launcher.pools import PoolPlan, plan_pools
 from launcher.refusal import Refused
 from launcher.schema import ClusterConfig, Config, ControllerPlace
-from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
+from proxy.spec import Deadlines, LatencyTargets, Limits, PoolCaps, ProxySpec, RoutingSpec
 from workers.spec import EngineSpec, HandoffSpec, WorkerSpec
 
 PROXY = "proxy-0"
@@ -204,7 +204,10 @@ def _proxy(config: Config, pools: tuple[PoolPlan, ...], pairs: tuple[Pair, ...],
         redeem_s=config.handoff.redeem_s,
         limits=Limits(**{name: getattr(limits, name) for name in Limits.__struct_fields__}),
         deadlines=Deadlines(**{name: getattr(deadlines, name) for name in Deadlines.__struct_fields__}),
-        routing=RoutingSpec(**{name: getattr(routing, name) for name in RoutingSpec.__struct_fields__}),
+        routing=RoutingSpec(
+            **{name: getattr(routing, name) for name in RoutingSpec.__struct_fields__ if name != "targets"},
+            targets=LatencyTargets(ttft_s=routing.targets.ttft_s, itl_s=routing.targets.itl_s),
+        ),
         processes=config.proxy.processes,
         max_loading=config.cluster.max_loading,
     )

@@ -132,8 +132,18 @@ class PoolConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class TargetsConfig:
+    """Mirrors proxy.spec.LatencyTargets."""
+
+    ttft_s: float = 2.0
+    itl_s: float = 0.05
+
+
+@dataclass(slots=True, kw_only=True)
 class RoutingConfig:
     policy: str = MISSING
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
+    allow_override: bool = False
     whole_below_tokens: int = 64
     bytes_per_token: float = 4.0
     pinned_fraction: float = 0.5

@@ -6,6 +6,7 @@ routing needs and travel on as they came.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from proxy import errors, routes
@@ -14,6 +15,7 @@ from proxy.clients import HttpClient
 from proxy.dispatch import Dispatch
 from proxy.errors import ApiError, BadRequest, NotFound, NoWorker
 from proxy.exchange import Exchange
+from proxy.explain import ASK, OVERRIDE, policy_of
 from proxy.flights import RETRY_AFTER_S
 from proxy.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
 from proxy.models import check_model
@@ -38,7 +40,7 @@ class App:
         self._dispatch = dispatch
         self._own_routes = own_routes
         self._siblings = siblings
-        self._wants_chain = Router.wants_chain(spec.routing.policy)
+        self._policy = spec.routing.policy
 
     def admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> errors.Response | None:
         """Refuse before the body is read."""
@@ -78,23 +80,26 @@ class App:
             check_model(fields.model, self._spec, self._dispatch.fleet)
             if stateful := stateful_because(fields):
                 raise BadRequest(f"{stateful} needs a server that keeps answers; this one does not", param=stateful)
+            policy = policy_of(exchange.headers.get(OVERRIDE), self._spec.routing)
         except BadBody as fault:
             client.reject(BadRequest(str(fault)))
             return
         except ApiError as error:
             client.reject(error)
             return
-        seen = self._look(exchange, fields)
+        seen = self._look(exchange, fields, policy or self._policy)
         whole = whole_because(route, fields, exchange.body)
         if seen.known is None:
-            demand = Demand(self._estimate(exchange.body, fields.prompt), whole)
+            demand = Demand(self._estimate(exchange.body, fields.prompt), whole, policy=policy)
         else:
-            demand = Demand(seen.known.num_tokens, whole, chain=seen.known.chain)
+            demand = Demand(seen.known.num_tokens, whole, chain=seen.known.chain, policy=policy)
+        if ASK in exchange.headers:
+            demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
 
-    def _look(self, exchange: Exchange, fields: BodyFields) -> Seen:
+    def _look(self, exchange: Exchange, fields: BodyFields, policy: str) -> Seen:
         """Only for a policy that asks where the KV lies: it costs time."""
-        loaded = self._dispatch.fleet.any_loaded() if self._wants_chain else None
+        loaded = self._dispatch.fleet.any_loaded() if Router.wants_chain(policy) else None
         if loaded is None:
             return NOTHING_SEEN
         look = self._dispatch.prompts.look

@@ -22,6 +22,7 @@ from proxy import fleet, turns
 from proxy import flight_events as ev
 from proxy.clients import Client
 from proxy.digest_follower import DigestFollower
+from proxy.explain import headers_of
 from proxy.family import Family
 from proxy.fleet import Fleet
 from proxy.flight import Flight
@@ -214,11 +215,7 @@ class Dispatch:
         if start.status == OK:
             self.traffic.began(flight, now, time.time())
         assert flight.route is not None
-        prefill = flight.route.prefill
-        served_by = [(b"x-sluice-decode", flight.route.decode.key[0].encode())]
-        if prefill is not None:
-            served_by.insert(0, (b"x-sluice-prefill", prefill.key[0].encode()))
-        client.begin(start.status, start.headers, tuple(served_by), start.data)
+        client.begin(start.status, start.headers, headers_of(flight.route, flight.demand), start.data)
 
     def _count_end(self, end: End) -> None:
         stream = self._streams.get(end.rid)

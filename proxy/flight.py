@@ -53,6 +53,7 @@ class Flight:
     leg: int | None = None  # rid on the wire
     prompt: PromptKey | None = None  # under this its worker's trace of the prompt is learnt
     held_tokens: int = 0  # counted where it decodes
+    cached_tokens: int = 0  # of its prompt, where it was computed, by that engine's word
     story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
 
     def move(self, state: State, now: float) -> None:
@@ -77,4 +78,5 @@ class LegRecord:
     cancelled: bool = False
     sent_at: float = 0.0
     computed_at: float | None = None
+    stalls_before_s: float = 0.0  # what prompts had taken there by then
     promised: Sequence[int] = ()  # blocks that the index takes `worker` to hold until then

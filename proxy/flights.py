@@ -30,6 +30,7 @@ from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Sta
 
 MAX_ATTEMPTS = 3
 RETRY_AFTER_S = 5
+NUM_DECIDED = 16
 
 
 class Flights:
@@ -47,6 +48,7 @@ class Flights:
         self.open: dict[int, Flight] = {}
         self.legs: dict[int, LegRecord] = {}
         self.tickets = OpenTickets(fleet)
+        self.decided: deque[tuple[str, Route]] = deque(maxlen=NUM_DECIDED)  # the last, for people who look
         self._out: list[ev.Effect] = []
 
     def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -92,6 +94,7 @@ class Flights:
     def _start(self, flight: Flight, route: Route, now: float) -> None:
         flight.route = route
         flight.attempts += 1
+        self.decided.append((flight.request_id, route))
         given_work.take_place(flight, route)
         if route.prefill is None:
             self._send_answering_leg(flight, None, now)
@@ -137,7 +140,13 @@ class Flights:
     def _prompt_computed(self, computed: Computed, now: float) -> None:
         leg = self.legs.get(computed.rid)
         if leg is not None:
-            given_work.computed(leg, computed.num_prompt_tokens - computed.num_cached_tokens, self._index, now)
+            self._leg_computed(leg, computed, now)
+
+    def _leg_computed(self, leg: LegRecord, told: Computed | Prefilled, now: float) -> None:
+        """A decode leg computes only the last token of its prompt."""
+        if leg.kind != Leg.DECODE:
+            leg.flight.cached_tokens = told.num_cached_tokens
+        given_work.computed(leg, told.num_prompt_tokens - told.num_cached_tokens, self._index, now)
 
     def _prefill_done(self, done: Prefilled, now: float) -> None:
         rid, ticket = done.rid, done.ticket
@@ -146,7 +155,7 @@ class Flights:
         if leg is not None and place is not None:
             leg.place = None  # the answering leg takes it over
         if leg is not None:
-            given_work.computed(leg, done.num_prompt_tokens - done.num_cached_tokens, self._index, now)
+            self._leg_computed(leg, done, now)
         self._take_leg(rid)
         ticket_id = None
         if ticket is not None:

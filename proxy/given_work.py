@@ -60,8 +60,9 @@ def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: fl
             rates.transfer.learn(route.reason.transfer_tokens, now - leg.sent_at)
     elif not leg.flight.demand.scrape:
         seconds = now - max(leg.sent_at, leg.worker.computing_since)
-        rates.prefill.learn(leg.compute_tokens if num_tokens is None else num_tokens, seconds)
+        rates.learn_prefill(leg.compute_tokens if num_tokens is None else num_tokens, seconds, now)
         leg.worker.computing_since = now
+    leg.stalls_before_s = rates.computed_s
     _settle(leg, index)
 
 
@@ -75,8 +76,13 @@ def end(leg: LegRecord, index: PrefixIndex) -> None:
 
 
 def answered(leg: LegRecord, num_output_tokens: int, now: float) -> None:
-    if leg.computed_at is not None and num_output_tokens > 1:
-        leg.worker.rates.itl.learn((now - leg.computed_at) / (num_output_tokens - 1))
+    """The time between its tokens, less what the prompts that came between took."""
+    if leg.computed_at is None or num_output_tokens < 2:
+        return
+    rates = leg.worker.rates
+    rates.answer_tokens.learn(num_output_tokens)
+    decoding_s = now - leg.computed_at - (rates.computed_s - leg.stalls_before_s)
+    rates.step.learn(leg.worker.held_tokens, max(0.0, decoding_s) / (num_output_tokens - 1))
 
 
 def _settle(leg: LegRecord, index: PrefixIndex) -> None:

@@ -36,14 +36,23 @@ class Scrape:
         yield _counter(
             "sluice_handed_over_tokens", "Prompt tokens whose KV went to a decode worker.", pair, traffic.handed_over
         )
+        why = ("policy", "why")
+        yield _counter("sluice_decisions", "Good answers to users by what decided.", why, traffic.decisions)
         for name, text, total in (
             ("sluice_prompt_tokens", "Of answered requests.", traffic.prompt_tokens),
+            (
+                "sluice_cached_prompt_tokens",
+                "Of these, cached where they were computed.",
+                traffic.cached_tokens,
+            ),
+            ("sluice_uncached_prompt_tokens", "Of these, computed.", traffic.prompt_tokens - traffic.cached_tokens),
             ("sluice_output_tokens", "Of answered requests.", traffic.output_tokens),
             ("sluice_chunks", "Pieces of answers passed to clients.", self._totals.num_chunks),
             ("sluice_digest_resyncs", "Snapshots of caches asked for anew.", self._totals.num_resyncs),
         ):
             yield CounterMetricFamily(name, text, value=total)
         yield _histogram("sluice_ttft_seconds", "Streams: arrival to the head of the answer.", traffic.ttft)
+        yield _histogram("sluice_ttft_error_seconds", "Streams: TTFT off its prediction.", traffic.ttft_error)
         yield _histogram("sluice_itl_seconds", "Streams: mean time between tokens of an answer.", traffic.itl)
         yield _histogram("sluice_request_seconds", "Arrival to the end of a good answer.", traffic.duration)
         for name, text, samples in self._gauges:

@@ -6,9 +6,12 @@ fade: what lies WINDOW observations back weighs a third, so that a worker that h
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 WINDOW = 64
+BUSY_S = 60.0  # "of late"
+MOST_BUSY = 0.9
 
 
 @dataclass(slots=True)
@@ -64,8 +67,26 @@ class Mean:
 
 @dataclass(slots=True)
 class Rates:
-    """Assumed at first: 20,000 prompt tokens/s, 200,000 tokens' KV per second, 25 ms per token of an answer."""
+    """Assumed at first: 20,000 prompt tokens/s, 200,000 tokens' KV per second, 15 ms per token of an answer."""
 
     prefill: Line = field(default_factory=lambda: Line(0.02, 5e-5))  # of one prompt: uncached tokens -> seconds
     transfer: Line = field(default_factory=lambda: Line(0.02, 5e-6))  # of one hand-over: tokens -> seconds
-    itl: Mean = field(default_factory=lambda: Mean(0.025))
+    answer_tokens: Mean = field(default_factory=lambda: Mean(300.0))
+    step: Line = field(default_factory=lambda: Line(0.015, 2e-8))  # of one token: tokens held there -> seconds
+    computed_s: float = 0.0  # all that prompts have taken since the start
+    _busy: float = 0.0  # part of the time that prompts took, of late
+    _busy_at: float = 0.0
+
+    def busy(self, now: float) -> float:
+        """The part of the time in which a prompt is computed and those that decode wait for it."""
+        return min(MOST_BUSY, self._busy * math.exp((self._busy_at - now) / BUSY_S))
+
+    def learn_prefill(self, num_tokens: int, seconds: float, now: float) -> None:
+        self.prefill.learn(num_tokens, seconds)
+        self.computed_s += seconds
+        self._busy = self._busy * math.exp((self._busy_at - now) / BUSY_S) + seconds / BUSY_S
+        self._busy_at = now
+
+    def itl_s(self, held_tokens: int, now: float) -> float:
+        """Of one that decodes among so many tokens, with prompts coming as they have come of late."""
+        return self.step.seconds(held_tokens) / (1 - self.busy(now))

@@ -41,11 +41,20 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     between_tokens_s: float = 60.0
 
 
+class LatencyTargets(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer should keep to; where both cannot be had they are weighed by these."""
+
+    ttft_s: float = 2.0
+    itl_s: float = 0.05
+
+
 class RoutingSpec(msgspec.Struct, frozen=True, kw_only=True):
     policy: str = "least_loaded"
     whole_below_tokens: int = 64  # shorter prompts are not worth a hand-over
     bytes_per_token: float = 4.0  # prompt bytes stand for tokens until an engine has counted them
     pinned_fraction: float = 0.5  # of a prefill worker's blocks that open tickets may hold
+    targets: LatencyTargets = LatencyTargets()
+    allow_override: bool = False  # a request may name another policy
 
 
 class ProxySpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,21 +24,30 @@ class Traffic(msgspec.Struct):
 
     routes: Counts = msgspec.field(default_factory=dict)  # good answers begun
     handed_over: Counts = msgspec.field(default_factory=dict)  # prompt tokens whose KV went from one to the other
+    decisions: Counts = msgspec.field(default_factory=dict)  # good answers begun, by policy and why
     prompt_tokens: int = 0
+    cached_tokens: int = 0  # of these, where they were computed
     output_tokens: int = 0
     ttft: Histogram = msgspec.field(default_factory=Histogram)
+    ttft_error: Histogram = msgspec.field(default_factory=Histogram)  # from what was predicted, either way
     itl: Histogram = msgspec.field(default_factory=Histogram)
     duration: Histogram = msgspec.field(default_factory=Histogram)
     history: History = msgspec.field(default_factory=History)
 
     def include(self, other: Traffic) -> None:
         """What another process has counted."""
-        for ours, theirs in ((self.routes, other.routes), (self.handed_over, other.handed_over)):
+        for ours, theirs in (
+            (self.routes, other.routes),
+            (self.handed_over, other.handed_over),
+            (self.decisions, other.decisions),
+        ):
             for pair, number in theirs.items():
                 add(ours, pair, number)
         self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
         self.output_tokens += other.output_tokens
         self.ttft.include(other.ttft)
+        self.ttft_error.include(other.ttft_error)
         self.itl.include(other.itl)
         self.duration.include(other.duration)
         self.history.include(other.history)
@@ -48,10 +57,15 @@ class Traffic(msgspec.Struct):
         if not _of_a_user(flight):
             return
         add(self.routes, _names(flight), 1)
+        assert flight.route is not None
+        reason = flight.route.reason
+        add(self.decisions, (reason.policy, reason.why.partition(":")[0]), 1)
         if flight.streams:
             ttft_s = now - flight.arrived_at
             self.ttft.add(ttft_s)
             self.history.at(unix).ttft.add(ttft_s)
+            if reason.ttft_s is not None:
+                self.ttft_error.add(abs(ttft_s - reason.ttft_s))
 
     def ended(self, flight: Flight, began_at: float, end: End, now: float, unix: float) -> None:
         """A good answer is complete."""
@@ -62,6 +76,7 @@ class Traffic(msgspec.Struct):
         interval.prompt_tokens += end.num_prompt_tokens
         interval.output_tokens += end.num_output_tokens
         self.prompt_tokens += end.num_prompt_tokens
+        self.cached_tokens += min(flight.cached_tokens, end.num_prompt_tokens)
         self.output_tokens += end.num_output_tokens
         self.duration.add(now - flight.arrived_at)
         names = _names(flight)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from proxy.explain import decision_json
 from proxy.fleet import Fleet
 from proxy.flights import Flights
 from proxy.snapshot import Gauge
@@ -37,6 +38,7 @@ def fleet_json(
         "workers": [_worker_json(worker, turns, now, unix) for worker in fleet.workers.values()],
         "jobs": [_job_json(job) for job in jobs],
         "pairs": [_pair_json(fleet, pair) for pair in fleet.expected_pairs()],
+        "decisions": [decision_json(request_id, route) for request_id, route in flights.decided],
         "refusals": [*fleet.refusals, *strangers],
     }
 

@@ -12,7 +12,7 @@ from benchmarks.arguments import Count, Duration
 from benchmarks.routing.card import card
 from benchmarks.routing.setup import Roles, Setup
 from benchmarks.traces import Request, Synthetic, coarse_step_s, jittered, part, read, synthetic
-from proxy.spec import RoutingSpec
+from proxy.spec import LatencyTargets, RoutingSpec
 
 POLICIES = "kv,least_loaded,round_robin,random,dynamo"
 
@@ -55,7 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             roles=self.roles,
             num_workers=self.workers,
             num_prefill=self.prefill_workers,
-            routing=RoutingSpec(policy=policy),
+            routing=RoutingSpec(policy=policy, targets=LatencyTargets(ttft_s=self.ttft_s, itl_s=self.itl_s)),
         )
 
 

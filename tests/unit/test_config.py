@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_origin, get_type_hints
 
+import msgspec
 import pytest
 from omegaconf import MISSING, OmegaConf
 
@@ -182,7 +183,7 @@ def test_what_is_mirrored_from_the_proxy_has_its_keys_and_defaults(written: type
     mirrored = OmegaConf.to_container(OmegaConf.structured(written))
     original = spec()
     expected = {name: getattr(original, name) for name in spec.__struct_fields__}  # type: ignore[attr-defined]
-    assert mirrored | {"policy": "least_loaded"} == expected | {"policy": "least_loaded"}
+    assert mirrored | {"policy": "least_loaded"} == msgspec.to_builtins(expected) | {"policy": "least_loaded"}
 
 
 def test_every_choice_of_every_group_composes() -> None:

@@ -19,7 +19,7 @@ from proxy.prefix_index import PrefixIndex, Target
 TARGETS: list[Target] = [
     ((f"decode-{i}", generation), rank) for i in range(2) for generation in (0, 1) for rank in (0, 1)
 ]
-HASHES = [Random(1).getrandbits(64) for _ in range(40)]
+HASHES = [(number + 1) * 0x9E3779B97F4A7C15 % 2**64 for number in range(40)]
 TRUNK, *BRANCHES = [[Random(seed).getrandbits(64) for seed in range(part, part + 20)] for part in (100, 200, 300)]
 targets = st.sampled_from(TARGETS)
 branches = st.sampled_from(BRANCHES)

@@ -13,7 +13,7 @@ from proxy.fleet import Fleet
 from proxy.flight import Flight
 from proxy.histogram import BOUNDS_S, RATIO, Histogram
 from proxy.history import INTERVAL_S, MAX_INTERVALS, SPAN_S, History, history_json
-from proxy.router import Demand, Route
+from proxy.router import Demand, Reason, Route
 from proxy.traffic import Traffic
 from tests.unit.proxies import bring_up, flight, proxy_spec
 from workers.protocol import End
@@ -95,7 +95,9 @@ def routed(prefill: str | None = "prefill-0", *, streams: bool = True, demand: D
     made.streams = streams
     made.arrived_at = 100.0
     made.demand = demand or made.demand
-    made.route = Route(workers[prefill] if prefill else None, workers["decode-0"], "")
+    made.route = Route(
+        workers[prefill] if prefill else None, workers["decode-0"], Reason("kv", "whole takes less", ttft_s=0.25)
+    )
     return made
 
 

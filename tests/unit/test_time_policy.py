@@ -1,0 +1,144 @@
+"""The policy `kv`: where the KV lies against how long the queue is, whole against split, and what legs teach."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.fleet import Fleet
+from proxy.prefix_index import PrefixIndex
+from proxy.rates import Line, Rates
+from proxy.router import Demand, Route, Router
+from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
+from tests.unit.proxies import BLOCK, bring_up, proxy_spec
+
+CHAIN = [(number + 1) * 0x9E3779B97F4A7C15 % 2**64 for number in range(64)]
+TOKENS = len(CHAIN) * BLOCK + 1
+
+
+def fleet(num_prefill: int = 0, num_decode: int = 2) -> Fleet:
+    able = PoolCaps(max_prefill_tokens=100_000, max_decodes=64)
+    made = Fleet(proxy_spec(pools={"prefill": PoolCaps(max_prefill_tokens=100_000, max_decodes=0), "decode": able}))
+    for role, number in (("prefill", num_prefill), ("decode", num_decode)):
+        for i in range(number):
+            bring_up(made, f"{role}-{i}")
+    return made
+
+
+def route(made: Fleet, index: PrefixIndex, demand: Demand, now: float = 0.0, **targets: float) -> Route:
+    spec = RoutingSpec(policy="kv", targets=LatencyTargets(**targets))
+    found = Router(spec, Random(1)).route(made, index, demand, now)
+    assert found is not None
+    return found
+
+
+def holding(name: str, num_blocks: int = len(CHAIN)) -> PrefixIndex:
+    index = PrefixIndex()
+    index.store(((name, 0), 0), CHAIN[:num_blocks])
+    return index
+
+
+def test_a_prompt_goes_to_where_its_prefix_lies() -> None:
+    found = route(fleet(), holding("decode-1", 60), Demand(TOKENS, None, chain=CHAIN))
+    assert found.decode.key[0] == "decode-1"
+    assert (found.reason.cached_tokens, found.reason.compute_tokens) == (60 * BLOCK, TOKENS - 60 * BLOCK)
+
+
+def test_but_not_once_the_queue_there_costs_more_than_computing_it_elsewhere() -> None:
+    made, index, demand = fleet(), holding("decode-1"), Demand(TOKENS, None, chain=CHAIN)
+    busy = made.workers["decode-1", 0]
+    busy.num_prompts, busy.prefill_tokens = 1, 500
+    assert route(made, index, demand).decode is busy
+    busy.prefill_tokens = 5000
+    assert route(made, index, demand).decode is not busy
+
+
+def test_a_queue_shrinks_with_time() -> None:
+    made = fleet()
+    worker = made.workers["decode-0", 0]
+    worker.num_prompts, worker.prefill_tokens, worker.computing_since = 1, 5000, 10.0
+    assert worker.queue_s(10.0) > worker.queue_s(10.1) > worker.queue_s(20.0) == 0.0
+
+
+def test_what_is_asked_twice_in_a_row_is_promised_to_one_place() -> None:
+    """Before the first event of the engine: see also `given_work`."""
+    made, index = fleet(), PrefixIndex()
+    demand = Demand(TOKENS, None, chain=CHAIN)
+    first = route(made, index, demand).decode
+    index.promise((first.key, 0), CHAIN)
+    first.num_prompts, first.prefill_tokens = 1, 200
+    assert route(made, index, demand).decode is first
+
+
+def test_a_prompt_is_computed_elsewhere_where_many_decode_and_their_target_is_near() -> None:
+    made = fleet(1, 1)
+    decode = made.workers["decode-0", 0]
+    demand = Demand(4000, None)
+    assert route(made, PrefixIndex(), demand).prefill is None
+    decode.num_decodes, decode.held_tokens = 40, 40_000
+    found = route(made, PrefixIndex(), demand, ttft_s=2.0, itl_s=0.02)
+    assert found.prefill is made.workers["prefill-0", 0]
+    assert found.reason.transfer_tokens == 4000 and found.reason.why == "prefill elsewhere takes less"
+
+
+def test_a_second_turn_stays_where_the_first_was_decoded() -> None:
+    made = fleet(1, 2)
+    for name in ("decode-0", "decode-1"):
+        made.workers[name, 0].num_decodes = 20
+    found = route(made, holding("decode-1", 63), Demand(TOKENS, None, chain=CHAIN))
+    assert found.prefill is None and found.decode.key[0] == "decode-1"
+
+
+def test_what_may_not_be_split_is_not() -> None:
+    made = fleet(1, 1)
+    made.workers["decode-0", 0].num_decodes = 60
+    assert route(made, PrefixIndex(), Demand(4000, "beam search"), itl_s=0.001).reason.why == "beam search"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(0, 50_000), st.integers(0, 64)), min_size=1, max_size=6),
+    st.integers(1, 90_000),
+)
+def test_numbers_add_up_and_the_least_cost_is_taken(states: list[tuple[int, int, int]], num_tokens: int) -> None:
+    """Without a target on tokens in sight, the choice is the soonest first token among workers alike."""
+    made, index = fleet(0, len(states)), PrefixIndex()
+    demand = Demand(num_tokens, None, chain=CHAIN[: num_tokens // BLOCK])
+    soonest = float("inf")
+    for i, (num_prompts, waiting, held) in enumerate(states):
+        worker = made.workers[f"decode-{i}", 0]
+        worker.num_prompts, worker.prefill_tokens = num_prompts, waiting if num_prompts else 0
+        index.store((worker.key, 0), CHAIN[:held])
+        cached = min(held, num_tokens // BLOCK) * BLOCK
+        if worker.prefill_tokens == 0 or worker.prefill_tokens + num_tokens - min(cached, num_tokens - 1) <= 100_000:
+            computing = worker.rates.prefill.seconds(num_tokens - min(cached, num_tokens - 1))
+            soonest = min(soonest, worker.queue_s(0.0) + computing)
+    reason = route(made, index, demand, itl_s=1000.0).reason
+    assert reason.cached_tokens + reason.compute_tokens == num_tokens and reason.cached_tokens < num_tokens
+    assert reason.ttft_s is not None and abs(reason.ttft_s - soonest) < 1e-6
+
+
+def test_rates_are_learnt_from_what_prompts_took() -> None:
+    line, random = Line(0.02, 5e-5), Random(1)
+    for _ in range(300):
+        size = random.randrange(100, 8000)
+        line.learn(size, 0.05 + size / 40_000)
+    assert abs(line.each_s * 40_000 - 1) < 0.05 and abs(line.fixed_s - 0.05) < 0.01
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.floats(0, 1e3)), max_size=100), st.floats(0, 1e6))
+def test_a_prediction_is_never_below_zero(seen: list[tuple[float, float]], size: float) -> None:
+    line = Line(0.02, 5e-5)
+    for of_size, seconds in seen:
+        line.learn(of_size, seconds)
+    assert line.each_s >= 0 and line.seconds(size) >= -1e-6
+
+
+def test_prompts_make_those_that_decode_wait_longer() -> None:
+    rates = Rates()
+    quiet = rates.itl_s(100_000, 0.0)
+    for second in range(60):
+        rates.learn_prefill(4000, 0.5, float(second))
+    assert rates.itl_s(100_000, 60.0) > 1.4 * quiet
+    assert rates.itl_s(100_000, 1000.0) < 1.01 * quiet
