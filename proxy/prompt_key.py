@@ -107,7 +107,8 @@ def prompt_key(secret: bytes, path: str, query: bytes, body: bytes) -> PromptKey
     """None where leading bytes say nothing of leading tokens, or the engine refuses the body."""
     fields = fields_of(body)
     text = _text(bytes(fields.pop(REGIONS[path], b"")), itemized=path != "/v1/completions")
-    if text is None or any(bytes(fields.get(name, b"null")) not in _NOT_TRUNCATED for name in TRUNCATING):
+    cut = [name for name in TRUNCATING if name in fields and bytes(fields[name]) not in _NOT_TRUNCATED]
+    if text is None or cut:
         return None
     others = [(name, bytes(value)) for name, value in fields.items() if name not in HARMLESS]
     others.sort()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from struct import Struct
 from typing import NamedTuple
 
 from proxy.prompt_key import PromptKey
@@ -17,8 +18,6 @@ NODE_BYTES = 320  # of an entry with its place in the dictionary, measured
 TRACE_BYTES = 160  # of a chain's, besides the chain
 PRIOR_TOKENS = 4096  # the weight of the ratio that was configured
 MEMORY_TOKENS = 1 << 20  # about so many tokens make up the ratio that was learnt
-_STAND_INS = (1 << 62) - 1  # they are below this, so that some may follow
-_STRIDE = 64  # they differ in more than their lowest bits, as hashes do
 MAX_BYTES_PER_TOKEN = 16  # more, and what the bytes are is no text: an image's do not tell how long texts are
 
 
@@ -46,6 +45,7 @@ class _Trace:
         self.num_nodes = 0
 
 
+_pack = Struct("<q").pack
 # A leading part of prompts: it is the first so many tokens of one that was traced.
 _Node = tuple[_Trace, int]
 
@@ -79,21 +79,21 @@ class PromptBook:
             trace, num_tokens = self._nodes[key.hashes[place]]
             chain = unpack(trace.chain[: num_tokens // trace.block_size * HASH_BYTES])
             num_bytes = key.ends[place]
-        chain.extend(self._stand_ins(key, place + 1, block_size))
+        if place + 1 < len(key.hashes):
+            chain.frombytes(self._stand_ins(key, place + 1, block_size))
         return Known(num_tokens + int((key.num_bytes - num_bytes) / self.bytes_per_token), chain, num_tokens)
 
-    def _stand_ins(self, key: PromptKey, first: int, block_size: int) -> list[int]:
-        """For each part from the `first` on, as many as it may have blocks."""
+    def _stand_ins(self, key: PromptKey, first: int, block_size: int) -> bytes:
+        """For each part from the `first` on, one hash for as many blocks as it may have."""
         block_bytes = self._stand_in_bytes_per_token * block_size
-        hashes: list[int] = []
         past = int(key.ends[first - 1] / block_bytes) if first else 0
+        hashes = []
         for part, end in zip(key.hashes[first:], key.ends[first:], strict=True):
             last = int(end / block_bytes)
             if last > past:
-                first_of_part = part & _STAND_INS
-                hashes += range(first_of_part, first_of_part + (last - past) * _STRIDE, _STRIDE)
+                hashes.append(_pack(part) * (last - past))
                 past = last
-        return hashes
+        return b"".join(hashes)
 
     def learn(self, key: PromptKey, chain: bytes, num_tokens: int, block_size: int) -> None:
         """An engine has told which blocks this prompt is."""
@@ -119,7 +119,10 @@ class PromptBook:
     def _place(self, key: PromptKey) -> int:
         """The number of the longest part that is known; -1: none is."""
         nodes, hashes = self._nodes, key.hashes
-        return next((number for number in range(len(hashes) - 1, -1, -1) if hashes[number] in nodes), -1)
+        for number in range(len(hashes) - 1, -1, -1):
+            if hashes[number] in nodes:
+                return number
+        return -1
 
     def _drop(self, node: _Node) -> None:
         trace = node[0]
