@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -11,7 +12,7 @@ import pytest
 
 from proxy.spec import RoutingSpec
 from tests.e2e.conftest import Real, vllm_engine
-from tests.e2e.test_vllm_answers import prompt
+from tests.e2e.test_vllm_answers import prompt, tokens
 from tests.live import API_KEY, Live, wait_for
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -20,6 +21,7 @@ BLOCK_SIZE = 32
 WORKERS = ("prefill-0", "decode-0", "decode-1")
 HITS = "vllm:prefix_cache_hits_total"
 NUM_TURNS = 4
+NUM_WORDS = 1500  # of a conversation's beginning: to compute it anew must take longer than chance decides
 RESYNC_S = 2.0
 Messages = list[dict[str, Any]]
 
@@ -32,6 +34,7 @@ def run(real: Real) -> Iterator[Live]:
     restart_proxy(live)
     live.start_worker("decode-1", vllm_engine(real.model), index=20)
     live.wait_ready(240.0)
+    warm_up(live)
     yield live
     live.kill("decode-1")
     live.proxy_changes = before
@@ -43,6 +46,13 @@ def run(real: Real) -> Iterator[Live]:
 def restart_proxy(run: Live) -> None:
     run.kill("proxy")
     run.start_proxy({name: name.rsplit("-", 1)[0] for name in WORKERS})
+
+
+def warm_up(run: Live) -> None:
+    """A worker is as fast as it was seen to be, and an engine's first prompts are slow."""
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120) as client, ThreadPoolExecutor(4) as pool:
+        sizes = [100, 1000, 500, 1500] * 6
+        list(pool.map(lambda job: tokens(client, prompt(9000 + job[0], job[1])), enumerate(sizes)))
 
 
 @pytest.fixture
@@ -64,7 +74,7 @@ class Conversation:
         self._run = run
         self._theirs = theirs
         self._seed = seed
-        self._messages: Messages = [{"role": "system", "content": prompt(seed, 150)}]
+        self._messages: Messages = [{"role": "system", "content": prompt(seed, NUM_WORDS)}]
         self._num_prompt_tokens = 0
         self.num_turns = 0
 
