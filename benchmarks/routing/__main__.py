@@ -71,7 +71,7 @@ def run(options: Options) -> None:
 
 def run_virtual(options: Options) -> None:
     card = options.setup(options.baseline).card
-    print(f"card: {msgspec.json.encode(card).decode()}")
+    print(f"card: {msgspec.json.encode(card).decode()}", flush=True)
     with executor(options.processes) as pool:
         measured = measure(options, pool)
     result = report.report("routing", flat(measured))

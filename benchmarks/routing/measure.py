@@ -6,8 +6,10 @@ Owns the order of the replays and where they are computed; each is a value of (o
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -18,6 +20,8 @@ from benchmarks.routing.replay import Replay
 from benchmarks.routing.saturation import first_rate, saturation
 from benchmarks.traces import shared_hits
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Case = tuple[str, float]  # policy and load
 
 
@@ -33,8 +37,23 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def executor(num_processes: int) -> Executor:
-    return ThreadPoolExecutor(1) if num_processes == 1 else ProcessPoolExecutor(num_processes)
+class _Here(Executor):
+    """Computes at once and in this thread: so a signal ends it."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
+
+
+@contextmanager
+def executor(num_processes: int) -> Iterator[Executor]:
+    """Where replays are computed. Whoever leaves early waits for those under way, not for all in the queue."""
+    pool = _Here() if num_processes == 1 else ProcessPoolExecutor(num_processes)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def one(options: Options, policy: str, rate: float, seed: int) -> dict[str, float]:

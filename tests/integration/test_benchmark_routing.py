@@ -7,8 +7,11 @@ machine's, and a request that went to another worker may be sooner, so it is of 
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.benching import processes_of, start
 
@@ -54,6 +57,18 @@ def test_roles_are_compared_cell_by_cell(tmp_path: Path) -> None:
             cell = {name: found[f"{timing}.{targets}.1.{name}"] for name in ("whole", "split", "adaptive")}
             assert min(cell.values()) > 0
     assert 0 <= found["better"] <= found["no_worse"] <= 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_whoever_ends_it_need_not_wait_for_all_that_is_still_to_be_replayed(processes: int, tmp_path: Path) -> None:
+    """A thousand seeds would take hours."""
+    with start("routing", tmp_path, "length_s=10", "rate=1", "seeds=1000", f"processes={processes}") as process:
+        assert process.stdout is not None and process.stdout.readline().startswith("card: ")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "interrupted: no results" in errors
+    assert processes_of(tmp_path) == []
 
 
 def test_a_trace_that_is_not_there_is_refused(tmp_path: Path) -> None:
