@@ -192,7 +192,7 @@ class Host:
             priority=submit.priority,
         )
         if submit.wants_trace and submit.leg != Leg.DECODE:
-            call.on_prompt = lambda prompt: link.send(trace_of(prompt, submit.rid, self._block_size))
+            call.on_prompt = lambda prompt: link.send_along(trace_of(prompt, submit.rid, self._block_size))
         answer = Answer(submit, call, link, lambda data: self._finish(running, data))
         running = Running(proxy, submit, link, call, answer)
         self._running[link, submit.rid] = running

@@ -78,6 +78,11 @@ class Link:
         if not self._flush_scheduled:
             self._schedule_flush()
 
+    def send_along(self, message: Message) -> None:
+        """Queue a message that may wait until another leaves, at the latest a beat: by itself it costs both ends."""
+        if not self.closed:
+            self._outbox.append(message)
+
     def send_data(self, rid: int, data: bytes) -> None:
         """Queue a part of an answer's body; all that one loop turn brings for it travels as one chunk."""
         if self.closed:
