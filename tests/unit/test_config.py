@@ -94,7 +94,7 @@ def test_all_faults_at_once() -> None:
         ("+modell.name=x", "modell: unknown key; did you mean model?"),
         ("modell.name=x", "modell.name: unknown key; did you mean model.name?"),
         ("proxy.port=1", "proxy.port: unknown key; did you mean proxy.http_port?"),
-        ("routing.zzz=1", "routing.zzz: unknown key; known here: policy, whole_below_tokens, bytes_per_token, "),
+        ("routing.zzz=1", "routing.zzz: unknown key; known here: policy, targets, allow_override, "),
         ("pools.decode.role=both", "pools.decode.role: Invalid value 'both', expected one of [prefill, decode, any]"),
         ("pools.prefil.replicas=3", "pools.prefil.replicas: no such pool; there are: prefill, decode; +pools.prefil"),
         ("model=gpt", "model: there is no 'gpt'; choose one of deepseek-v3, gpt-oss-120b, "),
