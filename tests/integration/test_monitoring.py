@@ -16,6 +16,7 @@ import httpx
 import pytest
 import yaml
 
+from proxy.spec import RoutingSpec
 from tests.docs import blocks
 from tests.live import READER_KEY, SOURCE, Live, live, sim_engine, wait_for
 
@@ -29,7 +30,8 @@ METRIC = re.compile(r"\b(?:sluice_|vllm:)[a-z_]+")
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     workers = {"prefill-0": sim_engine(), "decode-0": sim_engine()}
-    with live(tmp_path_factory.mktemp("monitoring") / "run", workers) as started:
+    routing = RoutingSpec(policy="kv", allow_override=True)  # the one that has figures of caches to tell
+    with live(tmp_path_factory.mktemp("monitoring") / "run", workers, routing=routing) as started:
         (started.path / "keys" / "reader_key").write_text(READER_KEY)
         ask(started)
         yield started
@@ -37,9 +39,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 def ask(run: Live) -> None:
     """One request of every way that is drawn: split and streaming, whole, refused."""
+    splits = {"x-sluice-policy": "least_loaded"}  # whatever would take the least time
     with run.client() as client:
         for body in ({"prompt": "word " * 200, "stream": True}, {"prompt": "x"}, {"prompt": "x", "max_tokens": "y"}):
-            client.post("/v1/completions", json={"model": "tiny", "max_tokens": 8, **body})
+            client.post("/v1/completions", json={"model": "tiny", "max_tokens": 8, **body}, headers=splits)
 
 
 def queries() -> list[str]:
