@@ -9,6 +9,7 @@ from typing import Any
 
 import zmq
 
+from workers.kv_messages import PromptTrace
 from workers.link import OUTBOX_BYTES, Link
 from workers.message import Message
 from workers.protocol import BEAT_INTERVAL_S, Beat, Chunk, End, Start
@@ -48,12 +49,13 @@ def batches_of(*turns: list[tuple[str, Any]]) -> list[list[Message]]:
 
     async def talk() -> list[list[Message]]:
         found: list[list[Message]] = []
+        num_sent = sum(any(method != "send_along" for method, _ in turn) for turn in turns)
         async with linked() as (link, router):
             for turn in turns:
                 for method, arguments in turn:
                     getattr(link, method)(*arguments)
                 await asyncio.sleep(0.001)
-            while len(found) < len(turns):
+            while len(found) < num_sent:
                 _, data = await asyncio.to_thread(router.recv_multipart)
                 batch = [m for m in decode_to_proxy(data).messages if not isinstance(m, Beat)]
                 found += [batch] if batch else []
@@ -71,6 +73,12 @@ def test_the_pieces_of_one_turn_travel_as_one_chunk_per_request() -> None:
 def test_the_order_of_a_requests_messages_is_kept() -> None:
     turn = [("send", (Start(1, 200, ()),)), ("send_data", (1, b"a")), ("send", (End(2),)), ("send_data", (1, b"b"))]
     assert batches_of(turn) == [[Start(1, 200, ()), Chunk(1, b"ab"), End(2)]]
+
+
+def test_what_may_wait_leaves_with_the_next_message() -> None:
+    trace = PromptTrace(1, b"12345678", 40)
+    turns = [[("send_along", (trace,))], [("send_data", (1, b"a"))], [("send_data", (1, b"b"))]]
+    assert batches_of(*turns) == [[trace, Chunk(1, b"a")], [Chunk(1, b"b")]]
 
 
 def test_what_has_not_left_can_be_taken_back_once() -> None:
