@@ -30,6 +30,8 @@ python -m launcher +cluster=NAME ... action=plan [output=json]             what 
 python -m launcher -m ... key=value,value ... action=plan                  one plan per combination
 python -m launcher action=status run=NAME [output=json]
 python -m launcher action=logs run=NAME worker=NAME [follow=true]
+python -m launcher action=restart run=NAME [code=current]                   worker by worker, while it serves
+python -m launcher +cluster=NAME ... run=NAME key=value action=restart      the same with other settings or sizes
 python -m launcher action=stop run=NAME
 python -m launcher action=doctor [+cluster=NAME] [submit=true] [output=json]   what the site is like, what to set
 python -m launcher action=new-cluster name=NAME                            writes conf/cluster/NAME.yaml
@@ -48,6 +50,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.plan: actions.plan,
     Action.status: actions.status,
     Action.logs: actions.logs,
+    Action.restart: actions.restart,
     Action.stop: actions.stop,
     Action.doctor: doctor,
     Action.new_cluster: new_cluster,

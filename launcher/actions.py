@@ -22,6 +22,7 @@ from launcher.logs import follow, logs_of
 from launcher.present import failure_text, how_to_return, ready_text, status_text
 from launcher.progress import Progress
 from launcher.render import render_plan
+from launcher.restart import restart_run
 from launcher.resume import lost_run
 from launcher.rundir import RunDir, read_optional
 from launcher.schema import Config, Output
@@ -177,6 +178,20 @@ def status(config: Config) -> int:
         print(msgspec.json.encode({"source": source, **msgspec.to_builtins(seen)}).decode())
     else:
         print(status_text(seen, source))
+    return 0
+
+
+def restart(config: Config) -> int:
+    """Returns once the controller can find the new plan; the hand-overs are in `action=status`."""
+    run, old = _existing(config)
+    made = restart_run(run, old, config)
+    renewed = [planned.spec.worker for planned in made.workers if planned.revision == made.revision]
+    gone = {planned.spec.worker for planned in old.workers} - {planned.spec.worker for planned in made.workers}
+    if renewed:
+        print(f"worker by worker, each when its successor serves: {', '.join(renewed)}")
+    if gone:
+        print(f"to drain and end: {', '.join(sorted(gone))}")
+    print(how_to_return(run, made.run))
     return 0
 
 

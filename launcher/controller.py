@@ -37,7 +37,7 @@ from launcher.effects import (
     Submitted,
     Tick,
 )
-from launcher.job import Plan
+from launcher.job import Plan, PlannedWorker
 from launcher.jobs import JobError, JobSystem
 from launcher.local import LocalJobs
 from launcher.ownership import OwnedByOther, claim
@@ -45,17 +45,22 @@ from launcher.proxy_links import ProxyLinks
 from launcher.proxy_process import ProxyProcess
 from launcher.reconcile import Reconciler
 from launcher.reporter import Reporter
-from launcher.rundir import STOP, Owner, RunDir
-from launcher.status import job_views
+from launcher.rundir import STOP, Desired, Owner, RunDir
+from launcher.status import jobs_message
 from launcher.steps import StepJobs, stop_at
 from launcher.submit import SlurmJobs
-from workers.controller_messages import DrainWorker, Jobs
+from launcher.succession import Policy
+from workers.controller_messages import DrainWorker
 from workers.logs import start_logging
-from workers.spec import write_json
+from workers.spec import WorkerSpec, read_spec, write_json
 
 log = logging.getLogger("sluice.controller")
 
 TICK_S = 1.0
+
+
+class PlanMissing(Exception):
+    """The run folder holds another plan than the one that is wanted."""
 
 
 class Controller:
@@ -67,7 +72,7 @@ class Controller:
         self._owner = owner
         self._core = core
         self._jobs = jobs
-        self._planned = {planned.spec.worker: planned for planned in plan.workers}
+        self._planned = _by_revision(plan)
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._finished = asyncio.Event()
         self._stop_asked = False
@@ -119,20 +124,34 @@ class Controller:
         for effect in self._core.apply(event, time.time()):
             log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
             self._effects.put_nowait(effect)
-        self._proxies.tell(Jobs(job_views(self._plan, self._core), self._plan.gpus_per_node))
+        self._proxies.tell(jobs_message(self._plan, self._core))
 
     async def _read_desired(self) -> None:
         """A file that cannot be read just now changes nothing."""
         while True:
             try:
                 desired = await asyncio.to_thread(self._run.read_desired)
-            except (OSError, msgspec.DecodeError) as fault:
+                if desired.revision != self._plan.revision:
+                    desired = await self._with_plan(desired)
+            except (OSError, msgspec.DecodeError, PlanMissing) as fault:
                 log.error("%s: %s; going on as before", self._run.desired, fault)
                 self._apply(Tick())
             else:
                 goal = STOP if self._stop_asked else desired.target
-                self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal)))
+                revisions = {planned.spec.worker: planned.revision for planned in self._plan.workers}
+                self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal), revisions))
             await asyncio.sleep(TICK_S)
+
+    async def _with_plan(self, desired: Desired) -> Desired:
+        """A new plan is there before it is wanted; whoever wrote it may have ended in between."""
+        plan = await asyncio.to_thread(self._run.read_plan)
+        if plan.revision < desired.revision:
+            raise PlanMissing(f"revision {desired.revision} is wanted, {self._run.plan} is revision {plan.revision}")
+        self._plan = self._reporter.plan = plan
+        self._core.policy = policy_of(plan)
+        self._planned |= _by_revision(plan)
+        workers = tuple(planned.spec.worker for planned in plan.workers)
+        return msgspec.structs.replace(desired, revision=plan.revision, workers=workers)
 
     async def _ask_queue(self) -> None:
         while True:
@@ -155,8 +174,8 @@ class Controller:
         while True:
             effect = await self._effects.get()
             match effect:
-                case Submit(worker, generation):
-                    await self._submit(worker, generation)
+                case Submit(worker, generation, revision):
+                    await self._submit(worker, generation, self._planned[worker, revision])
                 case Cancel(job, force):
                     await self._cancel(job, force)
                 case Record(records):
@@ -168,9 +187,8 @@ class Controller:
                 case Done():
                     self._finished.set()
 
-    async def _submit(self, worker: str, generation: int) -> None:
-        planned = self._planned[worker]
-        spec = msgspec.structs.replace(planned.spec, generation=generation)
+    async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:
+        spec = msgspec.structs.replace(planned.spec, generation=generation, revision=planned.revision)
         planned = msgspec.structs.replace(planned, spec=spec)
         try:
             # The file is the intent: a successor of this controller never uses the generation again.
@@ -190,18 +208,36 @@ class Controller:
             log.error("%s; it will be tried again", fault)
 
 
+def _by_revision(plan: Plan) -> dict[tuple[str, int], PlannedWorker]:
+    return {(planned.spec.worker, planned.revision): planned for planned in plan.workers}
+
+
 def restore(run: RunDir, plan: Plan) -> Reconciler:
     """All that a controller has to know of the past lies in the run folder."""
     generations = {planned.spec.worker: planned.spec.generation - 1 for planned in plan.workers}
+    revisions = {}
     for path in run.specs.glob("*.g*.json"):
         worker, _, generation = path.name.removesuffix(".json").rpartition(".g")
         generations[worker] = max(generations.get(worker, -1), int(generation))
+        revisions[worker, int(generation)] = read_spec(path, WorkerSpec).revision
     return Reconciler.restore(
         plan.run,
         run.read_jobs(),
         generations,
         served=run.endpoint.exists(),
-        drain_timeout_s=max(planned.spec.drain_timeout_s for planned in plan.workers),
+        policy=policy_of(plan),
+        revisions=revisions,
+    )
+
+
+def policy_of(plan: Plan) -> Policy:
+    """Local GPUs and a job's nodes are shared out: there is no room for two lives of a worker, and no walltime each."""
+    shared = plan.executor == "steps" or (plan.executor == "local" and plan.gpus_per_node > 0)
+    return Policy(
+        drain_s=max(planned.spec.drain_timeout_s for planned in plan.workers),
+        by_clock=plan.executor != "steps",
+        overlap=not shared,
+        drain_first=plan.drain_first,
     )
 
 

@@ -5,7 +5,8 @@ Owns the shapes only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import msgspec
 
@@ -18,7 +19,10 @@ from workers.controller_messages import FleetView
 
 @dataclass(frozen=True, slots=True)
 class DesiredRead:
+    """`revisions`: by worker, where they are not all of the run's own."""
+
     desired: Desired
+    revisions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class Failure(msgspec.Struct, frozen=True, kw_only=True):
 class Submit:
     worker: str
     generation: int
+    revision: int = 0  # of the plan
 
 
 @dataclass(frozen=True, slots=True)

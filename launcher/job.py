@@ -45,6 +45,7 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     job: JobRequest
     example: tuple[GpuUse, ...] = ()  # one way to place all workers at once; Slurm chooses the real nodes
     memory: Memory | None = None  # of each of its GPUs
+    revision: int = 0  # lives of an earlier one are replaced
 
 
 class AllocatedNode(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,4 +79,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     num_nodes: int = 0  # of the cluster
     gpus_per_node: int = 0
     poll_interval_s: float = 30.0  # Slurm is asked no more often than this
+    revision: int = 0  # counts how often a live run was given another plan
+    drain_first: bool = False  # there is no room for two lives of a worker
     allocation: Allocation | None = None  # with executor steps; None where it is planned outside of the job

@@ -5,8 +5,9 @@ Owns the job records. Pure, and judges nothing: whether an end is a failure and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import msgspec
 
@@ -27,15 +28,23 @@ class Job:
     drained_at: float | None = None
     cancelled_at: float | None = None
     ready_at: float | None = None
+    drain_s: float = 0.0
+    drain_reason: str = ""
+    told_at: float | None = None  # to drain, last
+    end_time: float | None = None  # when Slurm ends it
     detail: str = ""  # the worker's own last word
 
 
 class JobBook:
     """By job id. Jobs are adopted by name, so that a new controller continues where a dead one stopped."""
 
-    def __init__(self, run: str, records: Iterable[JobRecord]) -> None:
+    def __init__(
+        self, run: str, records: Iterable[JobRecord], revisions: Mapping[tuple[str, int], int] = MappingProxyType({})
+    ) -> None:
+        """`revisions`: of every generation that was ever about to be submitted."""
         known = {record.job: record for record in records}
         self._run = run
+        self.revisions = dict(revisions)
         self.live = {job: Job(record) for job, record in known.items() if record.ended_at is None}
         self.history = {job: record for job, record in known.items() if record.ended_at is not None}
 
@@ -52,14 +61,13 @@ class JobBook:
         """The live job of a worker that people want to hear about."""
         return max(self.jobs_of(worker), key=lambda job: job.record.generation, default=None)
 
-    def best(self, worker: str) -> Job | None:
-        """The one to keep: the one that is furthest, and of those the first."""
-        return min(self.jobs_of(worker), key=lambda job: (job.ready_at is None, job.record.generation), default=None)
-
     def add(self, job: str, worker: str, generation: int, now: float) -> None:
         if job not in self.live and job not in self.history:
             name = job_name(self._run, worker, generation)
-            self.live[job] = Job(JobRecord(job=job, name=name, worker=worker, generation=generation, submitted_at=now))
+            revision = self.revisions.get((worker, generation), 0)
+            self.live[job] = Job(
+                JobRecord(job=job, name=name, worker=worker, generation=generation, submitted_at=now, revision=revision)
+            )
 
     def read_queue(self, rows: tuple[Row, ...], asked_at: float, now: float) -> list[Job]:
         """Returns the jobs that lived and have ended."""
@@ -70,6 +78,7 @@ class JobBook:
         for job in list(self.live.values()):
             if job.record.job in by_id:
                 job.row = by_id[job.record.job]
+                _date(job, job.row, now)
             elif asked_at > job.record.submitted_at + SETTLE_S:
                 job.row = Row(job=job.record.job, name=job.record.name, state=GONE)
             if job.row is not None and job.row.ended:
@@ -82,8 +91,13 @@ class JobBook:
             seen = view_of(job, view)
             if seen is not None:
                 job.detail = seen.detail
+                job.end_time = seen.end_time or job.end_time
+                if job.record.started_at is None:
+                    job.record = msgspec.structs.replace(job.record, started_at=now)
                 if seen.phase == lifecycle.READY and job.ready_at is None:
                     job.ready_at = now
+                if seen.proven and job.record.proven_at is None:
+                    job.record = msgspec.structs.replace(job.record, proven_at=now)
 
     def _adopt(self, row: Row, now: float) -> None:
         """A job of ours that is in no record: its submission was cut short. One that has ended is nobody's failure."""
@@ -98,6 +112,17 @@ class JobBook:
         reason = "; ".join(part for part in (row.reason, job.detail) if part and part != "None")
         job.record = msgspec.structs.replace(job.record, ended_at=now, state=row.state, reason=reason)
         self.history[job.record.job] = self.live.pop(job.record.job).record
+
+
+def _date(job: Job, row: Row, now: float) -> None:
+    """When it started, by the queue. One that was queued again starts anew."""
+    if row.state == "PENDING" and job.record.started_at is not None:
+        job.record = msgspec.structs.replace(job.record, started_at=None, proven_at=None)
+        job.ready_at = job.end_time = None
+    elif row.state != "PENDING" and not row.ended:
+        job.end_time = row.end_time or job.end_time
+        if job.record.started_at is None:
+            job.record = msgspec.structs.replace(job.record, started_at=row.start_time or now)
 
 
 def view_of(job: Job, fleet: FleetView) -> WorkerView | None:

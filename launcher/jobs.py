@@ -74,6 +74,9 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: float | None = None
     state: str = ""  # the final one
     reason: str = ""
+    started_at: float | None = None
+    proven_at: float | None = None  # it could take requests
+    revision: int = 0  # of the plan it was submitted under
 
 
 class JobSystem(Protocol):
@@ -93,6 +96,11 @@ class JobSystem(Protocol):
 
 def job_name(run: str, worker: str, generation: int) -> str:
     return f"{run}.{worker}.g{generation}"
+
+
+def pool_of(worker: str) -> str:
+    """Workers are named POOL-NUMBER."""
+    return worker.rpartition("-")[0]
 
 
 def controller_name(run: str) -> str:

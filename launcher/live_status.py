@@ -75,12 +75,15 @@ def ask_fleet(run: RunDir) -> dict[str, Any] | None:
 
 def overlay(told: RunStatus, fleet: dict[str, Any], now: float) -> RunStatus:
     """Pure. Jobs first, then what their workers say of themselves."""
-    jobs = {job["worker"]: job for job in fleet["jobs"] if job["job"]}
+    jobs = {(job["worker"], job["generation"]): job for job in fleet["jobs"] if job["job"]}
+    told_of = {(worker.worker, worker.generation) for worker in told.workers}
+    news = {job["worker"]: job for life, job in jobs.items() if life not in told_of}
     alive = {(seen["worker"], seen["generation"]): seen for seen in fleet["workers"]}
     workers = []
     for worker in told.workers:
-        if worker.worker in jobs:
-            worker = _with_job(worker, jobs[worker.worker])
+        job = jobs.get((worker.worker, worker.generation), None if worker.beside else news.get(worker.worker))
+        if job is not None:
+            worker = _with_job(worker, job)
         seen = alive.get((worker.worker, worker.generation))
         workers.append(worker if seen is None else _with_worker(worker, seen, now))
     missing = [pair for pair in fleet["pairs"] if not pair["proven"]]
@@ -131,12 +134,12 @@ def _queued(worker: WorkerStatus) -> StageTimes:
 
 def overlay_queue(told: RunStatus, rows: Sequence[Row], *, kept: bool) -> RunStatus:
     """Pure. What the jobs do; what goes on inside of them Slurm cannot know. `kept`: a controller lives."""
-    jobs: dict[str, tuple[int, Row]] = {}
+    jobs: dict[str, dict[int, Row]] = {}
     controller = None
     for row in rows:
         named = parse_job_name(told.run, row.name)
         if named is not None and not row.ended:
-            jobs[named[0]] = max(jobs.get(named[0], (-1, row)), (named[1], row), key=lambda job: job[0])
+            jobs.setdefault(named[0], {})[named[1]] = row
         elif row.name == controller_name(told.run) and (controller is None or controller.ended):
             controller = row
     alive = kept or (controller is not None and not controller.ended)
@@ -146,16 +149,23 @@ def overlay_queue(told: RunStatus, rows: Sequence[Row], *, kept: bool) -> RunSta
         ready=False,
         missing_pairs=(),
         faults=(),
-        workers=tuple(_with_queued(worker, jobs.get(worker.worker)) for worker in told.workers),
+        workers=tuple(
+            _with_queued(worker, jobs.get(worker.worker, {}))
+            for worker in told.workers
+            if not worker.beside or worker.generation in jobs.get(worker.worker, {})
+        ),
         controller_job=None if controller is None else _controller(controller),
     )
 
 
-def _with_queued(worker: WorkerStatus, job: tuple[int, Row] | None) -> WorkerStatus:
-    if job is None:
+def _with_queued(worker: WorkerStatus, jobs: dict[int, Row]) -> WorkerStatus:
+    if not jobs:
         return msgspec.structs.replace(worker, phase=WAITING, state="", running=0, waiting=0)
-    fresh = WorkerStatus(worker=worker.worker, pool=worker.pool, role=worker.role, generation=job[0])
-    return with_row(fresh, job[1], lifecycle.STARTING)
+    generation = worker.generation if worker.generation in jobs else max(jobs)
+    fresh = WorkerStatus(
+        worker=worker.worker, pool=worker.pool, role=worker.role, generation=generation, beside=worker.beside
+    )
+    return with_row(fresh, jobs[generation], lifecycle.STARTING)
 
 
 def _controller(row: Row) -> WorkerStatus:

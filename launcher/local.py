@@ -55,7 +55,7 @@ class LocalJobs:
         executor.update_parameters(
             timeout_min=NO_TIMEOUT_MIN,
             gpus_per_node=spec.gpus_per_node,
-            visible_gpus=self._gpus[spec.worker],
+            visible_gpus=self._gpus.get(spec.worker, ()),
             stderr_to_stdout=True,
         )
         job = executor.submit(run_worker, str(self._run.worker_spec(spec.worker, spec.generation)))

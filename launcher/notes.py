@@ -24,6 +24,7 @@ def plan_notes(
         *(note for pool in pools for note in _pool_notes(config, pool)),
         *_whole_notes(config, pairs),
         *_folder_notes(config, folders),
+        *_hand_over_notes(config, pools),
         *([allocation_note(config, pools)] if config.cluster and config.cluster.executor is Executor.steps else []),
     )
 
@@ -40,6 +41,25 @@ def _pool_notes(config: Config, pool: PoolPlan) -> Iterator[str]:
         f" weights, about {memory.workspace_bytes / GIB:.1f} GiB to work, {memory.kv_bytes / GIB:.1f} GiB KV{of},"
         f" {memory.kv_bytes_per_token} bytes per token"
     )
+
+
+def _hand_over_notes(config: Config, pools: Sequence[PoolPlan]) -> Iterator[str]:
+    """Whether a worker and its successor have room side by side."""
+    cluster = config.cluster
+    assert cluster is not None
+    if cluster.executor is Executor.slurm:
+        taken = sum(pool.replicas * pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
+        largest = max(pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
+        if cluster.drain_first:
+            yield (
+                "hand-overs drain first (cluster.drain_first): one worker after the other ends before its successor"
+                " starts; meanwhile the other role answers whole requests, or requests wait"
+            )
+        elif taken + largest > cluster.nodes * cluster.gpus_per_node:
+            yield (
+                f"hand-overs: the workers take {taken} of the run's {cluster.nodes * cluster.gpus_per_node} GPUs, a"
+                f" successor needs {largest} more beside them; where Slurm gives no more, set cluster.drain_first=true"
+            )
 
 
 def _folder_notes(config: Config, folders: Folders) -> Iterator[str]:

@@ -61,6 +61,7 @@ def make_plan(
         num_nodes=config.cluster.nodes,
         gpus_per_node=config.cluster.gpus_per_node,
         poll_interval_s=config.controller.poll_interval_s,
+        drain_first=config.cluster.drain_first,
         allocation=allocation,
     )
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from launcher.effects import Failure
 from launcher.logs import logs_of, tail
 from launcher.rundir import Endpoint, RunDir
-from launcher.status import LOST, QUEUED, ProcessStatus, RunStatus, WorkerStatus
+from launcher.status import LOST, QUEUED, HandOver, ProcessStatus, RunStatus, WorkerStatus
 from workers.stages import ORDER
 
 HEADER = ("worker", "phase", "role", "node", "job", "left", "")
@@ -23,7 +23,7 @@ HEADER = ("worker", "phase", "role", "node", "job", "left", "")
 def worker_cells(worker: WorkerStatus, now: float) -> tuple[str, ...]:
     job = f"{worker.job} {worker.state}".strip()
     left = "" if worker.end_time is None else duration(worker.end_time - now)
-    return (worker.worker, worker.phase, worker.role, worker.node, job, left, remark(worker))
+    return (worker.name, worker.phase, worker.role, worker.node, job, left, remark(worker))
 
 
 def remark(worker: WorkerStatus) -> str:
@@ -56,6 +56,7 @@ def status_text(status: RunStatus, source: str) -> str:
     lines += table([HEADER, *(worker_cells(worker, now) for worker in shown)])
     lines += start_table(status.workers)
     lines += process_table(status.processes)
+    lines += [hand_over_text(one) for one in worth_telling(status.hand_overs)]
     lines += [f"not proven: {pair}" for pair in status.unproven]
     lines += [f"refused: {refusal}" for refusal in status.refusals]
     if status.failure is not None:
@@ -65,6 +66,30 @@ def status_text(status: RunStatus, source: str) -> str:
             "no controller keeps it: the command that started it brings one back, action=stop ends what is left"
         )
     return "\n".join(lines)
+
+
+def worth_telling(hand_overs: Sequence[HandOver]) -> list[HandOver]:
+    """Those under way; of those that are only planned, the next."""
+    planned = [one for one in hand_overs if one.successor is None and one.submit_at is not None]
+    under_way = [one for one in hand_overs if one not in planned]
+    return under_way + sorted(planned, key=lambda one: one.submit_at or 0.0)[:1]
+
+
+def hand_over_text(one: HandOver) -> str:
+    lead = f"queue {duration(one.queue_s)}, start {duration(one.start_s)}"
+    if one.successor is not None:
+        text = f"hand-over: {one.worker}.g{one.successor} follows g{one.generation} ({one.why})"
+    elif one.submit_at is not None:
+        text = f"next hand-over: {one.worker} at {clock(one.submit_at)} ({one.why}; {lead})"
+    else:
+        text = f"hand-over: a successor of {one.worker}.g{one.generation} is to come ({one.why})"
+    if one.drains_first:
+        text += f"; g{one.generation} drains first: {one.drains_first}"
+    return text if one.drains_at is None else f"{text}; g{one.generation} serves until {clock(one.drains_at)} at most"
+
+
+def clock(at: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def start_table(workers: Sequence[WorkerStatus]) -> list[str]:
@@ -78,7 +103,7 @@ def start_table(workers: Sequence[WorkerStatus]) -> list[str]:
     for worker in shown:
         took = dict(worker.stages)
         cells = [f"{took[stage]:.1f}" if stage in took else "" for stage in stages]
-        rows.append([worker.worker, *cells, f"{sum(took.values()):.1f}"])
+        rows.append([worker.name, *cells, f"{sum(took.values()):.1f}"])
     return table(rows)
 
 

@@ -53,7 +53,7 @@ class Progress:
             return
         for worker in status.workers:
             place = " ".join(part for part in (f"job {worker.job}" if worker.job else "", worker.node) if part)
-            self.note(worker.worker, "  ".join(part for part in (worker.phase, place, remark(worker)) if part))
+            self.note(worker.name, "  ".join(part for part in (worker.phase, place, remark(worker)) if part))
 
 
 def _table(status: RunStatus) -> Table:

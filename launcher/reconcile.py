@@ -1,20 +1,20 @@
 """What to do about the jobs of a run: desired state and observations in, effects out.
 
-Owns the judgement of how jobs end, back-off and the order drain -> cancel; the jobs themselves stand in its
-`JobBook`. Pure: no clock, file, process or queue of its own. Everything it must not forget can be read back from the
-run folder and the queue, so a new controller continues where a dead one stopped; generations are never reused.
+Owns the judgement of how jobs end, and back-off. The jobs themselves stand in its `JobBook`; who follows whom and when
+is `outlook`'s, how a job is brought to its end `endings`'s. Pure: no clock, file, process or queue of its own.
+Everything it must not forget can be read back from the run folder and the queue, so a new controller continues where a
+dead one stopped; generations are never reused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from launcher.effects import (
-    Cancel,
     DesiredRead,
     Done,
-    Drain,
     Effect,
     Event,
     Failure,
@@ -28,17 +28,19 @@ from launcher.effects import (
     Submitted,
     Tick,
 )
+from launcher.endings import finish, long_drain_s
 from launcher.job_book import SETTLE_S, Job, JobBook, view_of
 from launcher.jobs import INNOCENT_ENDS, JobRecord, Row, job_name
+from launcher.outlook import Outlook, outlook
 from launcher.rundir import STOP, Desired
+from launcher.succession import Policy, Standing, is_limited, last_safe
 from workers import lifecycle
 from workers.controller_messages import FleetView
+from workers.walltime import WALLTIME
 
-FIRST_BACKOFF_S = 2.0
+FIRST_BACKOFF_S = 10.0
 LAST_BACKOFF_S = 300.0
 STEADY_S = 300.0  # ready for this long: its next end starts a new count of failures
-CANCEL_AGAIN_S = 30.0
-DRAIN_GRACE_S = 10.0
 MAX_PROXY_DEATHS = 3
 
 
@@ -51,6 +53,7 @@ class Worker:
     refused_at: float = float("-inf")
     failures: int = 0
     not_before: float = float("-inf")
+    limit: str = ""  # sbatch's words: no further job beside those that live
 
 
 @dataclass(slots=True)
@@ -58,16 +61,18 @@ class Reconciler:
     """`apply` is the only mutator. Times are unix seconds: they outlive the process."""
 
     run: str
-    drain_timeout_s: float
+    policy: Policy
     served: bool  # once true, a failed worker is replaced instead of ending the run
     workers: dict[str, Worker]
     book: JobBook
     desired: Desired | None = None
     fleet: FleetView | None = None
     asked_at: float = float("-inf")  # of the newest queue answer
+    outlook: Outlook | None = None  # of the newest decision
     failure: Failure | None = None
     done: bool = False
     _told: tuple[JobRecord, ...] = field(default=())
+    _revisions: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def restore(
@@ -77,12 +82,14 @@ class Reconciler:
         last_generations: Mapping[str, int],
         *,
         served: bool,
-        drain_timeout_s: float,
+        policy: Policy,
+        revisions: Mapping[tuple[str, int], int] = MappingProxyType({}),
     ) -> Reconciler:
-        """`last_generations`: the highest that was ever about to be submitted, per worker."""
-        book = JobBook(run, records)
+        """`last_generations`: the highest that was ever about to be submitted, per worker; `revisions`: of the plan
+        of each generation."""
+        book = JobBook(run, records, revisions)
         workers = {worker: Worker(generation) for worker, generation in last_generations.items()}
-        core = cls(run=run, drain_timeout_s=drain_timeout_s, served=served, workers=workers, book=book)
+        core = cls(run=run, policy=policy, served=served, workers=workers, book=book)
         core._told = book.records()
         return core
 
@@ -94,8 +101,9 @@ class Reconciler:
         """Take in one event; idempotent but for what changes. Returns what must be done about it."""
         had_failed = self.failure is not None
         match event:
-            case DesiredRead(desired):
+            case DesiredRead(desired, revisions):
                 self.desired = desired
+                self._revisions = {worker: revisions.get(worker, desired.revision) for worker in desired.workers}
             case QueueRead(rows, asked_at):
                 self._read_queue(rows, asked_at, now)
             case Submitted(worker, generation, job):
@@ -121,11 +129,13 @@ class Reconciler:
 
     def _submitted(self, worker: str, generation: int, job: str, now: float) -> None:
         self.workers[worker].submitting = None
+        self.workers[worker].limit = ""
         self.book.add(job, worker, generation, now)
 
     def _refused(self, worker: str, generation: int, reason: str, transient: bool, now: float) -> None:
         self.workers[worker].submitting = None
         self.workers[worker].refused_at = now
+        self.workers[worker].limit = reason if is_limited(reason) else ""
         if self.served or transient:
             self._back_off(self.workers[worker], now)
         elif not self.stopping:
@@ -144,13 +154,27 @@ class Reconciler:
         if self.stopping or not wanted or self._is_history(record):
             return
         worker = self._worker(record.worker)
-        if not self.served and record.state not in INNOCENT_ENDS:
+        if self._as_asked(job, now):
+            worker.failures, worker.not_before = 0, now
+        elif not self.served and record.state not in INNOCENT_ENDS:
             told = f"the job ended as {record.state}" + (f" ({record.reason})" if record.reason else "")
             self.failure = Failure(worker=record.worker, job=record.job, name=record.name, reason=told)
         elif job.ready_at is not None and now - job.ready_at >= STEADY_S:
             worker.failures = 0
         else:
             self._back_off(worker, now)
+            if record.proven_at is not None and worker.failures == 1:
+                worker.not_before = now  # it has served: the first time nobody waits
+
+    def _as_asked(self, job: Job, now: float) -> bool:
+        """Its own clock, ours or a successor ended it."""
+        end = last_safe(job, self.policy)
+        over = end is not None and now >= end and job.record.proven_at is not None
+        followed = any(
+            other.record.generation > job.record.generation and other.record.proven_at is not None
+            for other in self.book.jobs_of(job.record.worker)
+        )
+        return over or followed or job.drained_at is not None or job.cancelled_at is not None
 
     def _worker(self, name: str) -> Worker:
         return self.workers.setdefault(name, Worker(-1))
@@ -176,45 +200,79 @@ class Reconciler:
         if self.desired is None or self.asked_at == float("-inf") or self.done:
             return []
         wanted = () if self.stopping else self.desired.workers
-        kept = {id(self.book.best(worker)) for worker in wanted}
+        self.outlook = self._look_out(wanted, now)
         effects: list[Effect] = []
-        for job in self.book.live.values():
-            if id(job) not in kept:
-                effects += self._finish(job, now)
+        for job in list(self.book.live.values()):
+            effects += self._end(job, self.outlook.places.get(job.record.worker), now)
         for name in wanted:
-            effects += self._start(name, now)
+            effects += self._keep_up(name, self.outlook, now)
         if self.stopping and self._empty():
             self.done = True
             effects.append(Done())
         return effects
 
-    def _start(self, name: str, now: float) -> list[Effect]:
-        worker = self._worker(name)
-        if worker.submitting is not None or self.book.jobs_of(name):
+    def _look_out(self, wanted: tuple[str, ...], now: float) -> Outlook:
+        refusals = {name: worker.limit for name, worker in self.workers.items() if worker.limit}
+        workers = self.workers.items()
+        occupied = frozenset(name for name, one in workers if one.submitting is not None or now < one.not_before)
+        revisions = {name: self._revisions[name] for name in wanted}
+        return outlook(self.book, self.fleet, revisions, refusals, occupied, self.policy, now)
+
+    # ------------------------------------------------------------ beginnings
+
+    def _keep_up(self, name: str, seen: Outlook, now: float) -> list[Effect]:
+        place = seen.place(name)
+        if place.keep is None:
+            return self._submit(name, now) if self._place_is_free(place) else []
+        if not self.served:
             return []
+        reason = seen.drains_first(name)
+        if reason is not None:
+            seen.begin(name, drains=True)
+            return self._finish(place.keep, reason, self.policy.drain_s, now)
+        if place.successor is not None or not seen.needs_successor(name):
+            return []
+        seen.begin(name, drains=False)
+        return self._submit(name, now)
+
+    def _place_is_free(self, place: Standing) -> bool:
+        """One that drains as it should leaves room for its successor; any other end may still turn out otherwise."""
+        if not self.policy.overlap:
+            return not place.leaving
+        return all(job.drained_at is not None or self._drains_by_clock(job) for job in place.leaving)
+
+    def _drains_by_clock(self, job: Job) -> bool:
+        seen = None if self.fleet is None else view_of(job, self.fleet)
+        return seen is not None and seen.phase == lifecycle.DRAINING and seen.detail == WALLTIME
+
+    def _submit(self, name: str, now: float) -> list[Effect]:
+        worker = self._worker(name)
         # After a refusal the job may exist all the same: the queue has to say that it does not.
-        if self.asked_at <= worker.refused_at + SETTLE_S or now < worker.not_before:
+        refused = self.asked_at <= worker.refused_at + SETTLE_S
+        if worker.submitting is not None or refused or now < worker.not_before:
             return []
         worker.last_generation = max(worker.last_generation, self.book.last_generation(name)) + 1
         worker.submitting = worker.last_generation
-        return [Submit(name, worker.submitting)]
+        self.book.revisions[name, worker.submitting] = self._revisions[name]
+        return [Submit(name, worker.submitting, self._revisions[name])]
 
-    def _finish(self, job: Job, now: float) -> list[Effect]:
-        """Drain what serves, then cancel; cancel what does not serve at once."""
+    # ------------------------------------------------------------ ends
+
+    def _end(self, job: Job, place: Standing | None, now: float) -> list[Effect]:
+        """What becomes of a job that is not its worker's own, or on its way out."""
+        if place is None:
+            reason = "the run stops" if self.stopping else "the run no longer wants this worker"
+            return self._finish(job, reason, self.policy.drain_s, now)
+        if job in place.superseded:
+            assert place.keep is not None
+            reason = f"generation {place.keep.record.generation} has taken over"
+            return self._finish(job, reason, long_drain_s(job, self.policy.drain_s, now), now)
+        told = job.drained_at is not None or job.cancelled_at is not None
+        return self._finish(job, "one successor is enough", job.drain_s, now) if told or job in place.surplus else []
+
+    def _finish(self, job: Job, reason: str, drain_s: float, now: float) -> list[Effect]:
         seen = None if self.fleet is None else view_of(job, self.fleet)
-        serves = seen is not None and seen.phase in (lifecycle.READY, lifecycle.DRAINING)
-        if serves and self.failure is None:
-            if job.drained_at is None:
-                job.drained_at = now
-                reason = "the run stops" if self.stopping else "the run no longer wants this worker"
-                return [Drain(job.record.worker, job.record.generation, reason, self.drain_timeout_s)]
-            if now < job.drained_at + self.drain_timeout_s + DRAIN_GRACE_S:
-                return []
-        if job.cancelled_at is not None and now < job.cancelled_at + CANCEL_AGAIN_S:
-            return []
-        again = job.cancelled_at is not None
-        job.cancelled_at = now
-        return [Cancel(job.record.job, force=again)]
+        return finish(job, seen, reason, drain_s, stopping=self.stopping, failed=self.failure is not None, now=now)
 
     def _empty(self) -> bool:
         idle = all(

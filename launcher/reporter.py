@@ -32,7 +32,7 @@ class Reporter:
 
     def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, proxies: ProxyLinks) -> None:
         self._run = run
-        self._plan = plan
+        self.plan = plan  # of the newest revision
         self._owner = owner
         self._core = core
         self._proxies = proxies
@@ -60,10 +60,10 @@ class Reporter:
 
     def _status(self) -> RunStatus:
         url = f"{self._proxies.http}/v1" if self._proxies.http else ""
-        return run_status(self._plan, self._core, self._owner.id, url, time.time())
+        return run_status(self.plan, self._core, self._owner.id, url, time.time())
 
     def _endpoint(self, url: str) -> Endpoint:
-        return Endpoint(url=url, api_key_file=str(api_key_file(self._run.keys)), models=self._plan.proxy.models)
+        return Endpoint(url=url, api_key_file=str(api_key_file(self._run.keys)), models=self.plan.proxy.models)
 
 
 async def _write(path: Path, value: object) -> None:

@@ -22,7 +22,7 @@ from launcher.schema import Config
 
 MAX_SHOWN = 8
 # What a config says about one call of the launcher, not about the run.
-OF_THE_CALL = frozenset({"action", "output", "worker", "follow", "timeout_s", "runs_dir"})
+OF_THE_CALL = frozenset({"action", "output", "worker", "follow", "timeout_s", "runs_dir", "code"})
 # Of a plan: what may differ between two calls for the same run.
 CODE = "code"
 NOTES = "notes"
@@ -68,7 +68,9 @@ def _same_plan(run: RunDir, made: Plan, config: Config, held: str) -> Plan:
     differences = list(changes(_comparable(old), _comparable(made)))
     if not differences:
         return old
-    said = list(changes(_config(OmegaConf.load(run.config)), _config(OmegaConf.structured(config)))) or differences
+    said = (
+        list(changes(config_tree(OmegaConf.load(run.config)), config_tree(OmegaConf.structured(config)))) or differences
+    )
     if len(said) > MAX_SHOWN:
         said = [*said[:MAX_SHOWN], f"and {len(said) - MAX_SHOWN} more"]
     raise AlreadyLive(
@@ -102,13 +104,13 @@ def _short(value: Any) -> str:
 
 def _comparable(plan: Plan) -> dict[str, Any]:
     tree: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(plan))
-    del tree[NOTES], tree["proxy"][CODE]
+    del tree[NOTES], tree["proxy"][CODE], tree["revision"]
     for worker in tree["workers"]:
-        del worker["spec"][CODE]
+        del worker["spec"][CODE], worker["revision"]
     return tree
 
 
-def _config(tree: Any) -> dict[str, Any]:
+def config_tree(tree: Any) -> dict[str, Any]:
     values = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(tree)))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items() if key not in OF_THE_CALL}

@@ -32,6 +32,7 @@ class Desired(msgspec.Struct, frozen=True, kw_only=True):
     target: str  # serve | stop
     workers: tuple[str, ...]
     since: float  # unix time of this start: what ended before it is history
+    revision: int = 0  # of the plan: workers of an earlier one are replaced
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +111,11 @@ class RunDir:
 
     def write_jobs(self, records: list[JobRecord]) -> None:
         write_json(self.jobs, records)
+
+    def write_config(self, text: str) -> None:
+        descriptor = os.open(self.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
 
     def write_desired(self, desired: Desired) -> None:
         write_json(self.desired, desired)

@@ -19,9 +19,15 @@ class Action(Enum):
     plan = "plan"
     status = "status"
     logs = "logs"
+    restart = "restart"
     stop = "stop"
     doctor = "doctor"
     new_cluster = "new_cluster"
+
+
+class CodeOf(Enum):
+    run = "run"  # the snapshot that the run has
+    current = "current"  # a new one of this checkout
 
 
 class Output(Enum):
@@ -68,6 +74,7 @@ class ClusterConfig:
     gres: str | None = None  # null: --gpus-per-node=N; gpu or gpu:TYPE: --gres=gpu:TYPE:N
     walltime_min: int = 60
     requeue: bool = False
+    drain_first: bool = False  # Slurm starts a worker's successor only after the worker has ended
     interface: str | None = None  # null: the default route's
     setup: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
@@ -207,6 +214,7 @@ class Config:
     output: Output = Output.text
     worker: str | None = None
     follow: bool = False
+    code: CodeOf = CodeOf.run  # that restarted workers get
     submit: bool = False  # of doctor: check compute nodes too, by a small job per partition
     partitions: list[str] = field(default_factory=list)  # of doctor's jobs; none: those of the cluster
     name: str | None = None  # of a new cluster

@@ -72,9 +72,7 @@ def write_run(run: RunDir, plan: Plan, config: Config) -> None:
     if code != plan.proxy.code:
         raise CannotStart(f"the code in {SOURCE} changed while it was launched; launch again")
     write_keys(run.keys)
-    descriptor = os.open(run.config, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    run.write_config(OmegaConf.to_yaml(OmegaConf.structured(config)))
     write_json(run.plan, plan)
     write_json(run.proxy_spec(plan.proxy.proxy), plan.proxy)
     workers = tuple(planned.spec.worker for planned in plan.workers)

@@ -5,6 +5,7 @@ Owns the shapes and the merge. Pure: the controller writes the file, `watch` and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 
 import msgspec
@@ -13,10 +14,11 @@ from launcher.effects import Failure
 from launcher.hostlist import expand_hostlist
 from launcher.job import Plan
 from launcher.job_book import Job
-from launcher.jobs import EXITED, Row
+from launcher.jobs import EXITED, JobRecord, Row, pool_of
 from launcher.reconcile import Reconciler
 from workers import lifecycle
-from workers.controller_messages import FleetView, JobView, WorkerView
+from workers.controller_messages import FleetView, Jobs, JobView, WorkerView
+from workers.spec import WorkerSpec
 from workers.stages import QUEUE, StageTimes
 
 LAUNCHING = "launching"
@@ -53,6 +55,25 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
     waiting: int = 0
     stages: StageTimes = ()  # of its start, from the queue on
     turn: str = ""  # to read its model, in words
+    beside: bool = False  # another life of the worker than the one that serves: its successor, or one that leaves
+
+    @property
+    def name(self) -> str:
+        return f"{self.worker}.g{self.generation}" if self.beside else self.worker
+
+
+class HandOver(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one worker that serves: who follows it, why and when. Times are unix seconds."""
+
+    worker: str
+    generation: int
+    why: str
+    successor: int | None = None  # its generation, once it has been submitted
+    submit_at: float | None = None  # when it will be
+    queue_s: float = 0.0
+    start_s: float = 0.0
+    drains_at: float | None = None  # what is left of it by then
+    drains_first: str = ""  # why it has to go before its successor can start
 
 
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,6 +104,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     missing_pairs: tuple[tuple[str, str], ...] = ()
     faults: tuple[str, ...] = ()  # why their last proofs failed: "prefill-0 -> decode-0: ..."
     refusals: tuple[str, ...] = ()
+    hand_overs: tuple[HandOver, ...] = ()  # under way or planned
     controller_job: WorkerStatus | None = None  # where Slurm was asked about it
     processes: tuple[ProcessStatus, ...] = ()  # of the proxy, where it was asked
 
@@ -111,7 +133,9 @@ def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: flo
         workers=tuple(
             _worker(planned.spec.worker, planned.spec.pool, str(planned.spec.role), core, fleet)
             for planned in plan.workers
-        ),
+        )
+        + tuple(_beside(plan, core, fleet)),
+        hand_overs=tuple(_hand_overs(core)),
         failure=core.failure,
         missing_pairs=fleet.missing_pairs,
         faults=fleet.faults,
@@ -119,32 +143,81 @@ def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: flo
     )
 
 
-def job_views(plan: Plan, core: Reconciler) -> tuple[JobView, ...]:
-    """The same for the proxies, which know no Slurm."""
-    views = []
-    for planned in plan.workers:
-        spec = planned.spec
-        seen = _worker(spec.worker, spec.pool, str(spec.role), core, FleetView((), False))
-        views.append(
-            JobView(
-                worker=seen.worker,
-                pool=seen.pool,
-                role=seen.role,
-                generation=seen.generation,
-                job=seen.job,
-                state=seen.state,
-                reason=seen.reason,
-                estimated_start=seen.estimated_start,
-                end_time=seen.end_time,
-                node=seen.node,
-                nodes=expand_hostlist(seen.node),
-                num_nodes=spec.num_nodes,
-                gpus=spec.gpus_per_node,
-                tensor_parallel=spec.engine.tensor_parallel,
-                pipeline_parallel=spec.engine.pipeline_parallel,
-            )
+def _beside(plan: Plan, core: Reconciler, fleet: FleetView) -> Iterator[WorkerStatus]:
+    """Jobs other than the one that stands for their worker."""
+    roles = {planned.spec.worker: str(planned.spec.role) for planned in plan.workers}
+    for job in core.book.live.values():
+        worker = job.record.worker
+        if worker not in roles or job is not _own_job(core, worker):
+            blank = WorkerStatus(worker=worker, pool=pool_of(worker), role=roles.get(worker, ""), beside=True)
+            yield _live(blank, job, fleet)
+
+
+def _own_job(core: Reconciler, worker: str) -> Job | None:
+    """Of several, the one that serves."""
+    place = None if core.outlook is None else core.outlook.places.get(worker)
+    keep = None if place is None else place.keep
+    return keep if keep is not None and keep.record.job in core.book.live else core.book.newest(worker)
+
+
+def _hand_overs(core: Reconciler) -> Iterator[HandOver]:
+    seen = core.outlook
+    for worker, place in () if seen is None else seen.places.items():
+        assert seen is not None
+        keep, submit_at = place.keep, seen.submit_at(worker)
+        if keep is None or not (place.successor or submit_at or seen.is_outdated(keep)):
+            continue
+        lead = seen.leads[pool_of(worker)]
+        yield HandOver(
+            worker=worker,
+            generation=keep.record.generation,
+            why=seen.why(keep),
+            successor=None if place.successor is None else place.successor.record.generation,
+            submit_at=None if submit_at is None else round(submit_at),
+            queue_s=round(lead.queue_s),
+            start_s=round(lead.start_s),
+            drains_at=None if worker not in seen.turns else round(seen.turns[worker]),
+            drains_first=seen.limits.get(worker, ""),
         )
-    return tuple(views)
+
+
+def jobs_message(plan: Plan, core: Reconciler) -> Jobs:
+    """The same for the proxies, which know no Slurm."""
+    stopping = core.stopping or core.desired is None
+    return Jobs(
+        jobs=job_views(plan, core),
+        gpus_per_node=plan.gpus_per_node,
+        wanted=tuple(planned.spec.worker for planned in plan.workers),
+        serves=core.served and not stopping,
+    )
+
+
+def job_views(plan: Plan, core: Reconciler) -> tuple[JobView, ...]:
+    specs = {planned.spec.worker: planned.spec for planned in plan.workers}
+    nobody = FleetView((), False)
+    shown = [_worker(spec.worker, spec.pool, str(spec.role), core, nobody) for spec in specs.values()]
+    shown += [status for status in _beside(plan, core, nobody) if status.worker in specs]
+    return tuple(_job_view(status, specs[status.worker]) for status in shown)
+
+
+def _job_view(seen: WorkerStatus, spec: WorkerSpec) -> JobView:
+    return JobView(
+        worker=seen.worker,
+        pool=seen.pool,
+        role=seen.role,
+        generation=seen.generation,
+        job=seen.job,
+        state=seen.state,
+        reason=seen.reason,
+        estimated_start=seen.estimated_start,
+        end_time=seen.end_time,
+        node=seen.node,
+        nodes=expand_hostlist(seen.node),
+        num_nodes=spec.num_nodes,
+        gpus=spec.gpus_per_node,
+        tensor_parallel=spec.engine.tensor_parallel,
+        pipeline_parallel=spec.engine.pipeline_parallel,
+    )
 
 
 def _phase(core: Reconciler) -> str:
@@ -157,7 +230,7 @@ def _phase(core: Reconciler) -> str:
 
 def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetView) -> WorkerStatus:
     status = WorkerStatus(worker=worker, pool=pool, role=role)
-    job = core.book.newest(worker)
+    job = _own_job(core, worker)
     if job is not None:
         return _live(status, job, fleet)
     ended = [record for record in core.book.history.values() if record.worker == worker]
@@ -172,7 +245,17 @@ def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetVie
         job=last.job,
         state=last.state,
         reason=last.reason,
+        detail="" if core.stopping else _next_try(core, last),
     )
+
+
+def _next_try(core: Reconciler, last: JobRecord) -> str:
+    worker = core.workers[last.worker]
+    if not worker.failures:
+        return ""
+    at = datetime.fromtimestamp(worker.not_before).strftime("%H:%M:%S")
+    reason = f" ({last.reason.splitlines()[0]})" if last.reason else ""
+    return f"{worker.failures} ended young, the last as {last.state}{reason}; tried again at {at}"
 
 
 def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher import slurm
+from launcher.endings import DRAIN_GRACE_S
 from launcher.job import Allocation, Plan, PlannedWorker
 from launcher.jobs import JobError, Row, job_name
-from launcher.reconcile import DRAIN_GRACE_S
 from launcher.rundir import RunDir
 from launcher.task import task_command
 from workers.walltime import walltime_drain

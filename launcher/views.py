@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import chain
 
+import msgspec
+
 from workers.controller_messages import FleetView, WorkerView
 
 
@@ -32,5 +34,8 @@ def _workers(views: list[FleetView]) -> tuple[WorkerView, ...]:
     """A worker says the same of itself to all; its load is the hosts' own count, told a moment apart."""
     seen: dict[tuple[str, int], WorkerView] = {}
     for worker in chain.from_iterable(view.workers for view in views):
-        seen.setdefault((worker.worker, worker.generation), worker)
+        key = (worker.worker, worker.generation)
+        first = seen.setdefault(key, worker)
+        if first.proven and not worker.proven:
+            seen[key] = msgspec.structs.replace(first, proven=False)
     return tuple(seen.values())

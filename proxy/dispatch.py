@@ -22,6 +22,7 @@ from proxy import fleet, turns
 from proxy import flight_events as ev
 from proxy.clients import Client
 from proxy.digest_follower import DigestFollower
+from proxy.drains import Drains
 from proxy.explain import headers_of
 from proxy.family import Family
 from proxy.fleet import Fleet
@@ -47,7 +48,6 @@ from workers.protocol import (
     PROTOCOL,
     Cancelled,
     Chunk,
-    Drain,
     End,
     Failed,
     Load,
@@ -107,6 +107,7 @@ class Dispatch:
         self.journal = Journal()
         self._proofs = Proofs(spec, self.fleet, self.new_id, partial(self.fly, streams=False), self._apply_all)
         self.turns = Turns(spec.max_loading)
+        self._drains = Drains(self.fleet, self.flights)
         self._clients: dict[int, Client] = {}
         self._streams: dict[int, Stream] = {}
         self._session = secrets.token_hex(3)
@@ -280,10 +281,14 @@ class Dispatch:
         """The controller's word."""
         if isinstance(message, Jobs):
             self.board.told(message)
+            self._apply_fleet(fleet.RunTold(message.wanted, message.serves))
         elif isinstance(message, DrainWorker):
-            worker = self.fleet.workers.get((message.worker, message.generation))
-            if worker is not None and worker.agent is not None:
-                self.links.send(worker.agent, Drain(message.reason, message.timeout_s))
+            self._apply_all(self._drains.ask(message, self._loop.time()))
+            self._drain_due()
+
+    def _drain_due(self) -> None:
+        for peer, drain in self._drains.due(self._loop.time()):
+            self.links.send(peer, drain)
 
     # ------------------------------------------------------------ fleet
 
@@ -335,6 +340,7 @@ class Dispatch:
         self._proofs.tick()
         self._apply_turns(turns.Looked())
         self._prove()
+        self._drain_due()
 
     def _prove(self) -> None:
         if self._first:

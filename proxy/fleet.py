@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from proxy.spec import ProxySpec
 from proxy.worker import Key, Life, Pair, Peer, Proof, Worker
 from workers.lifecycle import NEXT, READY
@@ -65,7 +67,22 @@ class ProvenElsewhere:
     proofs: frozenset[Proof]
 
 
-Event = Registering | PhaseTold | LoadTold | PeerLost | Proven | ProofFailed | ProvenElsewhere
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """It is about to be drained: nothing new goes to it from here on."""
+
+    key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class RunTold:
+    """The controller's word. `wanted`: names of workers, none: those of the spec."""
+
+    wanted: tuple[str, ...]
+    serves: bool
+
+
+Event = Registering | PhaseTold | LoadTold | PeerLost | Proven | ProofFailed | ProvenElsewhere | Leaving | RunTold
 
 # ---------------------------------------------------------------- effects
 
@@ -118,6 +135,8 @@ class Fleet:
         self._elsewhere: frozenset[Proof] = frozenset()
         self.unproven: dict[Pair, str] = {}  # why the last proof failed
         self.refusals: list[str] = []
+        self._wanted = frozenset(spec.workers)
+        self.awaited = False  # where nobody serves, somebody will again
 
     def apply(self, event: Event, now: float) -> list[Effect]:
         if isinstance(event, LoadTold):
@@ -130,7 +149,8 @@ class Fleet:
         return effects
 
     def _change(
-        self, event: Registering | PhaseTold | PeerLost | Proven | ProofFailed | ProvenElsewhere
+        self,
+        event: Registering | PhaseTold | PeerLost | Proven | ProofFailed | ProvenElsewhere | Leaving | RunTold,
     ) -> list[Effect]:
         match event:
             case Registering(peer, register):
@@ -149,13 +169,33 @@ class Fleet:
             case ProvenElsewhere(proofs):
                 self._elsewhere = proofs
                 return self._believe()
+            case Leaving(key):
+                self.workers[key].told_to_leave = True
+                return [Changed()]
+            case RunTold(wanted, serves):
+                self._wanted = frozenset(wanted or self._spec.workers)
+                self.awaited = serves
+                return [Changed()]
 
     def _find_able(self) -> None:
         proven = {decode for _, decode in self.proven}
         up = [worker for worker in self.workers.values() if worker.up]
-        self.decoders = tuple(w for w in up if w.caps.max_decodes and w.key in proven)
+        self._stand_in(up, needed=not any(self._decodes(w) and w.key in proven for w in up))
+        self.decoders = tuple(w for w in up if w.caps.max_decodes and (w.key in proven or not self._decodes(w)))
         self.prefillers = {d.key: tuple(p for p in up if (p.key, d.key) in self.proven) for d in self.decoders}
         self.can_split = any(self.prefillers.values())
+
+    def _decodes(self, worker: Worker) -> bool:
+        """By its pool."""
+        return self._spec.pools[worker.pool].max_decodes > 0
+
+    def _stand_in(self, up: list[Worker], *, needed: bool) -> None:
+        """Where nobody decodes just now, proven prefill workers answer whole requests."""
+        for worker in up:
+            able = worker.proven_at is not None and worker.capabilities is not None and worker.capabilities.can_decode
+            if not self._decodes(worker) and worker.capabilities is not None:
+                most = worker.capabilities.max_num_seqs if needed and able else 0
+                worker.caps = msgspec.structs.replace(worker.caps, max_decodes=most)
 
     def _date_starts(self, now: float) -> None:
         """What of a worker's start only a proxy can see."""
@@ -265,7 +305,7 @@ class Fleet:
         up = [worker for worker in self.workers.values() if worker.up]
         pairs: list[Pair] = []
         for decode in up:
-            if not decode.caps.max_decodes:
+            if not self._decodes(decode):
                 continue
             partners = [p for p in up if p.caps.max_prefill_tokens and self.pair_allowed(p, decode)]
             pairs += [(p.key, decode.key) for p in partners] or [(None, decode.key)]
@@ -281,9 +321,20 @@ class Fleet:
 
     @property
     def ready(self) -> bool:
-        """Every worker that the run wants is up, and every hand-over between them is proven."""
-        names = {worker.key[0] for worker in self.workers.values() if worker.up}
-        return set(self._spec.workers) <= names and all(pair in self.proven for pair in self.expected_pairs())
+        """Every worker that the run wants is up, and every KV transfer between them is proven. Of two generations
+        of one worker it is the elder that counts: the younger one may still be proven."""
+        elders: dict[str, Key] = {}
+        for key in sorted(key for key, worker in self.workers.items() if worker.up):
+            elders.setdefault(key[0], key)
+        old = set(elders.values())
+        expected = (pair for pair in self.expected_pairs() if old.issuperset(key for key in pair if key))
+        return self._wanted <= elders.keys() and all(pair in self.proven for pair in expected)
+
+    def tried(self, worker: Worker) -> bool:
+        """It takes requests, and no KV transfer with it is still to be tried: it may take another one's place."""
+        expected = [pair for pair in self.expected_pairs() if worker.key in pair]
+        serves = any(pair in self.proven for pair in expected)
+        return serves and all(pair in self.proven or pair in self.unproven for pair in expected)
 
     @property
     def serving(self) -> bool:

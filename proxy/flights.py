@@ -68,7 +68,7 @@ class Flights:
         self.open[flight.id] = flight
         if flight.demand.forced is not None:
             self._start_forced(flight, now)
-        elif not self._fleet.serving:
+        elif not self._fleet.serving and not self._fleet.awaited:
             self._fail(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S), now)
         elif len(self.queue) >= self._limits.max_queued:
             full = f"{len(self.queue)} requests wait already"
@@ -123,6 +123,10 @@ class Flights:
         submit = msgspec.structs.replace(leg.flight.submit, rid=rid, leg=leg.kind, ticket=ticket, deadline_s=deadline_s)
         self._out.append(ev.Send(leg.worker.key, submit))
 
+    def promised(self, key: Key) -> bool:
+        """Whether prompts are computed elsewhere whose decode legs will come to this worker."""
+        return any(leg.place is not None and leg.place.key == key != leg.worker.key for leg in self.legs.values())
+
     # ------------------------------------------------------------ answers of workers
 
     def _take_leg(self, rid: int) -> LegRecord | None:
@@ -164,7 +168,7 @@ class Flights:
         if leg is None or place is None:
             self._notify(self.tickets.release(ticket_id))
             return
-        if not place.up:
+        if not place.answers:
             given_work.leave_place(leg.flight, place)
             self._notify(self.tickets.release(ticket_id))
             self._again(leg.flight, "the decode worker went away during prefill", now)
@@ -222,7 +226,7 @@ class Flights:
         if flight.attempts >= MAX_ATTEMPTS or flight.demand.forced is not None:
             self._fail(flight, WorkerFailed(f"{why} (attempt {flight.attempts} of {MAX_ATTEMPTS})"), now)
             return
-        if not self._fleet.serving:
+        if not self._fleet.serving and not self._fleet.awaited:
             self._fail(flight, NoWorker(f"{why}; no other worker is ready", retry_after_s=RETRY_AFTER_S), now)
             return
         avoided = flight.demand.avoid | ({avoid} if avoid is not None else set())

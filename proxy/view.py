@@ -52,6 +52,7 @@ def _worker_json(worker: Worker, turns: Turns, now: float, unix: float) -> dict[
         "role": worker.role,
         "phase": worker.phase,
         "detail": worker.detail,
+        "leaving": worker.leaving,
         "node": worker.node,
         "gpus": worker.gpus,
         "job": worker.job,
@@ -94,7 +95,7 @@ def turn_words(turns: Turns, key: Key) -> str:
 def fleet_view(fleet: Fleet, turns: Turns) -> FleetView:
     expected = fleet.expected_pairs()
     return FleetView(
-        workers=tuple(_worker_view(worker, turns) for worker in fleet.workers.values()),
+        workers=tuple(_worker_view(fleet, worker, turns) for worker in fleet.workers.values()),
         ready=fleet.ready,
         proven_pairs=tuple(_names(pair) for pair in expected if pair in fleet.proven),
         missing_pairs=tuple(_names(pair) for pair in expected if pair not in fleet.proven),
@@ -103,7 +104,7 @@ def fleet_view(fleet: Fleet, turns: Turns) -> FleetView:
     )
 
 
-def _worker_view(worker: Worker, turns: Turns) -> WorkerView:
+def _worker_view(fleet: Fleet, worker: Worker, turns: Turns) -> WorkerView:
     return WorkerView(
         worker=worker.key[0],
         pool=worker.pool,
@@ -118,6 +119,7 @@ def _worker_view(worker: Worker, turns: Turns) -> WorkerView:
         waiting=worker.load.waiting,
         stages=worker.stages,
         turn=turn_words(turns, worker.key),
+        proven=fleet.tried(worker),
     )
 
 

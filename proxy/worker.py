@@ -56,6 +56,7 @@ class Worker:
     ready_at: float | None = None
     up_at: float | None = None
     proven_at: float | None = None
+    told_to_leave: bool = False  # it takes nothing new: a successor does
 
     @property
     def life(self) -> Life:
@@ -63,12 +64,17 @@ class Worker:
 
     @property
     def up(self) -> bool:
-        return self.agent is not None and self.host is not None and self.phase == READY
+        return self.answers and self.phase == READY and not self.told_to_leave
+
+    @property
+    def answers(self) -> bool:
+        """What has been promised a place here still gets its answer."""
+        return self.agent is not None and self.host is not None and self.phase in (READY, DRAINING)
 
     @property
     def leaving(self) -> bool:
         """It ends because somebody wants it to."""
-        return self.phase in (DRAINING, STOPPED)
+        return self.told_to_leave or self.phase in (DRAINING, STOPPED)
 
     @property
     def stages(self) -> StageTimes:

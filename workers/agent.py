@@ -39,13 +39,12 @@ from workers.stages import ENVIRONMENT, IMPORT, PREFLIGHT, STAGING, TURN, WEIGHT
 from workers.staging_process import Progress
 from workers.startup import engine_process, preflight, staged
 from workers.turn import OwnTurn
-from workers.walltime import walltime_drain
+from workers.walltime import WALLTIME, walltime_drain
 
 log = logging.getLogger("sluice.agent")
 
 # What Slurm, a site's preemption and a person at a terminal send to end a job's processes.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-WALLTIME = "walltime"
 WAITS_FOR_TURN = "waits for its turn to read the model"
 GOODBYE_S = 0.2
 

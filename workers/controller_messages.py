@@ -44,6 +44,8 @@ class Jobs(Message, frozen=True, tag="jobs"):
 
     jobs: tuple[JobView, ...]
     gpus_per_node: int = 0  # of the cluster
+    wanted: tuple[str, ...] = ()  # workers that the run keeps; none: what the proxy's own spec says
+    serves: bool = False  # whoever finds no worker may wait for one: the run has served and goes on
 
 
 class DrainWorker(Message, frozen=True, tag="drain_worker"):
@@ -71,6 +73,7 @@ class WorkerView(msgspec.Struct, frozen=True, array_like=True):
     waiting: int
     stages: StageTimes = ()  # of its start
     turn: str = ""  # in words: has it one, or how many are before it
+    proven: bool = False  # it takes requests, and each KV transfer with it has been tried
 
 
 class FleetView(Message, frozen=True, tag="fleet"):

@@ -35,6 +35,7 @@ log = logging.getLogger("sluice.engine")
 
 GC_THRESHOLD = 50_000  # new objects between two collections
 IDLE_POLL_S = 0.1
+QUIET_POLLS = 3  # what was sent before the drain was known may still be on its way
 ENGINE_POLL_S = 0.5
 CLOSE_S = 10.0
 # Every process of a step gets Slurm's warnings; only those that ignore them live on.
@@ -99,8 +100,10 @@ async def obey(channel: EngineChannel, host: Host) -> None:
 
 
 async def drained(host: Host, timeout_s: float) -> None:
+    quiet = 0
     for _ in range(int(timeout_s / IDLE_POLL_S)):
-        if host.idle:
+        quiet = quiet + 1 if host.idle else 0
+        if quiet == QUIET_POLLS:
             return
         await asyncio.sleep(IDLE_POLL_S)
 

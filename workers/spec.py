@@ -72,6 +72,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     drain_timeout_s: float
     hosts_per_worker: int = 1
     takes_turns: bool = False  # to read the model, by the proxy's word
+    revision: int = 0  # of the plan it is from
 
     @property
     def engine_python(self) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+WALLTIME = "walltime"  # why a worker drains, in its own words
 # Between the end of the drain and Slurm's: for closing the engine, and for Slurm's clock.
 MARGIN_S = 15.0
 

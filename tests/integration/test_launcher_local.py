@@ -17,6 +17,7 @@ from launcher.local import run_processes
 from launcher.ownership import living_owner
 from launcher.rundir import RunDir
 from tests.launching import Launch, command, environment, launch, nothing_left
+from tests.live import wait_for
 
 ARGUMENTS = ("+cluster=local", "engine=sim", "run=demo")
 
@@ -57,6 +58,34 @@ def test_a_run_comes_up_answers_stops_with_ctrl_c_and_starts_again(tmp_path: Pat
             assert stopped.returncode == 0, stopped.stderr
         assert launched.wait() == 0
     assert run_processes(run) == []
+
+
+def test_a_restart_replaces_worker_by_worker_and_a_smaller_run_drains(tmp_path: Path, run: RunDir) -> None:
+    with Launch(tmp_path, *ARGUMENTS, "pools.decode.replicas=2") as launched:
+        launched.wait_ready()
+        lost = launch(tmp_path, "action=restart", "run=demo", "engine.drain_timeout_s=9")
+        assert lost.returncode == 2 and "engine.drain_timeout_s" in lost.stderr and "+cluster=" in lost.stderr
+        other = launch(tmp_path, *ARGUMENTS, "action=restart", "engine.block_size=64")
+        assert other.returncode == 2 and "engine: block_size: is 32, asked for 64; that needs a new run" in other.stderr
+
+        again = launch(tmp_path, "action=restart", "run=demo")
+        assert again.returncode == 0 and "prefill-0, decode-0, decode-1" in again.stdout, again.stderr
+        names = ("prefill-0", "decode-0", "decode-1")
+        wait_for(lambda: seen(tmp_path) == {(name, "ready", 1) for name in names}, "all to be followed", 90)
+
+        smaller = launch(tmp_path, *ARGUMENTS, "action=restart")
+        assert smaller.returncode == 0 and "to drain and end: decode-1" in smaller.stdout, smaller.stderr
+        assert "each when its successor serves" not in smaller.stdout, "the others are as they were"
+        wait_for(lambda: seen(tmp_path) == {(name, "ready", 1) for name in names[:2]}, "decode-1 to end", 60)
+        assert json.loads(launch(tmp_path, "action=status", "run=demo", "output=json").stdout)["ready"]
+        launched.interrupt()
+        assert launched.wait() == 0
+
+
+def seen(folder: Path) -> set[tuple[str, str, int]]:
+    """Every life of every worker."""
+    status = json.loads(launch(folder, "action=status", "run=demo", "output=json").stdout)
+    return {(worker["worker"], worker["phase"], worker["generation"]) for worker in status["workers"]}
 
 
 def check_pasted(output: str) -> None:

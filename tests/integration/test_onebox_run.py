@@ -124,6 +124,28 @@ def test_a_lost_controller_is_brought_back_by_the_same_command(tmp_path: Path, r
     assert stopped.returncode == 0 and live_rows(run) == {}, "stop works without a controller"
 
 
+def test_workers_hand_over_before_their_walltime_though_the_controller_is_killed(tmp_path: Path, run: RunDir) -> None:
+    arguments = (*ARGUMENTS, "cluster.walltime_min=1", "controller.walltime_min=30", "engine.drain_timeout_s=5")
+    assert launch(tmp_path, *arguments).returncode == 0
+    successors = {job_name("demo", worker, 1) for worker in ("prefill-0", "decode-0")}
+    wait_for(lambda: bool(successors & set(live_rows(run))), "a successor to be submitted", 60)
+    assert {job_name("demo", worker, 0) for worker in ("prefill-0", "decode-0")} <= set(live_rows(run)), "beside it"
+    kill_controller(run)
+    again = launch(tmp_path, *arguments)
+    assert again.returncode == 0, again.stdout + again.stderr
+
+    def all_followed() -> bool:
+        workers = [worker for worker in status(tmp_path)["workers"] if not worker["beside"]]
+        return all(worker["generation"] >= 1 and worker["phase"] == "ready" for worker in workers)
+
+    wait_for(all_followed, "both successors to serve", 60)
+    assert ask(run) == 200
+    names = [row.name for row in slurm.run_rows("demo", run.path) if row.name != controller_name("demo")]
+    assert len(names) == len(set(names)), "nothing was submitted twice"
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}
+
+
 def test_a_failed_launch_cancels_everything_and_names_the_job(tmp_path: Path, run: RunDir) -> None:
     failed = launch(tmp_path, *ARGUMENTS, "engine.environment.PYTHONHOME=/nonexistent")
     assert failed.returncode == 1

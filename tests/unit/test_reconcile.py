@@ -23,9 +23,11 @@ from launcher.effects import (
     Submitted,
     Tick,
 )
+from launcher.endings import CANCEL_AGAIN_S, DRAIN_GRACE_S
 from launcher.jobs import JobRecord, Row, job_name
-from launcher.reconcile import CANCEL_AGAIN_S, DRAIN_GRACE_S, SETTLE_S, Reconciler
+from launcher.reconcile import SETTLE_S, Reconciler
 from launcher.rundir import SERVE, STOP, Desired
+from launcher.succession import Policy
 from workers.controller_messages import FleetView, WorkerView
 
 RUN = "run"
@@ -33,7 +35,7 @@ DRAIN_S = 20.0
 
 
 def new(workers: tuple[str, ...] = ("p",), records: tuple[JobRecord, ...] = (), served: bool = False) -> Reconciler:
-    return Reconciler.restore(RUN, records, dict.fromkeys(workers, -1), served=served, drain_timeout_s=DRAIN_S)
+    return Reconciler.restore(RUN, records, dict.fromkeys(workers, -1), served=served, policy=Policy(drain_s=DRAIN_S))
 
 
 def serve(*workers: str, since: float = 0.0) -> DesiredRead:
@@ -65,7 +67,7 @@ def running(core: Reconciler, now: float = 10.0) -> None:
     core.apply(serve("p"), now)
     assert core.apply(QueueRead((), now), now) == [Submit("p", 0)]
     assert acts(core.apply(Submitted("p", 0, "100"), now)) == []
-    assert core.apply(QueueRead((row("100", "p", 0),), now + 1), now + 1) == []
+    assert acts(core.apply(QueueRead((row("100", "p", 0),), now + 1), now + 1)) == []
 
 
 def test_nothing_is_submitted_before_the_queue_has_answered() -> None:
@@ -130,7 +132,7 @@ def test_a_served_run_replaces_a_failed_worker_and_backs_off() -> None:
     for failures in range(1, 9):
         generation = failures - 1
         assert acts(core.apply(QueueRead((row(str(job), "p", generation, "FAILED"),), now), now)) == []
-        delay = min(300.0, 2.0 * 2 ** (failures - 1))
+        delay = min(300.0, 10.0 * 2 ** (failures - 1))
         assert acts(core.apply(Tick(), now + delay - 0.1)) == []
         now += delay
         assert acts(core.apply(Tick(), now)) == [Submit("p", failures)]
@@ -213,7 +215,7 @@ class Histories(RuleBasedStateMachine):
         self.core = self.fresh()
 
     def fresh(self) -> Reconciler:
-        core = Reconciler.restore(RUN, self.records, self.intents, served=True, drain_timeout_s=DRAIN_S)
+        core = Reconciler.restore(RUN, self.records, self.intents, served=True, policy=Policy(drain_s=DRAIN_S))
         core.apply(self.desired, self.now)
         return core
 

@@ -20,6 +20,7 @@ from launcher.progress import Progress
 from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, STOP, Desired, Endpoint, RunDir
 from launcher.status import ProcessStatus, RunStatus, WorkerStatus, job_views, run_status
+from launcher.succession import Policy
 from tests.unit.planning import planned
 from workers.controller_messages import FleetView, WorkerView
 
@@ -29,7 +30,7 @@ WORKERS = tuple(spec.spec.worker for spec in PLAN.workers)
 
 def launched() -> Reconciler:
     """Every worker submitted as job 100, 101, ..."""
-    core = Reconciler.restore("demo", [], {}, served=False, drain_timeout_s=1.0)
+    core = Reconciler.restore("demo", [], {}, served=False, policy=Policy(drain_s=1.0))
     core.apply(DesiredRead(Desired(target=SERVE, workers=WORKERS, since=0.0)), 1.0)
     core.apply(QueueRead((), 1.0), 1.0)
     for index, worker in enumerate(WORKERS):
@@ -52,7 +53,7 @@ def view(worker: str, phase: str, **more: Any) -> WorkerView:
 
 
 def test_a_worker_goes_from_waiting_to_ready() -> None:
-    fresh = Reconciler.restore("demo", [], {}, served=False, drain_timeout_s=1.0)
+    fresh = Reconciler.restore("demo", [], {}, served=False, policy=Policy(drain_s=1.0))
     assert seen(fresh, "prefill-0").phase == "waiting"
     core = launched()
     assert (seen(core, "prefill-0").phase, seen(core, "prefill-0").job) == ("queued", "100")
