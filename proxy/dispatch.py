@@ -18,7 +18,7 @@ from typing import Any
 
 import zmq
 
-from proxy import fleet, turns
+from proxy import fleet_events, turns
 from proxy import flight_events as ev
 from proxy.clients import Client
 from proxy.digest_follower import DigestFollower
@@ -136,7 +136,7 @@ class Dispatch:
         if before is None or (family.processes, family.ended) != (before.processes, before.ended):
             for peer in (*self.fleet.by_peer, *self.board.controllers):
                 self.links.send(peer, self._registered(PROTOCOL))
-        self._apply_fleet(fleet.ProvenElsewhere(family.proven))
+        self._apply_fleet(fleet_events.ProvenElsewhere(family.proven))
         self._apply_turns(turns.First(self._first))
 
     def _registered(self, protocol: int) -> Registered:
@@ -232,7 +232,7 @@ class Dispatch:
 
     def on_hello(self, peer: Peer, who: str, hello: Register | ControllerHello) -> None:
         if isinstance(hello, Register):
-            self._apply_fleet(fleet.Registering(peer, hello))
+            self._apply_fleet(fleet_events.Registering(peer, hello))
             return
         self.board.joined(peer)
         self.links.send(peer, self._registered(hello.protocol))
@@ -259,7 +259,7 @@ class Dispatch:
             self.digests.told(self.fleet.by_peer[peer], message)
         elif kind is Load:
             key = self.fleet.by_peer[peer].key
-            self._apply_fleet(fleet.LoadTold(key, message))
+            self._apply_fleet(fleet_events.LoadTold(key, message))
             if self.flights.queue:  # what other proxies gave it may have ended
                 self._apply(ev.RoomMade())
             self._proofs.counted(key, message)
@@ -267,7 +267,7 @@ class Dispatch:
             key = self.fleet.by_peer[peer].key
             self.journal.note(time.time(), key, f"{message.phase} {message.detail}")
             self._apply_turns(turns.Told(key, message.turn, message.waited_s))
-            self._apply_fleet(fleet.PhaseTold(peer, message.phase, message.detail, message.stages))
+            self._apply_fleet(fleet_events.PhaseTold(peer, message.phase, message.detail, message.stages))
         else:
             self.links.refuse(peer, f"a worker may not send {kind.__name__}", final=True)
             self.on_lost(peer, "it sent what only a controller may")
@@ -275,13 +275,13 @@ class Dispatch:
     def on_lost(self, peer: Peer, reason: str, *, as_asked: bool = False) -> None:
         log.info("link of %s lost: %s", peer.decode(errors="replace"), reason)
         self.board.left(peer, self._loop.time())
-        self._apply_fleet(fleet.PeerLost(peer, reason, as_asked))
+        self._apply_fleet(fleet_events.PeerLost(peer, reason, as_asked))
 
     def _obey(self, message: Message) -> None:
         """The controller's word."""
         if isinstance(message, Jobs):
             self.board.told(message)
-            self._apply_fleet(fleet.RunTold(message.wanted, message.serves))
+            self._apply_fleet(fleet_events.RunTold(message.wanted, message.serves))
         elif isinstance(message, DrainWorker):
             self._apply_all(self._drains.ask(message, self._loop.time()))
             self._drain_due()
@@ -292,19 +292,19 @@ class Dispatch:
 
     # ------------------------------------------------------------ fleet
 
-    def _apply_all(self, events: Iterable[fleet.Event]) -> None:
+    def _apply_all(self, events: Iterable[fleet_events.Event]) -> None:
         for event in events:
             self._apply_fleet(event)
 
-    def _apply_fleet(self, event: fleet.Event) -> None:
+    def _apply_fleet(self, event: fleet_events.Event) -> None:
         for effect in self.fleet.apply(event, self._loop.time()):
             match effect:
-                case fleet.Accept(peer, protocol):
+                case fleet_events.Accept(peer, protocol):
                     self.links.send(peer, self._registered(protocol))
                     self.digests.met(peer, self.fleet.by_peer[peer])
-                case fleet.Refuse(peer, reason, final):
+                case fleet_events.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
-                case fleet.WorkerLost(key, reason, as_asked):
+                case fleet_events.WorkerLost(key, reason, as_asked):
                     end = GONE if as_asked else LOST
                     log.log(logging.INFO if as_asked else logging.WARNING, "worker %s.%d %s: %s", *key, end, reason)
                     self.journal.note(time.time(), key, f"{end}: {reason}")
@@ -312,7 +312,7 @@ class Dispatch:
                     self.digests.lost(key)
                     self._apply_turns(turns.Gone(key))
                     self._apply(ev.WorkerGone(key, reason))
-                case fleet.Changed():
+                case fleet_events.Changed():
                     self._tell_change()
 
     def _apply_turns(self, event: turns.Event) -> None:

@@ -6,7 +6,8 @@ is not there yet. So the word waits until nothing is promised to the worker any 
 
 from __future__ import annotations
 
-from proxy.fleet import Fleet, Leaving
+from proxy.fleet import Fleet
+from proxy.fleet_events import Leaving
 from proxy.flights import Flights
 from proxy.worker import Key, Peer
 from workers.controller_messages import DrainWorker

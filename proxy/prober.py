@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from proxy.fleet import Event, Fleet, ProofFailed, Proven
+from proxy.fleet import Fleet
+from proxy.fleet_events import Event, ProofFailed, Proven
 from proxy.worker import Key, Pair
 from workers.protocol import Leg, Load, Submit
 

@@ -11,7 +11,8 @@ import secrets
 from collections.abc import Callable, Iterable
 
 from proxy.clients import Client, ProofClient
-from proxy.fleet import Event, Fleet
+from proxy.fleet import Fleet
+from proxy.fleet_events import Event
 from proxy.prober import Prober, proof
 from proxy.router import Demand, estimated_tokens
 from proxy.spec import ProxySpec

@@ -20,7 +20,7 @@ from benchmarks.routing.setup import NO_LIMITS, Setup
 from benchmarks.routing.work import Effect, Ended, Fetch, First, Work
 from benchmarks.traces import Request
 from proxy import flight_events as fe
-from proxy.fleet import LoadTold
+from proxy.fleet_events import LoadTold
 from proxy.flight import Flight
 from proxy.flights import Flights
 from proxy.prefix_index import PrefixIndex

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.fleet import Event, Fleet, LoadTold, PhaseTold, Proven, Registering
+from proxy.fleet import Fleet
+from proxy.fleet_events import Event, LoadTold, PhaseTold, Proven, Registering
 from proxy.flight import Flight
 from proxy.router import Demand
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec

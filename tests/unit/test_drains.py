@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from proxy import flight_events as fl
 from proxy.drains import Drains
-from proxy.fleet import Leaving, RunTold
+from proxy.fleet_events import Leaving, RunTold
 from proxy.flight import State
 from tests.unit.proxies import bring_up, flight, peer, ticket
 from tests.unit.test_flights import World, only, sent

@@ -2,7 +2,8 @@
 
 import pytest
 
-from proxy.fleet import Accept, Fleet, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
+from proxy.fleet import Fleet
+from proxy.fleet_events import Accept, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
 from proxy.turns import Turns
 from proxy.view import fleet_view
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register

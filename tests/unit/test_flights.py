@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proxy import flight_events as fl
-from proxy.fleet import Fleet, PeerLost
+from proxy.fleet import Fleet
+from proxy.fleet_events import PeerLost
 from proxy.flight import Flight, State
 from proxy.flights import Flights
 from proxy.open_tickets import holder_of

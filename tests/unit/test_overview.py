@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from proxy.errors import BadRequest
-from proxy.fleet import Fleet, LoadTold, PhaseTold, Registering
+from proxy.fleet import Fleet
+from proxy.fleet_events import LoadTold, PhaseTold, Registering
 from proxy.flights import Flights
 from proxy.job_board import JobBoard
 from proxy.journal import MAX_ENTRIES, MAX_TEXT, Journal
