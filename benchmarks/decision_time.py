@@ -17,14 +17,14 @@ from benchmarks.load import prompt
 from benchmarks.report import percentile
 from benchmarks.routing.card import Card
 from benchmarks.routing.setup import MODEL, Setup
-from proxy import flight_events as ev
-from proxy.flight import Flight
-from proxy.flights import Flights
-from proxy.prefix_index import PrefixIndex
-from proxy.prompts import Prompts, Seen
-from proxy.router import Demand, Router
+from proxy.flights import flight_events as ev
+from proxy.flights.flight import Flight
+from proxy.flights.flights import Flights
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.prefixes.prompts import Prompts, Seen
+from proxy.routing.router import Demand, Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
-from workers.chains import chain, pack
+from workers.digest.chains import chain, pack
 from workers.kv_messages import PromptTrace
 from workers.protocol import End, Leg, Start, Submit
 

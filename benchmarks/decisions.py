@@ -26,7 +26,7 @@ from benchmarks.peers import cache_folder
 from benchmarks.processes import ALWAYS_SPLIT, FLEETS, Fleet, fleet
 from benchmarks.proxy import say
 from benchmarks.targets import Target, floor_engines, peer
-from proxy.router import POLICIES
+from proxy.routing.router import POLICIES
 
 PARTS = ("decisions", "requests", "dynamo")
 BASE = "least_loaded"

@@ -17,16 +17,16 @@ import msgspec
 from benchmarks import report
 from benchmarks.arguments import Count
 from benchmarks.command import command
-from proxy.digests import Digests, Met, Told
-from proxy.prefix_index import PrefixIndex
-from proxy.worker import Key
-from workers import kv_events
-from workers.digest import HeldBlocks
-from workers.digest_telling import Telling
-from workers.kv_events import BlockRemoved, BlockStored
-from workers.kv_feed import Answered, Ask, Feed, Heard, Tick
+from proxy.fleet.worker import Key
+from proxy.prefixes.digests import Digests, Met, Told
+from proxy.prefixes.prefix_index import PrefixIndex
+from workers.digest import kv_events
+from workers.digest.digest import HeldBlocks
+from workers.digest.digest_telling import Telling
+from workers.digest.kv_events import BlockRemoved, BlockStored
+from workers.digest.kv_feed import Answered, Ask, Feed, Heard, Tick
 from workers.kv_messages import Digest
-from workers.wire import decode_to_proxy, encode_batch
+from workers.links.wire import decode_to_proxy, encode_batch
 
 BLOCK_SIZES = (16, 32, 64)
 VOCABULARY = 150_000

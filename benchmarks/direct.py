@@ -20,11 +20,11 @@ import uvloop
 from benchmarks.arguments import Count, Duration, read_arguments
 from benchmarks.floor import MODEL, Body, Floor, answer
 from benchmarks.load import PATH, Ask, Endpoint, Rhythm, ask, prompt
-from workers.answer import scope_of
-from workers.calls import CURRENT, Call
 from workers.engines import AsgiApp, Event
-from workers.engines.sim_args import SimArgs
-from workers.engines.sim_instant import InstantEngine
+from workers.engines.sim.args import SimArgs
+from workers.engines.sim.instant import InstantEngine
+from workers.host.answer import scope_of
+from workers.host.calls import CURRENT, Call
 from workers.protocol import Leg, Submit
 from workers.spec import EngineSpec, HandoffSpec
 

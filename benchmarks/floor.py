@@ -17,8 +17,8 @@ import msgspec
 import uvloop
 
 from benchmarks.arguments import Duration, read_arguments
-from workers.engines.sim_api import DONE, Chunks, Generation, full_answer, usage
-from workers.engines.sim_instant import TEXT
+from workers.engines.sim.api import DONE, Chunks, Generation, full_answer, usage
+from workers.engines.sim.instant import TEXT
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
 

@@ -22,7 +22,7 @@ from benchmarks.load import Endpoint
 from launcher.keys import api_key_file, write_keys
 from launcher.rundir import SOURCE, RunDir
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
-from workers.proxy_file import read_proxies
+from workers.links.proxy_file import read_proxies
 from workers.spec import EngineSpec, Role, WorkerSpec, write_json
 
 START_TIMEOUT_S = 60.0

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from launcher import actions
 from launcher.config import choices, load
 from launcher.jobs import JobError
-from launcher.models import ModelUnavailable
 from launcher.multirun import plan_all
+from launcher.planning.models import ModelUnavailable
 from launcher.refusal import Refused
 from launcher.resume import AlreadyLive
+from launcher.scheduler.slurm import clean_environment
 from launcher.schema import Action, Config
 from launcher.site.doctor import doctor
 from launcher.site.new_cluster import new_cluster
-from launcher.slurm import clean_environment
 from launcher.start import CannotStart
 from launcher.stopping import StillThere
 

@@ -15,23 +15,24 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from launcher import models, slurm
 from launcher.job import Plan
-from launcher.live_status import current_status
-from launcher.logs import follow, logs_of
-from launcher.present import failure_text, how_to_return, ready_text, status_text
-from launcher.progress import Progress
-from launcher.render import render_plan
+from launcher.planning import models
 from launcher.restart import restart_run
 from launcher.resume import lost_run
 from launcher.rundir import RunDir, read_optional
+from launcher.scheduler import slurm
+from launcher.scheduler.steps import commands
+from launcher.scheduler.submit import scripts
 from launcher.schema import Config, Output
 from launcher.start import Controlled, plan_run, run_dir, start_controller, write_run
-from launcher.status import RunStatus
-from launcher.steps import commands
 from launcher.stopping import kill_local, stop_run
-from launcher.submit import scripts
-from launcher.watch import LaunchFailed, await_ready
+from launcher.view.live_status import current_status
+from launcher.view.logs import follow, logs_of
+from launcher.view.present import failure_text, how_to_return, ready_text, status_text
+from launcher.view.progress import Progress
+from launcher.view.render import render_plan
+from launcher.view.status import RunStatus
+from launcher.view.watch import LaunchFailed, await_ready
 
 INTERRUPTED = 130
 # What a plan shows of how its workers are started.

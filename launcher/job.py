@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.capacity import Memory
+from launcher.planning.capacity import Memory
 from proxy.spec import ProxySpec
 from workers.spec import WorkerSpec
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from launcher.actions import planned, print_json
 from launcher.config import ConfigRefused, load
 from launcher.refusal import Refused
-from launcher.render import render_plan
 from launcher.sweep import combinations
+from launcher.view.render import render_plan
 
 WANTED = "action=plan"
 

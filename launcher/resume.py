@@ -12,13 +12,13 @@ from typing import Any
 import msgspec
 from omegaconf import OmegaConf
 
-from launcher import local, slurm
+from launcher.control.ownership import living_owner
 from launcher.job import Plan
 from launcher.jobs import Row, controller_name
-from launcher.ownership import living_owner
-from launcher.present import how_to_return
 from launcher.rundir import STOP, Owner, RunDir, read_optional
+from launcher.scheduler import local, slurm
 from launcher.schema import Config
+from launcher.view.present import how_to_return
 
 MAX_SHOWN = 8
 # What a config says about one call of the launcher, not about the run.

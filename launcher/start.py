@@ -14,17 +14,18 @@ from pathlib import Path
 import msgspec
 from omegaconf import OmegaConf
 
-from launcher import models, slurm
-from launcher.allocation import read_allocation
-from launcher.folders import folders
+from launcher.control.ownership import MODULE
 from launcher.job import Plan
 from launcher.jobs import CONTROLLER
 from launcher.keys import write_keys
-from launcher.ownership import MODULE
-from launcher.plan import make_plan
+from launcher.planning import models
+from launcher.planning.folders import folders
+from launcher.planning.plan import make_plan
 from launcher.rundir import SERVE, SOURCE, Desired, RunDir, code_hash, snapshot_code
+from launcher.scheduler import slurm
+from launcher.scheduler.allocation import read_allocation
+from launcher.scheduler.submit import submit_controller
 from launcher.schema import Config, Executor
-from launcher.submit import submit_controller
 from workers.spec import write_json
 
 

@@ -11,13 +11,13 @@ import time
 
 import msgspec
 
-from launcher import local, slurm
+from launcher.control.ownership import living_owner
 from launcher.job import Plan
 from launcher.jobs import JobError
-from launcher.ownership import living_owner
-from launcher.progress import Progress
 from launcher.rundir import STOP, RunDir, read_optional
-from launcher.status import RunStatus
+from launcher.scheduler import local, slurm
+from launcher.view.progress import Progress
+from launcher.view.status import RunStatus
 
 LOOK_EVERY_S = 0.5
 # A controller that has just ended is still a completing job for a moment.

@@ -13,13 +13,13 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.listening import open_listeners
-from proxy.parent import Parent
-from proxy.processes import Processes
+from proxy.http.listening import open_listeners
+from proxy.processes.parent import Parent
+from proxy.processes.processes import Processes
 from proxy.spec import ProxySpec
+from workers.agent.network import address_of
+from workers.links.proxy_file import read_proxies
 from workers.logs import start_logging
-from workers.network import address_of
-from workers.proxy_file import read_proxies
 from workers.spec import read_spec
 
 # Processes of a parent that has just died let go of their sockets in a moment.

@@ -11,20 +11,20 @@ from typing import Any
 
 from proxy import errors, routes
 from proxy.auth import ApiKeys, authorize
-from proxy.clients import HttpClient
 from proxy.dispatch import Dispatch
 from proxy.errors import ApiError, BadRequest, NotFound, NoWorker
-from proxy.exchange import Exchange
-from proxy.explain import ASK, OVERRIDE, policy_of
-from proxy.flights import RETRY_AFTER_S
-from proxy.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
+from proxy.flights.flights import RETRY_AFTER_S
+from proxy.flights.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
+from proxy.http.clients import HttpClient
+from proxy.http.exchange import Exchange
 from proxy.models import check_model
 from proxy.own_routes import OwnRoutes
-from proxy.prompt_key import PromptKey
-from proxy.prompts import NOTHING_SEEN, Seen
-from proxy.router import Demand, Router, estimated_tokens
+from proxy.prefixes.prompt_key import PromptKey
+from proxy.prefixes.prompts import NOTHING_SEEN, Seen
+from proxy.processes.siblings import Siblings
 from proxy.routes import Route
-from proxy.siblings import Siblings
+from proxy.routing.explain import ASK, OVERRIDE, policy_of
+from proxy.routing.router import Demand, Router, estimated_tokens
 from proxy.spec import ProxySpec
 from workers.protocol import Leg, Submit
 

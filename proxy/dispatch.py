@@ -18,31 +18,32 @@ from typing import Any
 
 import zmq
 
-from proxy import fleet_events, turns
-from proxy import flight_events as ev
-from proxy.clients import Client
-from proxy.digest_follower import DigestFollower
-from proxy.drains import Drains
-from proxy.explain import headers_of
-from proxy.family import Family
-from proxy.fleet import Fleet
-from proxy.flight import Flight
-from proxy.flights import Flights
-from proxy.job_board import JobBoard
-from proxy.journal import GONE, LOST, Journal
+from proxy.fleet import fleet_events, turns
+from proxy.fleet.drains import Drains
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.job_board import JobBoard
+from proxy.fleet.proofs import Proofs
+from proxy.fleet.turns import Turns
+from proxy.fleet.worker import Key, Peer
+from proxy.flights import flight_events as ev
+from proxy.flights.flight import Flight
+from proxy.flights.flights import Flights
+from proxy.http.clients import Client
 from proxy.link import Links
-from proxy.prefix_index import PrefixIndex
-from proxy.prompts import Prompts
-from proxy.proofs import Proofs
-from proxy.router import Demand, Router
+from proxy.monitoring.journal import GONE, LOST, Journal
+from proxy.monitoring.totals import Totals
+from proxy.monitoring.view import fleet_view
+from proxy.prefixes.digest_follower import DigestFollower
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.prefixes.prompts import Prompts
+from proxy.processes.family import Family
+from proxy.routing.explain import headers_of
+from proxy.routing.router import Demand, Router
 from proxy.spec import ProxySpec
-from proxy.totals import Totals
-from proxy.turns import Turns
-from proxy.view import fleet_view
-from proxy.worker import Key, Peer
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
 from workers.kv_messages import Computed, Digest, PromptTrace
+from workers.links.zmq_loop import CurveKeys
 from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
@@ -59,7 +60,6 @@ from workers.protocol import (
     Submit,
     YourTurn,
 )
-from workers.zmq_loop import CurveKeys
 
 log = logging.getLogger("sluice.proxy")
 

@@ -17,6 +17,9 @@ import zmq
 
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello
+from workers.links.session import LinkLost, Session
+from workers.links.wire import DecodeError, decode_to_proxy, encode_batch
+from workers.links.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 from workers.message import Message
 from workers.protocol import (
     AGENT_SILENCE_S,
@@ -30,9 +33,6 @@ from workers.protocol import (
     Refused,
     Register,
 )
-from workers.session import LinkLost, Session
-from workers.wire import DecodeError, decode_to_proxy, encode_batch
-from workers.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 
 log = logging.getLogger("sluice.link")
 

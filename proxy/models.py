@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from proxy.errors import UnknownModel
-from proxy.fleet import Fleet
+from proxy.fleet.fleet import Fleet
 from proxy.spec import ProxySpec
 
 

@@ -16,16 +16,16 @@ import msgspec
 
 from proxy.dispatch import Dispatch
 from proxy.errors import JSON_TYPE, Response
-from proxy.exchange import Exchange
-from proxy.metrics import Scrape
+from proxy.http.exchange import Exchange
+from proxy.http.page import page
 from proxy.models import models_json
-from proxy.overview import overview_json, since_of
-from proxy.page import page
-from proxy.siblings import Told
-from proxy.snapshot import Snapshot
+from proxy.monitoring.metrics import Scrape
+from proxy.monitoring.overview import overview_json, since_of
+from proxy.monitoring.snapshot import Snapshot
+from proxy.monitoring.targets import asked_host, targets_json
+from proxy.monitoring.view import fleet_json, gauges
+from proxy.processes.siblings import Told
 from proxy.spec import ProxySpec
-from proxy.targets import asked_host, targets_json
-from proxy.view import fleet_json, gauges
 from proxy.zap import Zap
 
 METRICS_TYPE = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")

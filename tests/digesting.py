@@ -10,15 +10,15 @@ from typing import Any, cast
 
 import zmq
 
-from proxy.digests import Digests, Met, Told
-from proxy.prefix_index import PrefixIndex, Target
-from workers.digest import HeldBlocks
-from workers.digest_publisher import END_OF_REPLAY, DigestPublisher
-from workers.kv_events import decode, events_endpoint, replay_endpoint
-from workers.kv_feed import Take
+from proxy.prefixes.digests import Digests, Met, Told
+from proxy.prefixes.prefix_index import PrefixIndex, Target
+from workers.digest.digest import HeldBlocks
+from workers.digest.digest_publisher import END_OF_REPLAY, DigestPublisher
+from workers.digest.kv_events import decode, events_endpoint, replay_endpoint
+from workers.digest.kv_feed import Take
 from workers.kv_messages import Digest
-from workers.link import Link
-from workers.zmq_loop import LoopSocket, new_socket
+from workers.links.link import Link
+from workers.links.zmq_loop import LoopSocket, new_socket
 
 TARGET: Target = (("decode-0", 0), 0)
 PATIENCE_S = 30.0

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.local import run_processes
 from launcher.rundir import RunDir
+from launcher.scheduler.local import run_processes
 from launcher.stopping import kill_local
 from tests.live import SOURCE, wait_for
 

@@ -21,7 +21,7 @@ import msgspec
 import zmq
 
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
-from workers.proxy_file import ProxyFile, read_proxies
+from workers.links.proxy_file import ProxyFile, read_proxies
 from workers.spec import EngineSpec, HandoffSpec, Role, WorkerSpec, write_json
 
 SOURCE = Path(__file__).resolve().parent.parent

@@ -12,8 +12,8 @@ from typing import Any
 import msgspec
 import uvloop
 
-from workers.calls import CURRENT, Call
 from workers.engines import Engine, Placement, engine_start
+from workers.host.calls import CURRENT, Call
 from workers.protocol import Leg, Ticket
 from workers.spec import EngineSpec, HandoffSpec
 

@@ -13,7 +13,7 @@ import msgspec
 from tests.live import SOURCE
 from tests.unit.test_placing import spec
 from workers.spec import write_json
-from workers.staging_process import Checked, Progress, Refused, Staged, Told
+from workers.staging.staging_process import Checked, Progress, Refused, Staged, Told
 
 _told: msgspec.json.Decoder[Told] = msgspec.json.Decoder(Told)
 
@@ -87,7 +87,7 @@ def check(spec_path: Path) -> Checked | Refused:
 
 
 def command(what: str, spec_path: Path) -> list[str]:
-    return [sys.executable, "-m", "workers.staging_process", what, str(spec_path)]
+    return [sys.executable, "-m", "workers.staging.staging_process", what, str(spec_path)]
 
 
 def environment() -> dict[str, str]:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from launcher.job import PlannedWorker
 from launcher.jobs import Row, job_name
-from launcher.local import end_job
 from launcher.rundir import RunDir
+from launcher.scheduler.local import end_job
 from tests.live import SOURCE
 
 

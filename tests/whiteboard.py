@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher.proxy_links import ProxyLinks
+from launcher.control.proxy_links import ProxyLinks
 from launcher.rundir import RunDir
 from tests.live import API_KEY, Live, sim_engine, wait_for
 from workers.controller_messages import Jobs, JobView

@@ -8,11 +8,11 @@ from pathlib import Path
 import uvloop
 import zmq
 
-from workers.agent import Agent
+from workers.agent.agent import Agent
+from workers.agent.slurm_env import read_slurm_env
+from workers.agent.startup import raise_limits
 from workers.logs import start_logging
-from workers.slurm_env import read_slurm_env
 from workers.spec import WorkerSpec, read_spec
-from workers.startup import raise_limits
 
 
 async def main(path: Path) -> int:

@@ -1,6 +1,6 @@
 """The messages on where the KV lies: `protocol` says who may be sent which.
 
-A list of block hashes (`workers.chains`) travels as bytes, little-endian uint64 each.
+A list of block hashes (`workers.digest.chains`) travels as bytes, little-endian uint64 each.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from workers.message import Message
 
 
 class PromptTrace(Message, frozen=True, tag="prompt_trace"):
-    """The block hashes of a leg's prompt (`workers.chains`), before its answer. Not of a decode leg."""
+    """The block hashes of a leg's prompt (`workers.digest.chains`), before its answer. Not of a decode leg."""
 
     rid: int
     chain: bytes  # of the full blocks

@@ -14,8 +14,8 @@ import msgspec
 
 from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs
 from workers.kv_messages import AboutPrompts, DigestWanted
+from workers.links.proxy_file import ProxyFile
 from workers.message import Message
-from workers.proxy_file import ProxyFile
 from workers.stages import StageTimes
 
 PROTOCOL = 1
@@ -110,7 +110,7 @@ class Register(Message, frozen=True, tag="register"):
 
 
 class Phase(Message, frozen=True, tag="phase"):
-    """The agent's word on its worker: a phase of `workers.lifecycle` and what a person should know."""
+    """The agent's word on its worker: a phase of `workers.agent.lifecycle` and what a person should know."""
 
     phase: str
     detail: str = ""

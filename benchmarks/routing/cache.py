@@ -1,6 +1,6 @@
 """The blocks of one virtual engine: how many are free, which prefixes are cached, and which go next.
 
-Pure. The counts are those of the simulator's pool (`workers/engines/sim_blocks.py`), without a number and a content
+Pure. The counts are those of the simulator's pool (`workers/engines/sim/blocks.py`), without a number and a content
 per block: a block with a hash is known by it, all others are only counted.
 """
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from benchmarks.traces import BLOCK_SIZE
-from workers.engines.sim_events import CoreConfig, Timing
+from workers.engines.sim.events import CoreConfig, Timing
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,6 @@
 """One simulated engine in virtual time, by blocks: what the simulator's scheduler does, many passes in one step.
 
-Pure. The rules are those of `workers/engines/sim_core.py`, and a test holds both against each other. While nothing but
+Pure. The rules are those of `workers/engines/sim/core.py`, and a test holds both against each other. While nothing but
 decoding goes on, passes are planned ahead up to the first end; whatever happens earlier cuts the plan. Tokens have no
 values here, so an answer's blocks are cached under hashes that no prompt asks for.
 """

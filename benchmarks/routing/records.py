@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmarks.traces import Request
-from proxy.router import Route
+from proxy.routing.router import Route
 
 
 @dataclass(slots=True)

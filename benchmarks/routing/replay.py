@@ -19,14 +19,14 @@ from benchmarks.routing.records import Record, Replayed
 from benchmarks.routing.setup import NO_LIMITS, Setup
 from benchmarks.routing.work import Effect, Ended, Fetch, First, Work
 from benchmarks.traces import Request
-from proxy import flight_events as fe
-from proxy.fleet_events import LoadTold
-from proxy.flight import Flight
-from proxy.flights import Flights
-from proxy.prefix_index import PrefixIndex
-from proxy.router import Demand, Route, Router
+from proxy.fleet.fleet_events import LoadTold
+from proxy.fleet.worker import Key
+from proxy.flights import flight_events as fe
+from proxy.flights.flight import Flight
+from proxy.flights.flights import Flights
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.router import Demand, Route, Router
 from proxy.spec import Deadlines
-from proxy.worker import Key
 from workers.kv_messages import Computed
 from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
 

@@ -11,10 +11,10 @@ from typing import Literal
 import msgspec
 
 from benchmarks.routing.card import Card
-from proxy.fleet import Fleet
-from proxy.fleet_events import PhaseTold, Proven, Registering
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import PhaseTold, Proven, Registering
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
-from workers.lifecycle import READY
+from workers.agent.lifecycle import READY
 from workers.protocol import PROTOCOL, Capabilities, Part, Register
 
 MAX_MODEL_LEN = 131_072

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 
 from launcher.site.facts import Interface, Trial
+from workers.agent.preflight import Facts
 from workers.engines.nixl_transfer import Transfer
-from workers.engines.vllm_imports import Imports
-from workers.preflight import Facts
+from workers.engines.vllm.imports import Imports
 from workers.spec import WorkerSpec
 
 

@@ -14,15 +14,15 @@ import sys
 import time
 from collections.abc import Sequence
 
-from launcher import slurm
 from launcher.jobs import JobError, Row, job_name
-from launcher.logs import logs_of, tail
-from launcher.progress import Progress
 from launcher.rundir import RunDir, read_optional
+from launcher.scheduler import slurm
+from launcher.scheduler.submit import run_check, submit
 from launcher.site.check_files import Folder, Listeners, NodeReport, Word
 from launcher.site.checks import CheckJob, Outcome
 from launcher.site.peers import knock
-from launcher.submit import run_check, submit
+from launcher.view.logs import logs_of, tail
+from launcher.view.progress import Progress
 from workers.spec import write_json
 
 LOOK_EVERY_S = 0.5

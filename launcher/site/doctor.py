@@ -15,10 +15,10 @@ import msgspec
 from rich.console import Console
 
 from launcher.job import Plan
-from launcher.models import ResolvedModel
-from launcher.progress import Progress
+from launcher.planning.models import ResolvedModel
 from launcher.refusal import Refused
 from launcher.rundir import RunDir, snapshot_code
+from launcher.scheduler.submit import scripts
 from launcher.schema import Config, Executor, Output
 from launcher.site.accounts import account_findings
 from launcher.site.check_run import CheckRun
@@ -33,7 +33,7 @@ from launcher.site.probe import ask_slurm, look_around, try_request
 from launcher.site.table import show
 from launcher.site.trials import gpu_requests, gpu_style_finding, job_findings, trial_command
 from launcher.start import plan_run
-from launcher.submit import scripts
+from launcher.view.progress import Progress
 from workers.spec import write_json
 
 INTERRUPTED = 130

@@ -15,16 +15,17 @@ from typing import TypeVar
 import msgspec
 
 from launcher.site.check_files import Check, EngineReport, Folder
-from workers.engine_child import kill_group
-from workers.engine_command import engine_command, engine_environment
-from workers.engines import REAL_ENGINES, nixl_transfer, vllm_imports
+from workers.agent.engine_child import kill_group
+from workers.agent.engine_command import engine_command, engine_environment
+from workers.agent.local_folder import local_folder
+from workers.agent.preflight import faults
+from workers.agent.slurm_env import SlurmEnv
+from workers.agent.startup import CODE_DIR, look
+from workers.engines import REAL_ENGINES, nixl_transfer
 from workers.engines.nixl_transfer import Transfer
-from workers.engines.vllm_imports import Imports
-from workers.local_folder import local_folder
-from workers.preflight import faults
-from workers.slurm_env import SlurmEnv
+from workers.engines.vllm import imports as vllm_imports
+from workers.engines.vllm.imports import Imports
 from workers.spec import WorkerSpec
-from workers.startup import CODE_DIR, look
 
 IMPORT_TIMEOUT_S = 300.0
 TRANSFER_TIMEOUT_S = 2 * nixl_transfer.WAIT_S
@@ -54,7 +55,7 @@ def check_engine(folder: Folder, check: Check, env: SlurmEnv) -> EngineReport | 
 
 
 def _imports(spec: WorkerSpec) -> Imports:
-    answer = _answer(spec, "workers.engines.vllm_imports", (), vllm_imports.MARK, Imports, IMPORT_TIMEOUT_S)
+    answer = _answer(spec, "workers.engines.vllm.imports", (), vllm_imports.MARK, Imports, IMPORT_TIMEOUT_S)
     return answer if isinstance(answer, Imports) else Imports(seconds=0.0, fault=answer)
 
 

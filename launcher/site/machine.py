@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from launcher.schema import Config, Executor
 from launcher.site.facts import Machine
 from launcher.site.finding import Finding, fault, listed, ok, warning
-from workers.mounts import Mount, mount_of, parse_mounts
+from workers.staging.mounts import Mount, mount_of, parse_mounts
 
 GIB = 1 << 30
 MIN_RUN_BYTES = GIB  # logs, specs and a snapshot of the code

@@ -16,18 +16,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from launcher.scheduler.slurm import clean_environment
 from launcher.site import node_facts
 from launcher.site.check_files import Check, Folder, Listeners, NodeReport, Word
 from launcher.site.engine_check import check_engine
 from launcher.site.facts import Interface, Trial
 from launcher.site.peers import knock_on_all, listening
 from launcher.site.probe import CONTAINERS, interfaces, try_request
-from launcher.slurm import clean_environment
-from workers.mounts import mount_of, parse_mounts
-from workers.network import NetworkFault, address_of
-from workers.slurm_env import SlurmEnv, read_slurm_env
+from workers.agent.network import NetworkFault, address_of
+from workers.agent.slurm_env import SlurmEnv, read_slurm_env
+from workers.agent.startup import raise_limits
 from workers.spec import read_spec, write_json
-from workers.startup import raise_limits
+from workers.staging.mounts import mount_of, parse_mounts
 
 ANSWER_WAIT_S = 60.0
 PEER_WAIT_S = 90.0

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.site.check_files import Hca, Scratch
-from workers.mounts import free_bytes, mount_of, parse_mounts
+from workers.staging.mounts import free_bytes, mount_of, parse_mounts
 
 HCAS = Path("/sys/class/infiniband")
 DEVICES = Path("/dev")

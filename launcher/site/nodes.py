@@ -12,8 +12,8 @@ from launcher.site.check_files import EngineReport, NodeReport
 from launcher.site.checks import Outcome
 from launcher.site.fabric import fabric_findings
 from launcher.site.finding import Finding, fault, listed, ok, warning
-from workers.network import FIRST_PORT, NUM_PORTS
-from workers.preflight import GIB
+from workers.agent.network import FIRST_PORT, NUM_PORTS
+from workers.agent.preflight import GIB
 
 SLOW_FILES_S = 15.0  # agents look for a proxy's file this often
 SLOW_IMPORT_S = 60.0

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from msgspec import structs
 
-from launcher import slurm
 from launcher.jobs import JobError
+from launcher.scheduler import slurm
 from launcher.site.facts import Interface, Machine, Site, Trial
 from launcher.site.slurm_text import (
     DELIMITER,
@@ -30,8 +30,8 @@ from launcher.site.slurm_text import (
     parse_shapes,
     parse_start,
 )
-from workers.mounts import free_bytes
-from workers.network import NetworkFault, address_of
+from workers.agent.network import NetworkFault, address_of
+from workers.staging.mounts import free_bytes
 
 COMMANDS = ("sinfo", "scontrol", "squeue", "sbatch", "srun", "scancel")
 CONTAINERS = ("apptainer", "singularity", "enroot", "podman")

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher import slurm
 from launcher.rundir import RunDir
+from launcher.scheduler import slurm
 from tests.e2e.test_vllm_answers import prompt
 from tests.launching import launch, nothing_left
 from tests.live import wait_for

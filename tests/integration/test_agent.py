@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import Live, replaced, sim_engine, wait_for
-from workers.lifecycle import DRAINING, LOADING, READY, STARTING, STOPPED
+from workers.agent.lifecycle import DRAINING, LOADING, READY, STARTING, STOPPED
 
 LOAD_S = 0.2
 LIFE_S = 16  # half of it is more than enough to load

@@ -11,7 +11,7 @@ from proxy.spec import RoutingSpec
 from tests.digesting import ProxyEnd, followed, held_by, until
 from tests.live import live, sim_engine, wait_for
 from tests.sim_engine import engine, post, run
-from workers.engines.sim_tokenizer import encode
+from workers.engines.sim.tokenizer import encode
 
 BLOCK_SIZE = 4
 WORDS = "this prompt begins as no other does and then it goes on and on" + " and on" * 20

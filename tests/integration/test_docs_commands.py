@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import run_processes
 from launcher.rundir import RunDir
+from launcher.scheduler.local import run_processes
 from tests.docs import READ, How, activated, shell, shown_as
 from tests.launching import Launch, nothing_left
 from tests.live import SOURCE, wait_for

@@ -12,8 +12,8 @@ from launcher.config import choices
 from tests.live import SOURCE
 from tests.unit.planning import planned
 from workers.engines import Placement
-from workers.engines.vllm_args import SUPPORTED_VERSIONS, engine_argv
-from workers.engines.vllm_load import FORMATS, STRATEGIES
+from workers.engines.vllm.args import SUPPORTED_VERSIONS, engine_argv
+from workers.engines.vllm.load import FORMATS, STRATEGIES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
 

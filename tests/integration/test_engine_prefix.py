@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import descendants
+from launcher.scheduler.local import descendants
 from tests.live import SOURCE, Live, sim_engine, wait_for
 from workers.spec import EngineSpec
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from launcher.config import load
-from launcher.controller import Controller, restore
-from launcher.ownership import claim
+from launcher.control.controller import Controller, restore
+from launcher.control.ownership import claim
 from launcher.rundir import STOP, Desired, Endpoint, RunDir, read_optional
 from launcher.start import plan_run, write_run
 from tests.timed_jobs import TimedJobs

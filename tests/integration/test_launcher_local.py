@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import run_processes
-from launcher.ownership import living_owner
+from launcher.control.ownership import living_owner
 from launcher.rundir import RunDir
+from launcher.scheduler.local import run_processes
 from tests.launching import Launch, command, environment, launch, nothing_left
 from tests.live import wait_for
 

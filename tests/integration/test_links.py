@@ -19,11 +19,11 @@ from tests.integration.test_path import completion, open_stream, quiet
 from tests.live import API_KEY, Live, live, sim_engine, wait_for
 from tests.unit.proxies import register
 from workers.controller_messages import Jobs
-from workers.link import Link
+from workers.links.link import Link
+from workers.links.wire import decode_to_worker, identity
+from workers.links.zmq_loop import CurveKeys, read_keys
 from workers.message import Message
 from workers.protocol import Part
-from workers.wire import decode_to_worker, identity
-from workers.zmq_loop import CurveKeys, read_keys
 
 
 @pytest.fixture(scope="module")

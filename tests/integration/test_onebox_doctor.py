@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from launcher import slurm
 from launcher.rundir import RunDir
+from launcher.scheduler import slurm
 from tests.docs import How, copy_checkout, shell, shown_as
 from tests.launching import Launch, launch
 from tests.live import wait_for

@@ -11,13 +11,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher import slurm
-from launcher.effects import Cancel, DesiredRead, Done, QueueRead, Submit
+from launcher.control.effects import Cancel, DesiredRead, Done, QueueRead, Submit
+from launcher.control.reconcile import Reconciler
 from launcher.job import JobRequest
 from launcher.jobs import JobError, Row, job_name
-from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, STOP, Desired, RunDir, snapshot_code
-from launcher.submit import submit
+from launcher.scheduler import slurm
+from launcher.scheduler.submit import submit
 from tests.live import wait_for
 from tests.onebox import OneBox
 from tests.unit.planning import planned

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from launcher import slurm
 from launcher.jobs import Row, controller_name, job_name
 from launcher.rundir import RunDir
+from launcher.scheduler import slurm
 from tests.launching import Launch, environment, launch, nothing_left
 from tests.live import SOURCE, wait_for
 from tests.onebox import OneBox

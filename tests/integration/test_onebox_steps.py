@@ -15,9 +15,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from launcher import slurm
-from launcher.local import run_processes
 from launcher.rundir import RunDir
+from launcher.scheduler import slurm
+from launcher.scheduler.local import run_processes
 from tests.integration.test_onebox_run import ask, status
 from tests.launching import environment, launch, nothing_left
 from tests.live import SOURCE, wait_for

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
 
 
 def test_vllm_has_no_field_that_nobody_has_looked_at(golden: Callable[[str, str], None]) -> None:
-    """Of a new one: does the rendered prompt depend on it? If it cannot, `proxy.prompt_key` may call it harmless."""
+    """Does the rendered prompt depend on a new one? If it cannot, `proxy.prefixes.prompt_key` may call it harmless."""
     told = subprocess.run(
         [sys.executable, "-m", "tests.integration.vllm_fields"], cwd=SOURCE, capture_output=True, text=True, check=False
     )

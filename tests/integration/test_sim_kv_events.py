@@ -17,7 +17,7 @@ import zmq
 
 from tests.sim_engine import engine, metric, new_call, post, prefilled, run, ticket_of
 from workers.engines import Engine
-from workers.engines.sim_tokenizer import encode
+from workers.engines.sim.tokenizer import encode
 from workers.protocol import Leg
 
 pytestmark = [pytest.mark.vllm]

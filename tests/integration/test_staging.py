@@ -13,8 +13,8 @@ import pytest
 
 from tests.live import Live, sim_engine, wait_for
 from tests.staging import Stager, check, command, content, environment, make_model, write_spec
-from workers.staging import PART
-from workers.staging_process import Checked, Progress, Staged
+from workers.staging.staging import PART
+from workers.staging.staging_process import Checked, Progress, Staged
 
 NUM_RACERS = 6
 SHARD_BYTES = 16 << 20

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import Live, sim_engine, wait_for
-from workers.lifecycle import LOADING, READY
+from workers.agent.lifecycle import LOADING, READY
 
 LOAD_S = 0.5
 WARM_UP_S = 4.0

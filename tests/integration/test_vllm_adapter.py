@@ -28,7 +28,7 @@ from tests.integration import vllm_child
 from tests.integration.vllm_child import Outcome
 from tests.live import SOURCE
 from workers.engines import Placement
-from workers.engines.vllm_args import SUPPORTED_VERSIONS, engine_id
+from workers.engines.vllm.args import SUPPORTED_VERSIONS, engine_id
 from workers.protocol import Leg, Ticket
 from workers.spec import EngineSpec, HandoffSpec
 
@@ -375,7 +375,7 @@ def test_the_engine_is_named_after_its_placement(prefill: EngineProcess) -> None
 def test_the_connectors_agent_is_locked_and_polls_by_itself() -> None:
     """As vLLM's connector makes it: two threads use it, and a thread of its own would keep a core busy."""
     program = (
-        "import workers.engines.vllm_leases\n"
+        "import workers.engines.vllm.leases\n"
         "from vllm.distributed.kv_transfer.kv_connector.v1.nixl.base_worker import nixl_agent_config\n"
         "agent = nixl_agent_config(num_threads=4, capture_telemetry=True)\n"
         "print(agent.sync_mode.name, agent.enable_pthread)"

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers import kv_events
-from workers.chains import Media, unpack
-from workers.digest import HeldBlocks
-from workers.kv_feed import Take
-from workers.prompt import Prompt, trace_of
+from workers.digest import kv_events
+from workers.digest.chains import Media, unpack
+from workers.digest.digest import HeldBlocks
+from workers.digest.kv_feed import Take
+from workers.host.prompt import Prompt, trace_of
 
 pytestmark = [pytest.mark.vllm]
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from workers.answer import Answer, scope_of
-from workers.calls import CURRENT, Call
 from workers.engines import Placement
-from workers.engines.vllm import VllmEngine, start
+from workers.engines.vllm.engine import VllmEngine, start
+from workers.host.answer import Answer, scope_of
+from workers.host.calls import CURRENT, Call
 from workers.message import Message
 from workers.protocol import Leg, Start, Submit, Ticket
 from workers.spec import EngineSpec

@@ -15,7 +15,7 @@ def fault_of(argv: list[str]) -> str:
     from vllm import AsyncEngineArgs
     from vllm.reasoning import ReasoningParserManager
 
-    from workers.engines.vllm import parse_flags
+    from workers.engines.vllm.engine import parse_flags
 
     told = io.StringIO()
     try:

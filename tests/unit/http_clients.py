@@ -12,10 +12,10 @@ import msgspec
 import uvloop
 
 from proxy.errors import Response
-from proxy.exchange import Exchange
-from proxy.listening import open_listeners
-from proxy.request_reader import Admit
-from proxy.serve import Server
+from proxy.http.exchange import Exchange
+from proxy.http.listening import open_listeners
+from proxy.http.request_reader import Admit
+from proxy.http.serve import Server
 from proxy.spec import Limits
 
 PATIENCE_S = 30.0  # generous: only a hang ends here

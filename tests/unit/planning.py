@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from launcher.config import load
-from launcher.folders import Folders
 from launcher.job import Allocation, Plan
-from launcher.models import resolve
-from launcher.plan import PlanRefused, make_plan
+from launcher.planning.folders import Folders
+from launcher.planning.models import resolve
+from launcher.planning.plan import PlanRefused, make_plan
 from launcher.schema import Config
 
 NOWHERE = Path("/nowhere")

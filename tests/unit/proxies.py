@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from proxy.fleet import Fleet
-from proxy.fleet_events import Event, LoadTold, PhaseTold, Proven, Registering
-from proxy.flight import Flight
-from proxy.router import Demand
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import Event, LoadTold, PhaseTold, Proven, Registering
+from proxy.fleet.worker import Key
+from proxy.flights.flight import Flight
+from proxy.routing.router import Demand
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
-from proxy.worker import Key
-from workers.lifecycle import READY
+from workers.agent.lifecycle import READY
 from workers.protocol import Capabilities, Leg, Load, Part, Register, Submit, Ticket
 
 BLOCK = 16

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from workers.answer import Answer, scope_of
-from workers.calls import Call, CallRefused
 from workers.engines import Event
+from workers.host.answer import Answer, scope_of
+from workers.host.calls import Call, CallRefused
 from workers.message import Message
 from workers.protocol import Chunk, Leg, Start, Submit
 

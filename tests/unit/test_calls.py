@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from tests.unit.proxies import ticket
-from workers.calls import Call, CallRefused
+from workers.host.calls import Call, CallRefused
 from workers.protocol import Leg, Ticket
 
 REDEEM_S = 30.0

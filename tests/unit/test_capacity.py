@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.capacity import (
+from launcher.planning.capacity import (
     GIB,
     Demand,
     kv_bytes_per_token,
@@ -18,7 +18,7 @@ from launcher.capacity import (
     weights_bytes,
     window_tokens,
 )
-from launcher.shapes import shape_from_config
+from launcher.planning.shapes import shape_from_config
 from tests.unit.test_shapes import DEEPSEEK_V3, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, LLAMA_70B_NVFP4
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.chains import NO_PARENT, Media, block_hash, chain, extra, extras, pack, unpack
+from workers.digest.chains import NO_PARENT, Media, block_hash, chain, extra, extras, pack, unpack
 
 BLOCK_SIZE = 4
 token_ids = st.lists(st.integers(0, 2**32 - 1), max_size=40)

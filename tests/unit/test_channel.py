@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from workers.channel import (
+from workers.agent.channel import (
     ENGINE_WORDS,
     LENGTH_BYTES,
     Broken,

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from workers import kv_events
-from workers.chains import Media, chain, extras, unpack
-from workers.digest import HeldBlocks
-from workers.digest_telling import MAX_QUEUED_BLOCKS, PIECE_BLOCKS, Telling
-from workers.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
-from workers.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Lost, Take, Tick
+from workers.digest import kv_events
+from workers.digest.chains import Media, chain, extras, unpack
+from workers.digest.digest import HeldBlocks
+from workers.digest.digest_telling import MAX_QUEUED_BLOCKS, PIECE_BLOCKS, Telling
+from workers.digest.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
+from workers.digest.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Lost, Take, Tick
 from workers.kv_messages import Digest
 
 BLOCK_SIZE = 4

@@ -12,14 +12,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proxy.digests import Digests, Left, Met, Told, Want
-from proxy.prefix_index import PrefixIndex, Target
-from proxy.worker import Key
-from workers.chains import chain
-from workers.digest import HeldBlocks
-from workers.digest_telling import Telling
-from workers.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
-from workers.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Take, Tick
+from proxy.fleet.worker import Key
+from proxy.prefixes.digests import Digests, Left, Met, Told, Want
+from proxy.prefixes.prefix_index import PrefixIndex, Target
+from workers.digest.chains import chain
+from workers.digest.digest import HeldBlocks
+from workers.digest.digest_telling import Telling
+from workers.digest.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
+from workers.digest.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Take, Tick
 
 BLOCK_SIZE = 2
 KEPT = 5  # batches that the engine can replay

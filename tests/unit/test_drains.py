@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from proxy import flight_events as fl
-from proxy.drains import Drains
-from proxy.fleet_events import Leaving, RunTold
-from proxy.flight import State
+from proxy.fleet.drains import Drains
+from proxy.fleet.fleet_events import Leaving, RunTold
+from proxy.flights import flight_events as fl
+from proxy.flights.flight import State
 from tests.unit.proxies import bring_up, flight, peer, ticket
 from tests.unit.test_flights import World, only, sent
 from workers.controller_messages import DrainWorker

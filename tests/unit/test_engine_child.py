@@ -8,8 +8,8 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.channel import LENGTH_BYTES, Broken, ChannelMessage, Ready
-from workers.engine_child import lines_of, started
+from workers.agent.channel import LENGTH_BYTES, Broken, ChannelMessage, Ready
+from workers.agent.engine_child import lines_of, started
 
 LIMIT = 8
 

@@ -9,14 +9,14 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tests.unit.test_placing import spec
-from workers.engine_command import SHIELD, engine_command, engine_environment, engine_folders, model_root
+from workers.agent.engine_command import SHIELD, engine_command, engine_environment, engine_folders, model_root
 
 APPTAINER = ("apptainer", "exec", "--nv", "--cleanenv", "image.sif")
 RUN = Path("/scratch/runs/demo")
 
 
 def command(environ: dict[str, str], **engine: Any) -> list[str]:
-    return engine_command(spec(RUN, **engine), "/scratch/runs/demo/code/c", environ, "workers.probe", "a", "b")
+    return engine_command(spec(RUN, **engine), "/scratch/runs/demo/code/c", environ, "workers.agent.probe", "a", "b")
 
 
 def test_without_a_prefix_the_launcher_s_python_runs_in_our_environment() -> None:
@@ -27,7 +27,7 @@ def test_without_a_prefix_the_launcher_s_python_runs_in_our_environment() -> Non
         "sh",
         "python3",
         "-m",
-        "workers.probe",
+        "workers.agent.probe",
         "a",
         "b",
     ]
@@ -40,7 +40,7 @@ def test_a_container_that_cleans_the_environment_gets_the_code_and_the_gpus_all_
         "env",
         "PYTHONPATH=/scratch/runs/demo/code/c",
         "CUDA_VISIBLE_DEVICES=2,3",
-        *["/opt/vllm/bin/python", "-m", "workers.probe", "a", "b"],
+        *["/opt/vllm/bin/python", "-m", "workers.agent.probe", "a", "b"],
     ]
     assert "CUDA_VISIBLE_DEVICES" not in " ".join(command({}, prefix=APPTAINER))
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from proxy.fleet import Fleet
-from proxy.fleet_events import Accept, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
-from proxy.turns import Turns
-from proxy.view import fleet_view
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import Accept, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
+from proxy.fleet.turns import Turns
+from proxy.monitoring.view import fleet_view
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
-from workers.lifecycle import DRAINING, FAILED, READY, STOPPED
+from workers.agent.lifecycle import DRAINING, FAILED, READY, STOPPED
 from workers.protocol import Part
 
 

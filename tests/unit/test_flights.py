@@ -9,16 +9,16 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy import flight_events as fl
-from proxy.fleet import Fleet
-from proxy.fleet_events import PeerLost
-from proxy.flight import Flight, State
-from proxy.flights import Flights
-from proxy.open_tickets import holder_of
-from proxy.prefix_index import PrefixIndex
-from proxy.router import Router
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import PeerLost
+from proxy.fleet.worker import Key
+from proxy.flights import flight_events as fl
+from proxy.flights.flight import Flight, State
+from proxy.flights.flights import Flights
+from proxy.flights.open_tickets import holder_of
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.router import Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
-from proxy.worker import Key
 from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
 from workers.protocol import (
     Cancel,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import load
-from launcher.folders import folders
+from launcher.planning.folders import folders
 from tests.unit.planning import planned
 
 

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from launcher.effects import (
+from launcher.control.effects import (
     Cancel,
     DesiredRead,
     Drain,
@@ -25,14 +25,14 @@ from launcher.effects import (
     Submitted,
     Tick,
 )
+from launcher.control.lead import QUEUE_PRIOR_S, SPREAD, START_PRIOR_S, lead_of
+from launcher.control.reconcile import Reconciler
+from launcher.control.succession import Policy, is_limited, turns
 from launcher.jobs import JobRecord, Row, job_name
-from launcher.lead import QUEUE_PRIOR_S, SPREAD, START_PRIOR_S, lead_of
-from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, Desired
-from launcher.succession import Policy, is_limited, turns
-from workers import lifecycle
+from workers.agent import lifecycle
+from workers.agent.walltime import WALLTIME, walltime_drain
 from workers.controller_messages import FleetView, WorkerView
-from workers.walltime import WALLTIME, walltime_drain
 
 RUN = "run"
 DRAIN_S = 20.0

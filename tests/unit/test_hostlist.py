@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.hostlist import expand_hostlist
+from launcher.scheduler.hostlist import expand_hostlist
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.exchange import Exchange
-from proxy.request_reader import Bodies, Refused, RequestReader
+from proxy.http.exchange import Exchange
+from proxy.http.request_reader import Bodies, Refused, RequestReader
 from proxy.spec import Limits
 from tests.unit.http_clients import Sink, admit_all, connected, echo, error, eventually, get, run, say, serving, status
 

@@ -16,10 +16,10 @@ import httpx
 import pytest
 import trustme
 
-from proxy.exchange import Exchange
-from proxy.http_connection import MAX_PIPELINED
-from proxy.request_reader import MAX_HEADERS, Bodies, Refused, RequestReader
-from proxy.serve import Server
+from proxy.http.exchange import Exchange
+from proxy.http.http_connection import MAX_PIPELINED
+from proxy.http.request_reader import MAX_HEADERS, Bodies, Refused, RequestReader
+from proxy.http.serve import Server
 from proxy.spec import Limits
 from tests.unit.http_clients import (
     LAST,

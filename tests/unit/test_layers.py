@@ -30,16 +30,16 @@ OWNERS = {
     "tokenizers": ("workers/engines/",),
     "hydra": ("launcher/config.py", "launcher/sweep.py"),
     "omegaconf": ("launcher/",),
-    "submitit": ("launcher/submit.py", "launcher/local.py"),
+    "submitit": ("launcher/scheduler/submit.py", "launcher/scheduler/local.py"),
     "rich": ("launcher/", "benchmarks/"),
 }
 # Processes that must start, answer and restart in no time. The controller hands jobs in, so it needs submitit.
 LIGHT = {
     "proxy.__main__": (*HEAVY, "zmq", "prometheus_client", "httptools"),
-    "proxy.process": HEAVY,
+    "proxy.processes.process": HEAVY,
     "workers.__main__": HEAVY,
-    "workers.engine_process": HEAVY,
-    "launcher.controller": tuple(name for name in HEAVY if name != "submitit"),
+    "workers.host.engine_process": HEAVY,
+    "launcher.control.controller": tuple(name for name in HEAVY if name != "submitit"),
 }
 
 MAX_LINES = 350
@@ -96,7 +96,7 @@ def test_the_engines_libraries_are_known_to_their_adapters_only() -> None:
 
 def test_nothing_of_the_workers_contract_loads_an_engine() -> None:
     """Adapters import their engine in functions; only what vLLM itself loads may do it on top."""
-    below = ("workers/engines/vllm_calls.py", "workers/engines/tiny_model.py")
+    below = ("workers/engines/vllm/calls.py", "workers/engines/tiny_model.py")
 
     def loading() -> Iterator[tuple[str, str]]:
         for name, tree in TREES.items():

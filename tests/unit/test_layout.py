@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.layout import PoolLayout, place, pool_layout
+from launcher.planning.layout import PoolLayout, place, pool_layout
 from launcher.schema import ClusterConfig, PoolConfig, PoolRole
 
 

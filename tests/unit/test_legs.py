@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from proxy import routes
-from proxy.legs import BadBody, read_body, stateful_because, whole_because
+from proxy.flights.legs import BadBody, read_body, stateful_because, whole_because
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"

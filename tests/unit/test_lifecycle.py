@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from workers.lifecycle import DRAINING, FAILED, LOADING, NEXT, READY, STARTING, STOPPED, IllegalStep, Lifecycle
+from workers.agent.lifecycle import DRAINING, FAILED, LOADING, NEXT, READY, STARTING, STOPPED, IllegalStep, Lifecycle
 
 WAY_TO = {
     STARTING: [],

@@ -10,11 +10,11 @@ from typing import Any
 import zmq
 
 from workers.kv_messages import PromptTrace
-from workers.link import OUTBOX_BYTES, Link
+from workers.links.link import OUTBOX_BYTES, Link
+from workers.links.wire import decode_to_proxy, decode_to_worker
+from workers.links.zmq_loop import CurveKeys
 from workers.message import Message
 from workers.protocol import BEAT_INTERVAL_S, Beat, Chunk, End, Start
-from workers.wire import decode_to_proxy, decode_to_worker
-from workers.zmq_loop import CurveKeys
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from proxy.listening import open_listeners
+from proxy.http.listening import open_listeners
 
 HOST = "127.0.0.1"
 

@@ -1,6 +1,6 @@
 """What a host tells each proxy of its load, and when."""
 
-from workers.load import LoadReports, Work
+from workers.host.load import LoadReports, Work
 from workers.protocol import Load
 
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 
 from tests.live import SOURCE
-from workers import local_folder as module
+from workers.agent import local_folder as module
+from workers.agent.local_folder import PREFIX, local_folder
 from workers.faults import WorkerFault
-from workers.local_folder import PREFIX, local_folder
-from workers.mounts import Mount
+from workers.staging.mounts import Mount
 
 HOLDER = """
 import sys, time
-from workers.local_folder import local_folder
+from workers.agent.local_folder import local_folder
 with local_folder() as folder:
     (folder / "socket").touch()
     print(folder, flush=True)

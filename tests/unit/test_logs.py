@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import logs
+from launcher.view import logs
 from workers.logs import PASSED_ON, BoundedHandler, Lines
 
 

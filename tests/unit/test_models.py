@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.models import (
+from launcher.planning.models import (
     ModelUnavailable,
     ResolvedModel,
     download_command,

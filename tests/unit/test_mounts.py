@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.mounts import mount_at, mount_of, parse_mounts
+from workers.staging.mounts import mount_at, mount_of, parse_mounts
 
 MOUNTS = """\
 proc /proc proc rw,relatime 0 0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.network import FIRST_PORT, NUM_PORTS, NetworkFault, address_of, bindable_port, derived_port
+from workers.agent.network import FIRST_PORT, NUM_PORTS, NetworkFault, address_of, bindable_port, derived_port
 
 
 def test_the_address_of_an_interface() -> None:

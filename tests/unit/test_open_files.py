@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from proxy.open_files import FILES_PER_WORKER, RESERVED_FILES, files_for, fit_open_files
+from proxy.http.open_files import FILES_PER_WORKER, RESERVED_FILES, files_for, fit_open_files
 from proxy.spec import Limits
 
 

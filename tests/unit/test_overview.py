@@ -9,24 +9,24 @@ import msgspec
 import pytest
 
 from proxy.errors import BadRequest
-from proxy.fleet import Fleet
-from proxy.fleet_events import LoadTold, PhaseTold, Registering
-from proxy.flights import Flights
-from proxy.job_board import JobBoard
-from proxy.journal import MAX_ENTRIES, MAX_TEXT, Journal
-from proxy.overview import overview_json, since_of
-from proxy.prefix_index import PrefixIndex
-from proxy.router import Router
-from proxy.snapshot import Snapshot
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import LoadTold, PhaseTold, Registering
+from proxy.fleet.job_board import JobBoard
+from proxy.fleet.turns import Turns
+from proxy.flights.flights import Flights
+from proxy.monitoring.journal import MAX_ENTRIES, MAX_TEXT, Journal
+from proxy.monitoring.overview import overview_json, since_of
+from proxy.monitoring.snapshot import Snapshot
+from proxy.monitoring.targets import asked_host, targets_json
+from proxy.monitoring.totals import Totals
+from proxy.monitoring.traffic import Traffic
+from proxy.monitoring.view import fleet_json, gauges
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.router import Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
-from proxy.targets import asked_host, targets_json
-from proxy.totals import Totals
-from proxy.traffic import Traffic
-from proxy.turns import Turns
-from proxy.view import fleet_json, gauges
 from tests.unit.proxies import bring_up, peer, proxy_spec, register
+from workers.agent.lifecycle import DRAINING
 from workers.controller_messages import Jobs, JobView
-from workers.lifecycle import DRAINING
 from workers.protocol import Load, Part
 
 JOB = JobView("decode-0", "decode", "decode", 0, "7", "PENDING", "Resources", num_nodes=2, gpus=8)

@@ -11,7 +11,7 @@ from zipfile import ZipFile
 import pytest
 
 from launcher.rundir import RunDir, code_hash, snapshot_code
-from proxy.page import FILE, content_security_policy, page
+from proxy.http.page import FILE, content_security_policy, page
 from tests.docs import copy_checkout, shell
 
 HTML = FILE.read_text()
@@ -81,11 +81,11 @@ def test_it_is_installed(tmp_path: Path) -> None:
     answer = shell("pip wheel --quiet --no-deps --no-build-isolation --wheel-dir . .", checkout)
     assert answer.returncode == 0, answer.stderr
     [wheel] = checkout.glob("*.whl")
-    assert ZipFile(wheel).read(f"proxy/{FILE.name}").decode() == HTML
+    assert ZipFile(wheel).read(f"proxy/http/{FILE.name}").decode() == HTML
 
 
 def test_it_goes_into_the_snapshot_that_jobs_run_from(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "demo")
     run.create()
     snapshot_code(run)
-    assert (run.code_dir(code_hash()) / "proxy" / FILE.name).read_text() == HTML
+    assert (run.code_dir(code_hash()) / "proxy" / "http" / FILE.name).read_text() == HTML

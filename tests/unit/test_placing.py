@@ -4,8 +4,8 @@ import asyncio
 from pathlib import Path
 
 from tests.live import sim_engine
-from workers.placing import head_file, place
-from workers.slurm_env import SlurmEnv
+from workers.agent.placing import head_file, place
+from workers.agent.slurm_env import SlurmEnv
 from workers.spec import Role, WorkerSpec
 
 

@@ -11,9 +11,9 @@ import pytest
 
 from launcher.config import CONF_DIR, ConfigRefused, choices
 from launcher.job import Plan
-from launcher.render import render_plan
+from launcher.view.render import render_plan
 from tests.unit.planning import planned, refusals
-from workers.engines.vllm_args import OWNED_FLAGS
+from workers.engines.vllm.args import OWNED_FLAGS
 
 H100 = "+cluster=h100x2"
 

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from proxy import prefix_index
-from proxy.prefix_index import PrefixIndex, Target
+from proxy.prefixes import prefix_index
+from proxy.prefixes.prefix_index import PrefixIndex, Target
 
 TARGETS: list[Target] = [
     ((f"decode-{i}", generation), rank) for i in range(2) for generation in (0, 1) for rank in (0, 1)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.live import sim_engine
 from tests.unit.test_placing import spec as worker_spec
-from workers.caches import engine_cache
-from workers.preflight import GIB, MIB, EngineFacts, Facts, Folder, Gpu, faults, size
+from workers.agent.preflight import GIB, MIB, EngineFacts, Facts, Folder, Gpu, faults, size
 from workers.spec import HandoffSpec, WorkerSpec
+from workers.staging.caches import engine_cache
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * GIB)
 GOOD = EngineFacts(

@@ -12,10 +12,10 @@ import msgspec
 import pytest
 
 from tests.unit.test_placing import spec
-from workers.preflight import EngineFacts
-from workers.probe import MARK, cuda_gpus, folder_facts, import_fault, unreadable_files
+from workers.agent.preflight import EngineFacts
+from workers.agent.probe import MARK, cuda_gpus, folder_facts, import_fault, unreadable_files
+from workers.agent.startup import CODE_DIR
 from workers.spec import write_json
-from workers.startup import CODE_DIR
 
 
 def probed(tmp_path: Path, *folders: str) -> EngineFacts:
@@ -23,7 +23,7 @@ def probed(tmp_path: Path, *folders: str) -> EngineFacts:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = subprocess.run(
-            [sys.executable, "-m", "workers.probe", str(tmp_path / "spec.json"), str(tmp_path), *folders],
+            [sys.executable, "-m", "workers.agent.probe", str(tmp_path / "spec.json"), str(tmp_path), *folders],
             stdin=theirs,
             capture_output=True,
             text=True,
@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_made_says_why(tmp_path: Path) -> None:
 def test_a_folder_that_takes_no_more_says_why(tmp_path: Path) -> None:
     """A limit on the size of files stands for a quota: room is left, but not for us."""
     program = (
-        "import resource; from pathlib import Path; from workers.probe import MARK, folder_facts;"
+        "import resource; from pathlib import Path; from workers.agent.probe import MARK, folder_facts;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096));"
         f"print(folder_facts(Path({str(tmp_path)!r})).fault)"
     )

@@ -1,8 +1,8 @@
 """A worker is proven by an answer and by KV that its engine counted; neither alone is enough."""
 
-from proxy.fleet import Fleet
-from proxy.fleet_events import ProofFailed, Proven
-from proxy.prober import COUNTER_TIMEOUT_S, RETRY_S, Prober, proof
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import ProofFailed, Proven
+from proxy.fleet.prober import COUNTER_TIMEOUT_S, RETRY_S, Prober, proof
 from tests.unit.proxies import bring_up, proxy_spec
 from workers.protocol import Load
 

@@ -8,11 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from proxy import processes as core
-from proxy.family import AcceptOn, Family, Leave
-from proxy.processes import Processes
-from proxy.worker import Life
-from workers.proxy_file import ProxyFile
+from proxy.fleet.worker import Life
+from proxy.processes import processes as core
+from proxy.processes.family import AcceptOn, Family, Leave
+from proxy.processes.processes import Processes
+from workers.links.proxy_file import ProxyFile
 
 A: Life = ("decode-0", 0, "i")
 B: Life = ("decode-1", 0, "i")

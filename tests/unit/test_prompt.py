@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from workers.calls import Call
-from workers.chains import Media, chain, extra, unpack
-from workers.prompt import Prompt, trace_of
+from workers.digest.chains import Media, chain, extra, unpack
+from workers.host.calls import Call
+from workers.host.prompt import Prompt, trace_of
 from workers.protocol import Leg
 
 IDS = list(range(1000, 1041))

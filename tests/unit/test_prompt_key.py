@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.legs import BadBody, read_body
-from proxy.prompt_key import HARMLESS, MAX_PARTS, MAX_REGION_BYTES, REGIONS, PromptKey, prompt_key
+from proxy.flights.legs import BadBody, read_body
+from proxy.prefixes.prompt_key import HARMLESS, MAX_PARTS, MAX_REGION_BYTES, REGIONS, PromptKey, prompt_key
 from proxy.routes import ROUTES
 from tests.conftest import GOLDEN
 

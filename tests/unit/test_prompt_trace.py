@@ -11,9 +11,9 @@ from zlib import crc32
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.prompt_key import PromptKey, prompt_key
-from proxy.prompt_trace import PromptBook, num_shared
-from workers.chains import chain, pack
+from proxy.prefixes.prompt_key import PromptKey, prompt_key
+from proxy.prefixes.prompt_trace import PromptBook, num_shared
+from workers.digest.chains import chain, pack
 
 BLOCK = 16
 BYTES_PER_TOKEN = 4.0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from proxy.prompts import Prompts, Seen
+from proxy.prefixes.prompts import Prompts, Seen
 from tests.unit.proxies import proxy_spec
-from workers.chains import chain
-from workers.prompt import Prompt, trace_of
+from workers.digest.chains import chain
+from workers.host.prompt import Prompt, trace_of
 from workers.protocol import Capabilities
 
 LOADED = Capabilities(("tiny", "adapter"), 1000, 16, 2048, 256, 1, True, True)

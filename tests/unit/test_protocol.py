@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.conftest import GOLDEN
-from workers import controller_messages, kv_messages, protocol, wire
+from workers import controller_messages, kv_messages, protocol
+from workers.links import wire
+from workers.links.wire import Batch, DecodeError, encode_batch
 from workers.message import Message
-from workers.wire import Batch, DecodeError, encode_batch
 
 DECODERS: dict[UnionType, Callable[[Any], Batch[Any]]] = {
     protocol.ToProxy: wire.decode_to_proxy,

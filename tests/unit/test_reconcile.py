@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from launcher.effects import (
+from launcher.control.effects import (
     Cancel,
     DesiredRead,
     Done,
@@ -23,11 +23,11 @@ from launcher.effects import (
     Submitted,
     Tick,
 )
-from launcher.endings import CANCEL_AGAIN_S, DRAIN_GRACE_S
+from launcher.control.endings import CANCEL_AGAIN_S, DRAIN_GRACE_S
+from launcher.control.reconcile import SETTLE_S, Reconciler
+from launcher.control.succession import Policy
 from launcher.jobs import JobRecord, Row, job_name
-from launcher.reconcile import SETTLE_S, Reconciler
 from launcher.rundir import SERVE, STOP, Desired
-from launcher.succession import Policy
 from workers.controller_messages import FleetView, WorkerView
 
 RUN = "run"

@@ -11,14 +11,14 @@ import pytest
 import zmq
 
 from tests.unit.proxies import register
-from workers import rendezvous
-from workers.link import Link
+from workers.links import rendezvous
+from workers.links.link import Link
+from workers.links.proxy_file import ProxyFile, read_proxies
+from workers.links.rendezvous import Rendezvous, reachable
+from workers.links.wire import decode_to_worker
+from workers.links.zmq_loop import CurveKeys
 from workers.protocol import Part, Registered
-from workers.proxy_file import ProxyFile, read_proxies
-from workers.rendezvous import Rendezvous, reachable
 from workers.spec import write_json
-from workers.wire import decode_to_worker
-from workers.zmq_loop import CurveKeys
 
 PATIENCE_S = 20.0
 KEYS = CurveKeys(*(key.decode() for key in zmq.curve_keypair()))

@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from proxy.fleet import Fleet
-from proxy.prefix_index import PrefixIndex
-from proxy.router import Demand, Router
+from proxy.fleet.fleet import Fleet
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.router import Demand, Router
 from proxy.spec import RoutingSpec
 from tests.unit.proxies import bring_up, proxy_spec
 from workers.protocol import Load

@@ -14,11 +14,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher import ownership
+from launcher.control import ownership
+from launcher.control.ownership import OwnedByOther, claim, forget, is_owner, living_owner
 from launcher.keys import write_keys
-from launcher.ownership import OwnedByOther, claim, forget, is_owner, living_owner
 from launcher.rundir import PACKAGES, SERVE, Desired, Owner, RunDir, code_hash, read_optional, snapshot_code
-from launcher.status import LAUNCHING, STOPPED, RunStatus
+from launcher.view.status import LAUNCHING, STOPPED, RunStatus
 from workers.spec import write_json
 
 
@@ -98,7 +98,7 @@ def test_a_run_has_one_controller(run: RunDir) -> None:
     assert living_owner(run) is None
     # It has to look like this run's controller: process ids are used again.
     other = subprocess.Popen(
-        [sys.executable, "-c", "input()", "launcher.controller", str(run.path)], stdin=subprocess.PIPE
+        [sys.executable, "-c", "input()", "launcher.control.controller", str(run.path)], stdin=subprocess.PIPE
     )
     try:
         owner = Owner(id="a", host=socket.gethostname(), pid=other.pid, job="", started_at=time.time())

@@ -13,9 +13,9 @@ import pytest
 import uvloop
 
 from proxy.errors import NotFound, Response, Unauthorized, response
-from proxy.exchange import Exchange
-from proxy.http_connection import MAX_AHEAD_BYTES, MAX_PIPELINED
-from proxy.serve import Server
+from proxy.http.exchange import Exchange
+from proxy.http.http_connection import MAX_AHEAD_BYTES, MAX_PIPELINED
+from proxy.http.serve import Server
 from proxy.spec import Limits
 from tests.unit.http_clients import (
     LAST,

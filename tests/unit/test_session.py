@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.session import LinkLost, Session
+from workers.links.session import LinkLost, Session
 
 
 def session(window_bytes: int = 100) -> Session:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launcher.config import load
-from launcher.shapes import agrees, shape_from_config
+from launcher.planning.shapes import agrees, shape_from_config
 
 
 def shown(model: str) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from tests.sim_engine import (
     ticket_of,
     until_free,
 )
-from workers.engines.sim import SimEngine
-from workers.engines.sim_api import Chunks, Generation, full_answer, usage
-from workers.engines.sim_handoff import Answer, Ask, HandOver, listen
+from workers.engines.sim.api import Chunks, Generation, full_answer, usage
+from workers.engines.sim.engine import SimEngine
+from workers.engines.sim.handoff import Answer, Ask, HandOver, listen
 from workers.protocol import Leg
 
 # ---------------------------------------------------------------- the OpenAI shapes

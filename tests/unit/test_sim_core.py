@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.engines import sim_events as ev
-from workers.engines.sim_core import Scheduler
-from workers.engines.sim_tokenizer import decode, encode, next_token
+from workers.engines.sim import events as ev
+from workers.engines.sim.core import Scheduler
+from workers.engines.sim.tokenizer import decode, encode, next_token
 
 MS = ev.Timing(prefill_ms=(0, 0.1, 1), decode_ms=(0, 0, 1))
 

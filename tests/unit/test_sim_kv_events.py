@@ -11,8 +11,8 @@ import pytest
 import uvloop
 import zmq
 
-from workers.engines import sim_events as ev
-from workers.engines.sim_kv_events import END_OF_REPLAY, REPLAY_BYTES, publisher
+from workers.engines.sim import events as ev
+from workers.engines.sim.kv_events import END_OF_REPLAY, REPLAY_BYTES, publisher
 
 NUM_BATCHES = 500
 PROMPT = list(range(1 << 24, (1 << 24) + 8192))  # 40 KB each

@@ -13,9 +13,9 @@ from launcher.site.facts import Interface, Trial
 from launcher.site.finding import Finding, Level
 from launcher.site.nodes import node_findings
 from tests.unit.test_site import configured, large, onebox, planned
+from workers.agent.preflight import GIB, EngineFacts, Facts, Gpu
 from workers.engines.nixl_transfer import Transfer
-from workers.engines.vllm_imports import Imports
-from workers.preflight import GIB, EngineFacts, Facts, Gpu
+from workers.engines.vllm.imports import Imports
 
 HERE = ("+cluster=h100x2", "cluster.partition=h100", "cluster.account=nlp", "controller.partition=cpu")
 ETH = Interface(name="eth0", address="10.0.0.1", speed_mbit=1_000)

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from launcher import slurm
 from launcher.job import Allocation
 from launcher.jobs import JobError, Row, job_name, parse_job_name
-from launcher.slurm import DELIMITER
+from launcher.scheduler import slurm
+from launcher.scheduler.slurm import DELIMITER
 from tests.unit.planning import planned
 
 

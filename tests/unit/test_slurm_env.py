@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.slurm_env import SlurmEnv, parse_time, read_slurm_env
+from workers.agent.slurm_env import SlurmEnv, parse_time, read_slurm_env
 
 IN_A_JOB = {
     "SLURM_JOB_ID": "77",

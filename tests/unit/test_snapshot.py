@@ -8,13 +8,13 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.family import Answer, Ask, Show, Shown
-from proxy.gathering import ANSWER_TIMEOUT_S, Gathering, Notice
-from proxy.history import INTERVAL_S
-from proxy.journal import Entry
-from proxy.metrics import Scrape
-from proxy.snapshot import Snapshot, merged
-from proxy.totals import Totals
+from proxy.monitoring.history import INTERVAL_S
+from proxy.monitoring.journal import Entry
+from proxy.monitoring.metrics import Scrape
+from proxy.monitoring.snapshot import Snapshot, merged
+from proxy.monitoring.totals import Totals
+from proxy.processes.family import Answer, Ask, Show, Shown
+from proxy.processes.gathering import ANSWER_TIMEOUT_S, Gathering, Notice
 
 T0 = 1_700_000_000
 

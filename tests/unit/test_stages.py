@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.engines import stages_told
-from workers.engines.sim_log import WEIGHTS_READ
+from workers.engines.sim.log import WEIGHTS_READ
 from workers.stages import ORDER, StageClock, in_words
 
 STEPS = st.lists(st.tuples(st.sampled_from(["enter", "tell"]), st.sampled_from(ORDER), st.floats(0, 100)), max_size=20)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.staging import content, make_model
-from workers import staging as under_test
-from workers.model_files import model_files, staged_name
-from workers.mounts import Mount
-from workers.staging import PART, Cannot, Staging, Watch, locked, used_lock
+from workers.staging import staging as under_test
+from workers.staging.model_files import model_files, staged_name
+from workers.staging.mounts import Mount
+from workers.staging.staging import PART, Cannot, Staging, Watch, locked, used_lock
 
 
 def quiet(copied_bytes: int, by_another: bool) -> None:

@@ -11,16 +11,16 @@ from typing import Any
 from msgspec.structs import replace
 from rich.console import Console
 
-from launcher.effects import DesiredRead, Failure, FleetSeen, QueueRead, Submitted
+from launcher.control.effects import DesiredRead, Failure, FleetSeen, QueueRead, Submitted
+from launcher.control.reconcile import Reconciler
+from launcher.control.succession import Policy
 from launcher.jobs import Row, job_name
-from launcher.live_status import overlay, overlay_queue
-from launcher.logs import logs_of, tail
-from launcher.present import duration, failure_text, ready_text, status_text
-from launcher.progress import Progress
-from launcher.reconcile import Reconciler
 from launcher.rundir import SERVE, STOP, Desired, Endpoint, RunDir
-from launcher.status import ProcessStatus, RunStatus, WorkerStatus, job_views, run_status
-from launcher.succession import Policy
+from launcher.view.live_status import overlay, overlay_queue
+from launcher.view.logs import logs_of, tail
+from launcher.view.present import duration, failure_text, ready_text, status_text
+from launcher.view.progress import Progress
+from launcher.view.status import ProcessStatus, RunStatus, WorkerStatus, job_views, run_status
 from tests.unit.planning import planned
 from workers.controller_messages import FleetView, WorkerView
 

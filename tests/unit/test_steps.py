@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import slurm
-from launcher.allocation import parse_allocation, read_allocation
 from launcher.job import AllocatedNode, Allocation
 from launcher.jobs import JobError
-from launcher.render import render_plan
 from launcher.rundir import RunDir
-from launcher.steps import StepJobs, commands, step_command, stop_at
+from launcher.scheduler import slurm
+from launcher.scheduler.allocation import parse_allocation, read_allocation
+from launcher.scheduler.steps import StepJobs, commands, step_command, stop_at
+from launcher.view.render import render_plan
 from tests.live import wait_for
 from tests.unit.planning import planned, refusals
-from workers.walltime import walltime_drain
+from workers.agent.walltime import walltime_drain
 
 STEPS = ("+cluster=h100x2", "cluster.executor=steps", "controller.where=foreground", "action=plan")
 SIMULATED = planned(*STEPS, "engine=sim")

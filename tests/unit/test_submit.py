@@ -13,8 +13,8 @@ import pytest
 
 from launcher.config import choices
 from launcher.rundir import RunDir
-from launcher.submit import scripts
-from launcher.task import task_command
+from launcher.scheduler.submit import scripts
+from launcher.scheduler.task import task_command
 from tests.unit.planning import planned
 
 SLURM_CLUSTERS = [cluster for cluster in choices("cluster") if cluster != "local"]

@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.host.tickets import TicketBook
 from workers.protocol import Ticket
-from workers.tickets import TicketBook
 
 LEASE_S = 120.0
 

@@ -7,10 +7,10 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fleet import Fleet
-from proxy.prefix_index import PrefixIndex
-from proxy.rates import Line, Rates
-from proxy.router import Demand, Route, Router
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.rates import Line, Rates
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.router import Demand, Route, Router
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
 from tests.unit.proxies import BLOCK, bring_up, proxy_spec
 

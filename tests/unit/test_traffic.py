@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.fleet import Fleet
-from proxy.flight import Flight
-from proxy.histogram import BOUNDS_S, RATIO, Histogram
-from proxy.history import INTERVAL_S, MAX_INTERVALS, SPAN_S, History, history_json
-from proxy.router import Demand, Reason, Route
-from proxy.traffic import Traffic
+from proxy.fleet.fleet import Fleet
+from proxy.flights.flight import Flight
+from proxy.monitoring.histogram import BOUNDS_S, RATIO, Histogram
+from proxy.monitoring.history import INTERVAL_S, MAX_INTERVALS, SPAN_S, History, history_json
+from proxy.monitoring.traffic import Traffic
+from proxy.routing.router import Demand, Reason, Route
 from tests.unit.proxies import bring_up, flight, proxy_spec
 from workers.protocol import End
 

@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proxy.turns import SETTLE_S, Event, First, Gone, Looked, Told, Turns
-from proxy.worker import Key
+from proxy.fleet.turns import SETTLE_S, Event, First, Gone, Looked, Told, Turns
+from proxy.fleet.worker import Key
+from workers.agent.turn import OwnTurn
 from workers.protocol import Turn
-from workers.turn import OwnTurn
 
 A, B, C = (("decode-0", 0), ("decode-1", 0), ("decode-2", 1))
 WORKERS = [(f"w-{number}", 0) for number in range(6)]

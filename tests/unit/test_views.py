@@ -1,6 +1,6 @@
 """One view of the fleet out of those of the proxy's processes."""
 
-from launcher.views import merged
+from launcher.control.views import merged
 from workers.controller_messages import FleetView, WorkerView
 
 

@@ -12,9 +12,9 @@ import pytest
 from benchmarks.routing.card import Card
 from benchmarks.routing.engine import NEVER, Engine
 from benchmarks.routing.work import Ended, Fetch, First, Work
-from workers.engines import sim_events as ev
-from workers.engines.sim_core import Scheduler
-from workers.engines.sim_events import Timing
+from workers.engines.sim import events as ev
+from workers.engines.sim.core import Scheduler
+from workers.engines.sim.events import Timing
 
 SIZE = 16
 TRANSFER_S = 0.013

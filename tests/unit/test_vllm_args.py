@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from workers.engines import Placement
-from workers.engines import vllm_args as under_test
+from workers.engines.vllm import args as under_test
 from workers.spec import EngineSpec, HandoffSpec
 
 NIXL_CPU = HandoffSpec(connector="NixlConnector", buffer_device="cpu", lease_s=120.0, redeem_s=30.0)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.walltime import MARGIN_S, WalltimeDrain, walltime_drain
+from workers.agent.walltime import MARGIN_S, WalltimeDrain, walltime_drain
 
 NOW = 1_767_225_600.0
 SLACK_S = 1e-3  # of floating point at unix times

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from workers.calls import Call
+from workers.host.calls import Call
 from workers.protocol import Capabilities
 from workers.spec import EngineSpec
 
@@ -42,7 +42,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Engine(Protocol):
-    """A started engine. Its generate calls report to the `workers.calls.Call` of their context."""
+    """A started engine. Its generate calls report to the `workers.host.calls.Call` of their context."""
 
     app: AsgiApp
     version: str
@@ -73,13 +73,13 @@ class EngineStart(Protocol):
 
 
 def _vllm() -> EngineStart:
-    from workers.engines.vllm import start
+    from workers.engines.vllm.engine import start
 
     return start
 
 
 def _sim() -> EngineStart:
-    from workers.engines.sim import start
+    from workers.engines.sim.engine import start
 
     return start
 
@@ -92,9 +92,9 @@ REAL_ENGINES = frozenset({"vllm"})
 def stages_told(kind: str) -> Callable[[str], dict[str, float]]:
     """What an engine's output tells of its start, line by line: parts of the load and their seconds."""
     if kind == "vllm":
-        from workers.engines.vllm_log import stages_told
+        from workers.engines.vllm.log import stages_told
     else:
-        from workers.engines.sim_log import stages_told
+        from workers.engines.sim.log import stages_told
     return stages_told
 
 

@@ -1,0 +1,293 @@
+"""`python -m launcher.control.controller RUN_DIR`: keeps a run as `desired.json` says, as long as the run lives.
+
+Owns the run's jobs and its proxy process. A thin shell around `reconcile`: it reads files, asks the queue and
+hears the fleet, and carries out effects one after the other. Everything that may hang (shared files, Slurm's
+commands) runs in threads. Never touches a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from launcher.control.effects import (
+    Cancel,
+    DesiredRead,
+    Done,
+    Drain,
+    Effect,
+    Event,
+    FleetSeen,
+    GiveUp,
+    ProxyDied,
+    QueueRead,
+    Record,
+    Submit,
+    SubmitRefused,
+    Submitted,
+    Tick,
+)
+from launcher.control.ownership import OwnedByOther, claim
+from launcher.control.proxy_links import ProxyLinks
+from launcher.control.proxy_process import ProxyProcess
+from launcher.control.reconcile import Reconciler
+from launcher.control.reporter import Reporter
+from launcher.control.succession import Policy
+from launcher.job import Plan, PlannedWorker
+from launcher.jobs import JobError, JobSystem
+from launcher.rundir import STOP, Desired, Owner, RunDir
+from launcher.scheduler import slurm
+from launcher.scheduler.local import LocalJobs
+from launcher.scheduler.steps import StepJobs, stop_at
+from launcher.scheduler.submit import SlurmJobs
+from launcher.view.status import jobs_message
+from workers.controller_messages import DrainWorker
+from workers.logs import start_logging
+from workers.spec import WorkerSpec, read_spec, write_json
+
+log = logging.getLogger("sluice.controller")
+
+TICK_S = 1.0
+
+
+class PlanMissing(Exception):
+    """The run folder holds another plan than the one that is wanted."""
+
+
+class Controller:
+    """`run` returns when the run has stopped, or when another controller has taken it over."""
+
+    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, jobs: JobSystem) -> None:
+        self._run = run
+        self._plan = plan
+        self._owner = owner
+        self._core = core
+        self._jobs = jobs
+        self._planned = _by_revision(plan)
+        self._effects: asyncio.Queue[Effect] = asyncio.Queue()
+        self._finished = asyncio.Event()
+        self._stop_asked = False
+        self._proxies = ProxyLinks(run, plan.run, lambda view: self._apply(FleetSeen(view)))
+        self._reporter = Reporter(run, plan, owner, core, self._proxies)
+
+    async def run(self) -> None:
+        log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
+        await asyncio.to_thread(log_file.parent.mkdir, mode=0o700, exist_ok=True)
+        spec = self._run.proxy_spec(self._plan.proxy.proxy)
+        proxy = ProxyProcess(spec, log_file, self._proxy_died)
+        try:
+            async with asyncio.TaskGroup() as group:
+                work = (
+                    self._read_desired,
+                    self._ask_queue,
+                    self._carry_out,
+                    self._report,
+                    self._proxies.run,
+                    proxy.run,
+                )
+                tasks = [group.create_task(part()) for part in work]
+                await self._finished.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._proxies.close("the controller ends")
+        await self._reporter.last_words()
+
+    def stop(self, why: str) -> None:
+        """Stop the whole run, whatever `desired.json` says."""
+        log.info("stopping the run: %s", why)
+        self._stop_asked = True
+        if self._core.desired is not None:
+            self._apply(DesiredRead(msgspec.structs.replace(self._core.desired, target=STOP)))
+
+    def leave(self, why: str) -> None:
+        """End without touching the jobs: the next controller adopts them."""
+        log.info("leaving the run as it is: %s", why)
+        self._finished.set()
+
+    async def _report(self) -> None:
+        await self._reporter.run()
+        self.leave("another controller has taken it over")
+
+    # ------------------------------------------------------------ what comes in
+
+    def _apply(self, event: Event) -> None:
+        for effect in self._core.apply(event, time.time()):
+            log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
+            self._effects.put_nowait(effect)
+        self._proxies.tell(jobs_message(self._plan, self._core))
+
+    async def _read_desired(self) -> None:
+        """A file that cannot be read just now changes nothing."""
+        while True:
+            try:
+                desired = await asyncio.to_thread(self._run.read_desired)
+                if desired.revision != self._plan.revision:
+                    desired = await self._with_plan(desired)
+            except (OSError, msgspec.DecodeError, PlanMissing) as fault:
+                log.error("%s: %s; going on as before", self._run.desired, fault)
+                self._apply(Tick())
+            else:
+                goal = STOP if self._stop_asked else desired.target
+                revisions = {planned.spec.worker: planned.revision for planned in self._plan.workers}
+                self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal), revisions))
+            await asyncio.sleep(TICK_S)
+
+    async def _with_plan(self, desired: Desired) -> Desired:
+        """A new plan is there before it is wanted; whoever wrote it may have ended in between."""
+        plan = await asyncio.to_thread(self._run.read_plan)
+        if plan.revision < desired.revision:
+            raise PlanMissing(f"revision {desired.revision} is wanted, {self._run.plan} is revision {plan.revision}")
+        self._plan = self._reporter.plan = plan
+        self._core.policy = policy_of(plan)
+        self._planned |= _by_revision(plan)
+        workers = tuple(planned.spec.worker for planned in plan.workers)
+        return msgspec.structs.replace(desired, revision=plan.revision, workers=workers)
+
+    async def _ask_queue(self) -> None:
+        while True:
+            asked_at = time.time()
+            try:
+                rows = await asyncio.to_thread(self._jobs.rows)
+            except JobError as fault:
+                log.error("%s", fault)
+            else:
+                self._apply(QueueRead(tuple(rows), asked_at))
+            await asyncio.sleep(self._jobs.look_every_s * random.uniform(1.0, 1.2))
+
+    def _proxy_died(self, reason: str, deaths: int) -> None:
+        self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
+
+    # ------------------------------------------------------------ what goes out
+
+    async def _carry_out(self) -> None:
+        """One effect after the other: a record is on disk before the next submission."""
+        while True:
+            effect = await self._effects.get()
+            match effect:
+                case Submit(worker, generation, revision):
+                    await self._submit(worker, generation, self._planned[worker, revision])
+                case Cancel(job, force):
+                    await self._cancel(job, force)
+                case Record(records):
+                    await asyncio.to_thread(self._run.write_jobs, list(records))
+                case Drain(worker, generation, reason, timeout_s):
+                    self._proxies.say(DrainWorker(worker, generation, reason, timeout_s))
+                case GiveUp(failure):
+                    log.error("giving up: %s: %s", failure.name, failure.reason)
+                case Done():
+                    self._finished.set()
+
+    async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:
+        spec = msgspec.structs.replace(planned.spec, generation=generation, revision=planned.revision)
+        planned = msgspec.structs.replace(planned, spec=spec)
+        try:
+            # The file is the intent: a successor of this controller never uses the generation again.
+            await asyncio.to_thread(write_json, self._run.worker_spec(worker, generation), spec)
+            job = await asyncio.to_thread(self._jobs.submit, planned)
+        except JobError as fault:
+            self._apply(SubmitRefused(worker, generation, str(fault), fault.transient))
+        except OSError as fault:
+            self._apply(SubmitRefused(worker, generation, f"cannot write to the run folder: {fault}", transient=True))
+        else:
+            self._apply(Submitted(worker, generation, job))
+
+    async def _cancel(self, job: str, force: bool) -> None:
+        try:
+            await asyncio.to_thread(self._jobs.cancel, [job], force=force)
+        except JobError as fault:
+            log.error("%s; it will be tried again", fault)
+
+
+def _by_revision(plan: Plan) -> dict[tuple[str, int], PlannedWorker]:
+    return {(planned.spec.worker, planned.revision): planned for planned in plan.workers}
+
+
+def restore(run: RunDir, plan: Plan) -> Reconciler:
+    """All that a controller has to know of the past lies in the run folder."""
+    generations = {planned.spec.worker: planned.spec.generation - 1 for planned in plan.workers}
+    revisions = {}
+    for path in run.specs.glob("*.g*.json"):
+        worker, _, generation = path.name.removesuffix(".json").rpartition(".g")
+        generations[worker] = max(generations.get(worker, -1), int(generation))
+        revisions[worker, int(generation)] = read_spec(path, WorkerSpec).revision
+    return Reconciler.restore(
+        plan.run,
+        run.read_jobs(),
+        generations,
+        served=run.endpoint.exists(),
+        policy=policy_of(plan),
+        revisions=revisions,
+    )
+
+
+def policy_of(plan: Plan) -> Policy:
+    """Local GPUs and a job's nodes are shared out: there is no room for two lives of a worker, and no walltime each."""
+    shared = plan.executor == "steps" or (plan.executor == "local" and plan.gpus_per_node > 0)
+    return Policy(
+        drain_s=max(planned.spec.drain_timeout_s for planned in plan.workers),
+        by_clock=plan.executor != "steps",
+        overlap=not shared,
+        drain_first=plan.drain_first,
+    )
+
+
+async def main(run: RunDir, plan: Plan, owner: Owner) -> None:
+    controller = Controller(run, plan, owner, restore(run, plan), job_system(run, plan))
+    loop = asyncio.get_running_loop()
+    # In a job of its own it may be preempted or requeued: that must not take the run's workers along.
+    end = controller.stop if plan.controller is None else controller.leave
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end, signal.Signals(number).name)
+    if plan.executor == "local":
+        _end_with_parent(loop, controller)
+    if plan.allocation is not None and plan.allocation.end_time is not None:
+        left_s = stop_at(plan, plan.allocation.end_time, time.time()) - time.time()
+        loop.call_later(left_s, controller.stop, "the job's walltime ends")
+    await controller.run()
+
+
+def job_system(run: RunDir, plan: Plan) -> JobSystem:
+    if plan.allocation is not None:
+        return StepJobs(run, plan.allocation)
+    return LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
+
+
+def _end_with_parent(loop: asyncio.AbstractEventLoop, controller: Controller) -> None:
+    """Standard input is a pipe from the launcher: it ends however the launcher ends, SIGKILL included."""
+
+    def readable() -> None:
+        if not os.read(sys.stdin.fileno(), 1 << 10):
+            loop.remove_reader(sys.stdin.fileno())
+            controller.stop("the launcher is gone")
+
+    loop.add_reader(sys.stdin.fileno(), readable)
+
+
+def start(run: RunDir) -> int:
+    job = os.environ.get("SLURM_JOB_ID", "")
+    slurm.clean_environment()
+    listener = start_logging("controller")
+    try:
+        plan = run.read_plan()
+        owner = claim(run, plan.allocation.job if plan.allocation else job)
+        uvloop.run(main(run, plan, owner))
+        return 0
+    except OwnedByOther as fault:
+        log.error("%s", fault)
+        return 2
+    finally:
+        listener.stop()
+
+
+if __name__ == "__main__":
+    raise SystemExit(start(RunDir(Path(sys.argv[1]))))

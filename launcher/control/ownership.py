@@ -1,0 +1,71 @@
+"""One controller per run: `controller.json` says which, and this says whether it still lives.
+
+Owns that file. Uses no lock: shared file systems often have none across nodes. On the same host the process
+is looked at; elsewhere a live controller shows by its fresh `status.json`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from launcher.rundir import Owner, RunDir, read_optional
+from launcher.view.status import STALE_S, RunStatus
+from workers.spec import write_json
+
+MODULE = "launcher.control.controller"
+SETTLE_S = 0.5  # two that start at once: the later write wins, and both look again
+
+
+class OwnedByOther(Exception):
+    """Another controller works on this run."""
+
+
+def claim(run: RunDir, job: str) -> Owner:
+    """Become the run's controller; waits until another host's is provably silent. Raises OwnedByOther."""
+    deadline = time.time() + STALE_S
+    while (other := living_owner(run)) is not None and not (job and other.job == job):
+        if other.host == socket.gethostname() or time.time() > deadline:
+            raise OwnedByOther(f"run folder {run.path} has a controller: process {other.pid} on {other.host}")
+        time.sleep(1.0)
+    owner = Owner(id=secrets.token_hex(4), host=socket.gethostname(), pid=os.getpid(), job=job, started_at=time.time())
+    write_json(run.owner, owner)
+    time.sleep(SETTLE_S)
+    if not is_owner(run, owner):
+        raise OwnedByOther(f"run folder {run.path}: another controller started at the same time")
+    return owner
+
+
+def is_owner(run: RunDir, owner: Owner) -> bool:
+    return read_optional(run.owner, Owner) == owner
+
+
+def living_owner(run: RunDir) -> Owner | None:
+    """The controller that works on this run now, as far as can be seen from here."""
+    owner = read_optional(run.owner, Owner)
+    if owner is None:
+        return None
+    if owner.host == socket.gethostname():
+        return owner if owner.pid != os.getpid() and _is_controller(owner.pid, run.path) else None
+    status = read_optional(run.status, RunStatus)
+    written_at = owner.started_at if status is None or status.controller != owner.id else status.written_at
+    ended = status is not None and status.controller == owner.id and status.ended
+    return owner if not ended and time.time() - written_at < STALE_S else None
+
+
+def _is_controller(pid: int, run_dir: Path) -> bool:
+    """Process ids are used again: the command line has to be this run's controller."""
+    try:
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except FileNotFoundError:
+        return False
+    return MODULE.encode() in arguments and os.fsencode(run_dir) in arguments
+
+
+def forget(run: RunDir, owner: Owner) -> None:
+    """The controller's last act."""
+    if is_owner(run, owner):
+        run.owner.unlink()

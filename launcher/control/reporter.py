@@ -1,0 +1,77 @@
+"""What the controller tells people: `status.json` on change and every 10 s, `endpoint.json` once serving.
+
+Owns these two files. Writes in threads: a shared file system that hangs delays the news, never the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import msgspec
+
+from launcher.control.ownership import forget, is_owner
+from launcher.control.proxy_links import ProxyLinks
+from launcher.control.reconcile import Reconciler
+from launcher.job import Plan
+from launcher.keys import api_key_file
+from launcher.rundir import Endpoint, Owner, RunDir
+from launcher.view.status import RunStatus, run_status
+from workers.spec import write_json
+
+log = logging.getLogger("sluice.reporter")
+
+LOOK_EVERY_S = 0.5
+WRITE_EVERY_S = 10.0
+
+
+class Reporter:
+    """Reads what the core and the links know at the moment of writing."""
+
+    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, proxies: ProxyLinks) -> None:
+        self._run = run
+        self.plan = plan  # of the newest revision
+        self._owner = owner
+        self._core = core
+        self._proxies = proxies
+
+    async def run(self) -> None:
+        """Returns when another controller has taken the run over."""
+        last: RunStatus | None = None
+        endpoint = ""
+        while True:
+            status = self._status()
+            if last is None or _changed(last, status) or status.written_at - last.written_at >= WRITE_EVERY_S:
+                if not await asyncio.to_thread(is_owner, self._run, self._owner):
+                    return
+                await _write(self._run.status, status)
+                last = status
+            if status.served and status.url and status.url != endpoint:
+                endpoint = status.url
+                await _write(self._run.endpoint, self._endpoint(endpoint))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def last_words(self) -> None:
+        if await asyncio.to_thread(is_owner, self._run, self._owner):
+            await _write(self._run.status, self._status())
+            await asyncio.to_thread(forget, self._run, self._owner)
+
+    def _status(self) -> RunStatus:
+        url = f"{self._proxies.http}/v1" if self._proxies.http else ""
+        return run_status(self.plan, self._core, self._owner.id, url, time.time())
+
+    def _endpoint(self, url: str) -> Endpoint:
+        return Endpoint(url=url, api_key_file=str(api_key_file(self._run.keys)), models=self.plan.proxy.models)
+
+
+async def _write(path: Path, value: object) -> None:
+    try:
+        await asyncio.to_thread(write_json, path, value)
+    except OSError as fault:
+        log.error("cannot write %s: %s", path, fault)
+
+
+def _changed(old: RunStatus, new: RunStatus) -> bool:
+    return msgspec.structs.replace(old, written_at=0.0) != msgspec.structs.replace(new, written_at=0.0)

@@ -1,0 +1,91 @@
+"""The plan's notes: what a person should know before starting it, in figures.
+
+Pure text over a worked-out plan; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from launcher.planning.capacity import GIB
+from launcher.planning.fit import allocation_note
+from launcher.planning.folders import Folders
+from launcher.planning.matrix import Pair
+from launcher.planning.models import ResolvedModel
+from launcher.planning.pools import PoolPlan
+from launcher.schema import Config, Executor
+
+
+def plan_notes(
+    config: Config, model: ResolvedModel, folders: Folders, pools: Sequence[PoolPlan], pairs: Sequence[Pair]
+) -> tuple[str, ...]:
+    return (
+        *([f"not ready to start: {model.missing}"] if model.missing and not config.engine.simulated else []),
+        *(note for pool in pools for note in _pool_notes(config, pool)),
+        *_whole_notes(config, pairs),
+        *_folder_notes(config, folders),
+        *_hand_over_notes(config, pools),
+        *([allocation_note(config, pools)] if config.cluster and config.cluster.executor is Executor.steps else []),
+    )
+
+
+def _pool_notes(config: Config, pool: PoolPlan) -> Iterator[str]:
+    memory = pool.memory
+    if memory is None:
+        yield f"{pool.name}: simulated, {pool.kv_tokens} KV tokens per worker"
+        return
+    of = f" of {pool.budget_bytes / GIB:.1f} GiB" if pool.budget_bytes else ""
+    yield (
+        f"{pool.name}: {memory.kv_tokens} KV tokens per worker: {memory.concurrency(config.model.max_model_len):.1f}"
+        f" requests of {config.model.max_model_len} tokens at once. Per rank {memory.weights_bytes / GIB:.1f} GiB"
+        f" weights, about {memory.workspace_bytes / GIB:.1f} GiB to work, {memory.kv_bytes / GIB:.1f} GiB KV{of},"
+        f" {memory.kv_bytes_per_token} bytes per token"
+    )
+
+
+def _hand_over_notes(config: Config, pools: Sequence[PoolPlan]) -> Iterator[str]:
+    """Whether a worker and its successor have room side by side."""
+    cluster = config.cluster
+    assert cluster is not None
+    if cluster.executor is Executor.slurm:
+        taken = sum(pool.replicas * pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
+        largest = max(pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
+        if cluster.drain_first:
+            yield (
+                "hand-overs drain first (cluster.drain_first): one worker after the other ends before its successor"
+                " starts; meanwhile the other role answers whole requests, or requests wait"
+            )
+        elif taken + largest > cluster.nodes * cluster.gpus_per_node:
+            yield (
+                f"hand-overs: the workers take {taken} of the run's {cluster.nodes * cluster.gpus_per_node} GPUs, a"
+                f" successor needs {largest} more beside them; where Slurm gives no more, set cluster.drain_first=true"
+            )
+
+
+def _folder_notes(config: Config, folders: Folders) -> Iterator[str]:
+    """On a cluster a home is small and slow; on a laptop it is all there is."""
+    assert config.cluster is not None
+    if config.cluster.stage_dir is not None and not config.engine.simulated:
+        yield f"each node copies the model to {config.cluster.stage_dir} once and loads it from there"
+    if config.cluster.max_loading:
+        yield f"at most {config.cluster.max_loading} workers read their model at once (cluster.max_loading)"
+    if config.cluster.executor is not Executor.local and folders.cache.is_relative_to(folders.home):
+        yield (
+            f"cluster.cache_dir: engines will keep what they compile, gigabytes, in {folders.cache}: that is in your"
+            " home; set it to a folder on a scratch file system"
+        )
+
+
+def _whole_notes(config: Config, pairs: Sequence[Pair]) -> Iterator[str]:
+    for pair in pairs:
+        for fault in pair.faults:
+            yield f"no KV from {pair.prefill} to {pair.decode}: {fault}"
+    open_pairs = [pair for pair in pairs if not pair.faults]
+    if not open_pairs:
+        yield "no pair of pools exchanges KV: every request runs whole on one worker"
+        return
+    yield "KV goes " + ", ".join(f"{pair.prefill} -> {pair.decode}" for pair in open_pairs)
+    yield (
+        f"whole on a decode worker: prompts under about {config.routing.whole_below_tokens} tokens (a hand-over costs"
+        " more), several prompts or n > 1, beam search, prompt_logprobs and multimodal (one ticket is one sequence)"
+    )

@@ -1,0 +1,305 @@
+"""What a run looks like to people: `status.json`, merged from the job records, the queue and the fleet.
+
+Owns the shapes and the merge. Pure: the controller writes the file, `watch` and `actions` show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+import msgspec
+
+from launcher.control.effects import Failure
+from launcher.control.job_book import Job
+from launcher.control.reconcile import Reconciler
+from launcher.job import Plan
+from launcher.jobs import EXITED, JobRecord, Row, pool_of
+from launcher.scheduler.hostlist import expand_hostlist
+from workers.agent import lifecycle
+from workers.controller_messages import FleetView, Jobs, JobView, WorkerView
+from workers.spec import WorkerSpec
+from workers.stages import QUEUE, StageTimes
+
+LAUNCHING = "launching"
+SERVING = "serving"
+STOPPING = "stopping"
+STOPPED = "stopped"
+FAILED = "failed"  # it never served
+LOST = "lost"  # nobody keeps it: its controller is gone
+
+# Before a worker has said anything itself; after that, its own phases (workers.agent.lifecycle).
+WAITING = "waiting"  # no job yet, or not again yet
+QUEUED = "queued"
+ENDING = "ending"  # told to go, and silent: its job is about to end
+
+STALE_S = 30.0  # a live controller writes at least every 10 s
+
+
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker. Times are unix seconds."""
+
+    worker: str
+    pool: str
+    role: str
+    generation: int = -1
+    phase: str = WAITING
+    detail: str = ""
+    job: str = ""
+    state: str = ""  # the queue's word
+    reason: str = ""
+    estimated_start: str = ""
+    end_time: float | None = None
+    node: str = ""
+    running: int = 0
+    waiting: int = 0
+    stages: StageTimes = ()  # of its start, from the queue on
+    turn: str = ""  # to read its model, in words
+    beside: bool = False  # another life of the worker than the one that serves: its successor, or one that leaves
+
+    @property
+    def name(self) -> str:
+        return f"{self.worker}.g{self.generation}" if self.beside else self.worker
+
+
+class HandOver(msgspec.Struct, frozen=True, kw_only=True):
+    """Of one worker that serves: who follows it, why and when. Times are unix seconds."""
+
+    worker: str
+    generation: int
+    why: str
+    successor: int | None = None  # its generation, once it has been submitted
+    submit_at: float | None = None  # when it will be
+    queue_s: float = 0.0
+    start_s: float = 0.0
+    drains_at: float | None = None  # what is left of it by then
+    drains_first: str = ""  # why it has to go before its successor can start
+
+
+class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of the proxy, as it shows itself; a run's proxy may be older than this launcher."""
+
+    process: str
+    pid: int
+    takes_connections: bool
+    connections: int
+    open_requests: int
+    open_streams: int = 0  # answers under way
+    workers: int = 0  # that it can send requests to
+    memory_mib: float = 0.0
+
+
+class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The controller's last view of a run."""
+
+    run: str
+    phase: str
+    written_at: float
+    controller: str  # id of the one that wrote this
+    url: str = ""  # of the API, once a proxy is up
+    ready: bool = False
+    served: bool = False
+    workers: tuple[WorkerStatus, ...] = ()
+    failure: Failure | None = None
+    missing_pairs: tuple[tuple[str, str], ...] = ()
+    faults: tuple[str, ...] = ()  # why their last proofs failed: "prefill-0 -> decode-0: ..."
+    refusals: tuple[str, ...] = ()
+    hand_overs: tuple[HandOver, ...] = ()  # under way or planned
+    controller_job: WorkerStatus | None = None  # where Slurm was asked about it
+    processes: tuple[ProcessStatus, ...] = ()  # of the proxy, where it was asked
+
+    @property
+    def ended(self) -> bool:
+        return self.phase in (STOPPED, FAILED)
+
+    @property
+    def unproven(self) -> list[str]:
+        """The missing pairs, each with what its last proof failed of."""
+        names = [f"{prefill or 'whole'} -> {decode}" for prefill, decode in self.missing_pairs]
+        reasons = {name: reason for name, _, reason in (fault.partition(": ") for fault in self.faults)}
+        return [f"{name}: last attempt: {reasons[name]}" if name in reasons else name for name in names]
+
+
+def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: float) -> RunStatus:
+    fleet = core.fleet or FleetView((), False)
+    return RunStatus(
+        run=plan.run,
+        phase=_phase(core),
+        written_at=now,
+        controller=controller,
+        url=url,
+        ready=fleet.ready,
+        served=core.served,
+        workers=tuple(
+            _worker(planned.spec.worker, planned.spec.pool, str(planned.spec.role), core, fleet)
+            for planned in plan.workers
+        )
+        + tuple(_beside(plan, core, fleet)),
+        hand_overs=tuple(_hand_overs(core)),
+        failure=core.failure,
+        missing_pairs=fleet.missing_pairs,
+        faults=fleet.faults,
+        refusals=fleet.refusals,
+    )
+
+
+def _beside(plan: Plan, core: Reconciler, fleet: FleetView) -> Iterator[WorkerStatus]:
+    """Jobs other than the one that stands for their worker."""
+    roles = {planned.spec.worker: str(planned.spec.role) for planned in plan.workers}
+    for job in core.book.live.values():
+        worker = job.record.worker
+        if worker not in roles or job is not _own_job(core, worker):
+            blank = WorkerStatus(worker=worker, pool=pool_of(worker), role=roles.get(worker, ""), beside=True)
+            yield _live(blank, job, fleet)
+
+
+def _own_job(core: Reconciler, worker: str) -> Job | None:
+    """Of several, the one that serves."""
+    place = None if core.outlook is None else core.outlook.places.get(worker)
+    keep = None if place is None else place.keep
+    return keep if keep is not None and keep.record.job in core.book.live else core.book.newest(worker)
+
+
+def _hand_overs(core: Reconciler) -> Iterator[HandOver]:
+    seen = core.outlook
+    for worker, place in () if seen is None else seen.places.items():
+        assert seen is not None
+        keep, submit_at = place.keep, seen.submit_at(worker)
+        if keep is None or not (place.successor or submit_at or seen.is_outdated(keep)):
+            continue
+        lead = seen.leads[pool_of(worker)]
+        yield HandOver(
+            worker=worker,
+            generation=keep.record.generation,
+            why=seen.why(keep),
+            successor=None if place.successor is None else place.successor.record.generation,
+            submit_at=None if submit_at is None else round(submit_at),
+            queue_s=round(lead.queue_s),
+            start_s=round(lead.start_s),
+            drains_at=None if worker not in seen.turns else round(seen.turns[worker]),
+            drains_first=seen.limits.get(worker, ""),
+        )
+
+
+def jobs_message(plan: Plan, core: Reconciler) -> Jobs:
+    """The same for the proxies, which know no Slurm."""
+    stopping = core.stopping or core.desired is None
+    return Jobs(
+        jobs=job_views(plan, core),
+        gpus_per_node=plan.gpus_per_node,
+        wanted=tuple(planned.spec.worker for planned in plan.workers),
+        serves=core.served and not stopping,
+    )
+
+
+def job_views(plan: Plan, core: Reconciler) -> tuple[JobView, ...]:
+    specs = {planned.spec.worker: planned.spec for planned in plan.workers}
+    nobody = FleetView((), False)
+    shown = [_worker(spec.worker, spec.pool, str(spec.role), core, nobody) for spec in specs.values()]
+    shown += [status for status in _beside(plan, core, nobody) if status.worker in specs]
+    return tuple(_job_view(status, specs[status.worker]) for status in shown)
+
+
+def _job_view(seen: WorkerStatus, spec: WorkerSpec) -> JobView:
+    return JobView(
+        worker=seen.worker,
+        pool=seen.pool,
+        role=seen.role,
+        generation=seen.generation,
+        job=seen.job,
+        state=seen.state,
+        reason=seen.reason,
+        estimated_start=seen.estimated_start,
+        end_time=seen.end_time,
+        node=seen.node,
+        nodes=expand_hostlist(seen.node),
+        num_nodes=spec.num_nodes,
+        gpus=spec.gpus_per_node,
+        tensor_parallel=spec.engine.tensor_parallel,
+        pipeline_parallel=spec.engine.pipeline_parallel,
+    )
+
+
+def _phase(core: Reconciler) -> str:
+    if core.failure is not None:
+        return FAILED if core.done else STOPPING
+    if core.stopping:
+        return STOPPED if core.done else STOPPING
+    return SERVING if core.served else LAUNCHING
+
+
+def _worker(worker: str, pool: str, role: str, core: Reconciler, fleet: FleetView) -> WorkerStatus:
+    status = WorkerStatus(worker=worker, pool=pool, role=role)
+    job = _own_job(core, worker)
+    if job is not None:
+        return _live(status, job, fleet)
+    ended = [record for record in core.book.history.values() if record.worker == worker]
+    if not ended:
+        return status
+    last = max(ended, key=lambda record: record.generation)
+    as_asked = lifecycle.STOPPED if last.state in ("COMPLETED", "CANCELLED", EXITED) else lifecycle.FAILED
+    return msgspec.structs.replace(
+        status,
+        generation=last.generation,
+        phase=as_asked if core.stopping else WAITING,
+        job=last.job,
+        state=last.state,
+        reason=last.reason,
+        detail="" if core.stopping else _next_try(core, last),
+    )
+
+
+def _next_try(core: Reconciler, last: JobRecord) -> str:
+    worker = core.workers[last.worker]
+    if not worker.failures:
+        return ""
+    at = datetime.fromtimestamp(worker.not_before).strftime("%H:%M:%S")
+    reason = f" ({last.reason.splitlines()[0]})" if last.reason else ""
+    return f"{worker.failures} ended young, the last as {last.state}{reason}; tried again at {at}"
+
+
+def _live(status: WorkerStatus, job: Job, fleet: FleetView) -> WorkerStatus:
+    record, row = job.record, job.row
+    told_to_go = job.drained_at is not None or job.cancelled_at is not None
+    status = msgspec.structs.replace(
+        status, generation=record.generation, job=record.job, phase=ENDING if told_to_go else QUEUED
+    )
+    if row is not None:
+        status = with_row(status, row, ENDING if told_to_go else lifecycle.STARTING)
+    seen = _find(fleet, status)
+    if seen is None:
+        return status
+    started = None if row is None or row.state == "PENDING" else row.start_time
+    queued: StageTimes = () if started is None else ((QUEUE, max(0.0, started - record.submitted_at)),)
+    return msgspec.structs.replace(
+        status,
+        phase=seen.phase,
+        detail=seen.detail,
+        node=seen.node or status.node,
+        end_time=seen.end_time or status.end_time,
+        running=seen.running,
+        waiting=seen.waiting,
+        stages=queued + seen.stages if seen.stages else (),
+        turn=seen.turn,
+    )
+
+
+def with_row(status: WorkerStatus, row: Row, started: str) -> WorkerStatus:
+    """What the queue says of a worker's job; `started` is the phase of one that waits no longer."""
+    pending = row.state == "PENDING"
+    expected = datetime.fromtimestamp(row.start_time).isoformat() if pending and row.start_time else ""
+    return msgspec.structs.replace(
+        status,
+        job=row.job,
+        state=row.state,
+        reason=row.reason,
+        estimated_start=expected,
+        end_time=None if pending else row.end_time,
+        node=row.nodes,
+        phase=QUEUED if pending else started,
+    )
+
+
+def _find(fleet: FleetView, status: WorkerStatus) -> WorkerView | None:
+    wanted = (status.worker, status.generation)
+    return next((seen for seen in fleet.workers if (seen.worker, seen.generation) == wanted), None)

@@ -1,0 +1,82 @@
+"""One request in flight, and the legs of it that workers do: records and the table of a request's states.
+
+    queued -> prefill -> decode -> streaming -> ended
+       '--------------------^          a whole request skips prefill
+    queued | prefill | decode -> queued: tried again elsewhere, while nothing was sent to the client
+
+Owns what a step may be, not when it is taken: that is `flights`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from proxy.fleet.worker import Worker
+from proxy.prefixes.prompt_key import PromptKey
+from proxy.routing.router import Demand, Route
+from workers.protocol import Submit
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    PREFILL = "prefill"
+    DECODE = "decode"
+    STREAMING = "streaming"
+    ENDED = "ended"
+
+
+NEXT: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.PREFILL, State.DECODE, State.ENDED}),
+    State.PREFILL: frozenset({State.DECODE, State.QUEUED, State.STREAMING, State.ENDED}),
+    State.DECODE: frozenset({State.STREAMING, State.QUEUED, State.ENDED}),
+    State.STREAMING: frozenset({State.ENDED}),
+    State.ENDED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """One request. `progress_at` is touched by the shell when bytes arrive for its client."""
+
+    id: int
+    request_id: str
+    submit: Submit  # the envelope every leg starts from
+    demand: Demand
+    streams: bool
+    state: State = State.QUEUED
+    arrived_at: float = 0.0
+    progress_at: float = 0.0
+    attempts: int = 0
+    route: Route | None = None
+    leg: int | None = None  # rid on the wire
+    prompt: PromptKey | None = None  # under this its worker's trace of the prompt is learnt
+    held_tokens: int = 0  # counted where it decodes
+    cached_tokens: int = 0  # of its prompt, where it was computed, by that engine's word
+    story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
+
+    def move(self, state: State, now: float) -> None:
+        self.story.append((self.state, now))
+        if state not in NEXT[self.state]:
+            told = " -> ".join(f"{past.value} until {at:.3f}" for past, at in self.story)
+            raise RuntimeError(f"request {self.request_id}: no step to {state.value} after {told}")
+        self.state, self.progress_at = state, now
+
+
+@dataclass(slots=True)
+class LegRecord:
+    """One leg on the wire, kept until its worker has had the last word, also when nobody waits for it."""
+
+    flight: Flight
+    kind: str
+    worker: Worker
+    compute_tokens: int  # of the prompt, counted on `worker` until they are computed
+    # Where a decode place is held. A prefill leg holds its decode worker's: once prefilled, it must not wait.
+    place: Worker | None
+    ticket: str | None = None
+    cancelled: bool = False
+    sent_at: float = 0.0
+    computed_at: float | None = None
+    stalls_before_s: float = 0.0  # what prompts had taken there by then
+    promised: Sequence[int] = ()  # blocks that the index takes `worker` to hold until then

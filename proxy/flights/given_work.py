@@ -1,0 +1,98 @@
+"""What flights have given to workers: counts on the fleet's records, promises in the index, and what legs taught.
+
+Pure. A leg's prompt counts until it is computed, its place until it ends; a flight's place is held from when it is
+placed, so that once prefilled it does not wait. Knows no queue and no message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from proxy.fleet.worker import Worker
+from proxy.flights.flight import Flight, LegRecord
+from proxy.prefixes.prefix_index import PrefixIndex, Target
+from proxy.routing.router import Route
+from workers.protocol import Leg
+
+
+def take_place(flight: Flight, route: Route) -> None:
+    if not flight.demand.scrape:
+        flight.held_tokens = flight.demand.num_tokens
+        route.decode.num_decodes += 1
+        route.decode.held_tokens += flight.held_tokens
+
+
+def leave_place(flight: Flight, worker: Worker) -> None:
+    worker.num_decodes -= 1
+    worker.held_tokens -= flight.held_tokens
+
+
+def begin(leg: LegRecord, rid: int, index: PrefixIndex, now: float) -> None:
+    """It is sent to its worker."""
+    worker = leg.worker
+    leg.sent_at = now
+    if leg.kind != Leg.DECODE:
+        if not worker.num_prompts:
+            worker.computing_since = now
+        worker.num_prompts += 1
+        worker.prefill_tokens += leg.compute_tokens
+    if leg.place is not None:
+        worker.last_chosen = leg.place.last_chosen = rid
+    promise(leg, leg.flight.demand.chain, index)
+
+
+def promise(leg: LegRecord, chain: Sequence[int], index: PrefixIndex) -> None:
+    """Its worker will hold these blocks."""
+    if chain and leg.computed_at is None:
+        index.keep(_target(leg), leg.promised)
+        leg.promised = chain
+        index.promise(_target(leg), chain)
+
+
+def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: float) -> None:
+    """Its first token is there; `num_tokens` of the prompt had to be computed, by its engine's word if it has one."""
+    if leg.computed_at is not None:
+        return
+    leg.computed_at = now
+    rates, route = leg.worker.rates, leg.flight.route
+    if leg.kind == Leg.DECODE:
+        if route is not None:
+            rates.transfer.learn(route.reason.transfer_tokens, now - leg.sent_at)
+    elif not leg.flight.demand.scrape:
+        seconds = now - max(leg.sent_at, leg.worker.computing_since)
+        rates.learn_prefill(leg.compute_tokens if num_tokens is None else num_tokens, seconds, now)
+        leg.worker.computing_since = now
+    leg.stalls_before_s = rates.computed_s
+    _settle(leg, index)
+
+
+def end(leg: LegRecord, index: PrefixIndex) -> None:
+    """Its worker's last word: whatever is still counted for it is given back."""
+    if leg.computed_at is None:
+        _settle(leg, index)
+    if leg.place is not None:
+        leave_place(leg.flight, leg.place)
+        leg.place = None
+
+
+def answered(leg: LegRecord, num_output_tokens: int, now: float) -> None:
+    """The time between its tokens, less what the prompts that came between took."""
+    if leg.computed_at is None or num_output_tokens < 2:
+        return
+    rates = leg.worker.rates
+    rates.answer_tokens.learn(num_output_tokens)
+    decoding_s = now - leg.computed_at - (rates.computed_s - leg.stalls_before_s)
+    rates.step.learn(leg.worker.held_tokens, max(0.0, decoding_s) / (num_output_tokens - 1))
+
+
+def _settle(leg: LegRecord, index: PrefixIndex) -> None:
+    if leg.kind != Leg.DECODE:
+        leg.worker.num_prompts -= 1
+        leg.worker.prefill_tokens -= leg.compute_tokens
+    if leg.promised:
+        index.keep(_target(leg), leg.promised)
+        leg.promised = ()
+
+
+def _target(leg: LegRecord) -> Target:
+    return leg.worker.key, leg.flight.submit.dp_rank

@@ -1,0 +1,160 @@
+"""What the proxy has learnt of prompts: from the bytes they begin with to the blocks their KV lies in.
+
+Pure. Owns the memory, bounded in bytes; the longest unused is forgotten first. What it says is a guess that costs a
+little balance where it is wrong: it never decides what is answered.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from struct import Struct
+from typing import NamedTuple
+
+from proxy.prefixes.prompt_key import PromptKey
+from workers.digest.chains import HASH_BYTES, unpack
+
+NODE_BYTES = 320  # of an entry with its place in the dictionary, measured
+TRACE_BYTES = 160  # of a chain's, besides the chain
+PRIOR_TOKENS = 4096  # the weight of the ratio that was configured
+MEMORY_TOKENS = 1 << 20  # about so many tokens make up the ratio that was learnt
+MAX_BYTES_PER_TOKEN = 16  # more, and what the bytes are is no text: an image's do not tell how long texts are
+
+
+class Known(NamedTuple):
+    """What is known of a prompt before an engine has seen it.
+
+    `chain` begins with the blocks of its known part. Others follow that stand for the rest: of two prompts that share
+    bytes they are the same, and no engine holds them, so that prompts can be kept together which are new to all.
+    """
+
+    num_tokens: int  # of the whole prompt: the known part's, and an estimate for the rest
+    chain: array[int]
+    num_known_tokens: int
+
+
+class _Trace:
+    """One prompt's blocks, as long as some leading part of it is remembered."""
+
+    __slots__ = ("block_size", "chain", "num_nodes", "num_tokens")
+
+    def __init__(self, chain: bytes, num_tokens: int, block_size: int) -> None:
+        self.chain = chain
+        self.num_tokens = num_tokens
+        self.block_size = block_size
+        self.num_nodes = 0
+
+
+_pack = Struct("<q").pack
+# A leading part of prompts: it is the first so many tokens of one that was traced.
+_Node = tuple[_Trace, int]
+
+
+class PromptBook:
+    def __init__(self, max_bytes: int, bytes_per_token: float) -> None:
+        self._max_bytes = max_bytes
+        self._stand_in_bytes_per_token = bytes_per_token  # the same for all, whatever is learnt
+        self._nodes: OrderedDict[int, _Node] = OrderedDict()
+        self._num_bytes = 0
+        self._seen_tokens = float(PRIOR_TOKENS)
+        self._seen_bytes = PRIOR_TOKENS * bytes_per_token
+
+    @property
+    def num_bytes(self) -> int:
+        return self._num_bytes
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self._seen_bytes / self._seen_tokens
+
+    def find(self, key: PromptKey, block_size: int) -> Known:
+        """By the longest part of this prompt that another one began with."""
+        place = self._place(key)
+        chain, num_tokens, num_bytes = array("Q"), 0, -key.context_bytes
+        if place >= 0:
+            self._nodes.move_to_end(key.hashes[place])
+            trace, num_tokens = self._nodes[key.hashes[place]]
+            chain = unpack(trace.chain[: num_tokens // trace.block_size * HASH_BYTES])
+            num_bytes = key.ends[place]
+        if place + 1 < len(key.hashes):
+            chain.frombytes(self._stand_ins(key, place + 1, block_size))
+        return Known(num_tokens + int((key.num_bytes - num_bytes) / self.bytes_per_token), chain, num_tokens)
+
+    def _stand_ins(self, key: PromptKey, first: int, block_size: int) -> bytes:
+        """For each part from the `first` on, one hash for as many blocks as it may have."""
+        block_bytes = self._stand_in_bytes_per_token * block_size
+        past = int(key.ends[first - 1] / block_bytes) if first else 0
+        hashes = []
+        for part, end in zip(key.hashes[first:], key.ends[first:], strict=True):
+            last = int(end / block_bytes)
+            if last > past:
+                hashes.append(_pack(part) * (last - past))
+                past = last
+        return b"".join(hashes)
+
+    def learn(self, key: PromptKey, chain: bytes, num_tokens: int, block_size: int) -> None:
+        """An engine has told which blocks this prompt is."""
+        if not key.hashes or not num_tokens:
+            return
+        self._learn_ratio(key.context_bytes + key.num_bytes, num_tokens)
+        nodes, trace = self._nodes, _Trace(chain, num_tokens, block_size)
+        place = self._place(key)
+        start, start_tokens = -key.context_bytes, 0
+        if place >= 0:
+            before = nodes.pop(key.hashes[place])
+            start, start_tokens = key.ends[place], _agreed(before, trace)
+            nodes[key.hashes[place]] = trace, start_tokens
+            self._drop(before)
+        rest_tokens, rest_bytes = num_tokens - start_tokens, max(1, key.num_bytes - start)
+        for part, end in zip(key.hashes[place + 1 :], key.ends[place + 1 :], strict=True):
+            nodes[part] = trace, start_tokens + (end - start) * rest_tokens // rest_bytes
+        trace.num_nodes = len(key.hashes) - max(0, place)
+        self._num_bytes += TRACE_BYTES + len(chain) + trace.num_nodes * NODE_BYTES
+        while self._num_bytes > self._max_bytes:
+            self._drop(nodes.popitem(last=False)[1])
+
+    def _place(self, key: PromptKey) -> int:
+        """The number of the longest part that is known; -1: none is."""
+        nodes, hashes = self._nodes, key.hashes
+        for number in range(len(hashes) - 1, -1, -1):
+            if hashes[number] in nodes:
+                return number
+        return -1
+
+    def _drop(self, node: _Node) -> None:
+        trace = node[0]
+        trace.num_nodes -= 1
+        self._num_bytes -= NODE_BYTES if trace.num_nodes else NODE_BYTES + TRACE_BYTES + len(trace.chain)
+
+    def _learn_ratio(self, num_bytes: int, num_tokens: int) -> None:
+        if num_bytes > MAX_BYTES_PER_TOKEN * num_tokens:
+            return
+        kept = max(0.0, 1 - num_tokens / MEMORY_TOKENS)
+        self._seen_tokens = self._seen_tokens * kept + num_tokens
+        self._seen_bytes = self._seen_bytes * kept + num_bytes
+
+
+def _agreed(node: _Node, trace: _Trace) -> int:
+    """How many tokens a part has that two prompts share: as many as these do. Until now its bytes told.
+
+    Where prompts are no longer written as they were (a template may tell the date), that is too few until the next
+    prompt comes.
+    """
+    before, num_tokens = node
+    shared = num_shared(before.chain, trace.chain) * trace.block_size
+    return num_tokens if shared <= num_tokens < shared + trace.block_size else shared
+
+
+def num_shared(one: bytes, other: bytes) -> int:
+    """With how many equal hashes two chains begin: a hash stands for all before it."""
+    low, high = 0, min(len(one), len(other)) // HASH_BYTES
+    if one[: high * HASH_BYTES] == other[: high * HASH_BYTES]:
+        return high
+    while low + 1 < high:
+        middle = (low + high) // 2
+        at = slice((middle - 1) * HASH_BYTES, middle * HASH_BYTES)
+        low, high = (middle, high) if one[at] == other[at] else (low, middle)
+    return low

@@ -1,0 +1,61 @@
+"""What is known of a request's prompt when it arrives, and what its engine tells of it later.
+
+Pure. Joins a body's keys and the memory of earlier prompts; a prompt that is token ids already needs neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from proxy.flights.flight import LegRecord
+from proxy.prefixes.prompt_key import HARMLESS, REGIONS, PromptKey, fields_of, prompt_key
+from proxy.prefixes.prompt_trace import Known, PromptBook
+from proxy.spec import ProxySpec
+from workers.digest.chains import chain
+from workers.kv_messages import PromptTrace
+from workers.protocol import Capabilities
+
+# Besides these and what is harmless, a field may change what the engine computes for token ids.
+_WITH_TOKEN_IDS = HARMLESS | {"model", "prompt"}
+
+
+class Seen(NamedTuple):
+    """With a `key` something can be learnt from the engine: it is to tell the prompt's blocks."""
+
+    known: Known | None
+    key: PromptKey | None
+
+
+NOTHING_SEEN = Seen(None, None)
+
+
+class Prompts:
+    def __init__(self, spec: ProxySpec, secret: bytes) -> None:
+        self.book = PromptBook(spec.limits.max_prompt_trace_bytes, spec.routing.bytes_per_token)
+        self._secret = secret
+        self._own_models = spec.models
+
+    def look(self, path: str, query: bytes, body: bytes, model: Any, prompt: Any, loaded: Capabilities) -> Seen:
+        """`model` and `prompt` are the body's, `loaded` is what any engine of the run says of itself."""
+        if path not in REGIONS:
+            return NOTHING_SEEN
+        if isinstance(prompt, list) and path == "/v1/completions":
+            return self._look_at_ids(body, model, prompt, loaded)
+        key = prompt_key(self._secret, path, query, body)
+        return NOTHING_SEEN if key is None else Seen(self.book.find(key, loaded.block_size), key)
+
+    def _look_at_ids(self, body: bytes, model: Any, ids: list[Any], loaded: Capabilities) -> Seen:
+        """The engine takes them as they are. An adapter's blocks have the adapter in their hashes."""
+        own = model is None or model in self._own_models
+        if not own or len(ids) > loaded.max_model_len or not fields_of(body).keys() <= _WITH_TOKEN_IDS:
+            return NOTHING_SEEN
+        try:
+            return Seen(Known(len(ids), chain(ids, loaded.block_size), len(ids)), None)
+        except TypeError:  # several prompts, or no tokens
+            return NOTHING_SEEN
+
+    def traced(self, leg: LegRecord | None, trace: PromptTrace) -> None:
+        """The word of the worker that computes it. None: the leg is over."""
+        if leg is not None and leg.flight.prompt is not None and leg.worker.capabilities is not None:
+            block_size = leg.worker.capabilities.block_size
+            self.book.learn(leg.flight.prompt, trace.chain, trace.num_prompt_tokens, block_size)

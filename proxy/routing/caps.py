@@ -1,0 +1,27 @@
+"""Which workers may take a request at all: capabilities are the fleet's word, caps are counted here.
+
+Pure.
+"""
+
+from __future__ import annotations
+
+from proxy.fleet.worker import Worker
+from proxy.routing.demand import Demand
+
+
+def can_decode(worker: Worker, demand: Demand) -> bool:
+    return worker.all_decodes < worker.caps.max_decodes and worker.key not in demand.avoid
+
+
+def has_room(worker: Worker, compute_tokens: int) -> bool:
+    """A prompt larger than the cap may run where nothing else does."""
+    cap, given = worker.caps.max_prefill_tokens, worker.all_prefill_tokens
+    return cap > 0 and (given == 0 or given + compute_tokens <= cap)
+
+
+def may_pin(worker: Worker, demand: Demand, pinned_fraction: float) -> bool:
+    """Blocks prefilled and not yet pulled stall a prefill engine when they fill its cache."""
+    assert worker.capabilities is not None
+    pinned = max(worker.all_pinned_blocks, worker.load.pinned_blocks)
+    wanted = -(-demand.num_tokens // worker.capabilities.block_size)
+    return pinned == 0 or pinned + wanted <= pinned_fraction * worker.capabilities.num_blocks

@@ -1,0 +1,120 @@
+"""The policy `kv`: what each way to serve a request would take, in seconds, and the cheapest of them.
+
+Pure. A prompt is computed whole where it is decoded, or elsewhere and handed over. A way costs the predicted time to
+the request's first token, and what it does to the time between tokens: the request's own, and that of those who wait
+while its prompt is computed. `routing.targets` say how much the one weighs against the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.worker import Worker
+from proxy.prefixes.prefix_index import PrefixIndex, Target
+from proxy.routing.caps import can_decode, has_room, may_pin
+from proxy.routing.demand import Demand, Reason, Route
+from proxy.routing.load_policies import cached_tokens
+from proxy.spec import RoutingSpec
+
+Held = dict[Target, int]
+POLICY = "kv"
+# A time between tokens counts little while it is far from its target, and in full from this part of the target on.
+NEAR_TARGET = 0.5
+FAR_WEIGHT = 0.1
+
+
+@dataclass(slots=True)
+class _Part:
+    """What a worker would do of it. `cost_s` counts what others wait, too."""
+
+    worker: Worker
+    cached_tokens: int
+    cost_s: float
+    queue_s: float = 0.0
+    work_s: float = 0.0  # computing, or receiving KV
+    stall_s: float = 0.0
+
+
+class ByTime:
+    def __init__(self, spec: RoutingSpec) -> None:
+        self._spec = spec
+        targets = spec.targets
+        self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
+
+    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:
+        held = index.leading(demand.chain) if demand.chain else {}
+        able = [w for w in fleet.decoders if can_decode(w, demand)]
+        whole = self._best_whole(able, demand, held, now)
+        if demand.whole_because is not None or not fleet.can_split:
+            return None if whole is None else whole[1]
+        split = self._best_split(fleet, able, demand, held, now)
+        if whole is None or (split is not None and split[0] < whole[0]):
+            return None if split is None else split[1]
+        return whole[1]
+
+    def _best_whole(self, able: Sequence[Worker], demand: Demand, held: Held, now: float) -> tuple[float, Route] | None:
+        parts = [part for worker in able if (part := self._compute(worker, demand, held, now)) is not None]
+        for part in parts:
+            part.cost_s += self._decoding_cost_s(part.worker, demand, now)
+        if not parts:
+            return None
+        best = _cheapest(parts)
+        return best.cost_s, Route(None, best.worker, self._reason(demand, best, None, now))
+
+    def _best_split(
+        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: Held, now: float
+    ) -> tuple[float, Route] | None:
+        """The best to decode, then the best to compute for it."""
+        receiving = [self._receive(worker, demand, held, now) for worker in able if fleet.prefillers[worker.key]]
+        if not receiving:
+            return None
+        receive = _cheapest(receiving)
+        partners = [w for w in fleet.prefillers[receive.worker.key] if w.key not in demand.avoid]
+        free = [w for w in partners if may_pin(w, demand, self._spec.pinned_fraction)]
+        computing = [part for worker in free if (part := self._compute(worker, demand, held, now)) is not None]
+        if not computing:
+            return None
+        compute = _cheapest(computing)
+        reason = self._reason(demand, compute, receive, now)
+        return compute.cost_s + receive.cost_s, Route(compute.worker, receive.worker, reason)
+
+    def _compute(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part | None:
+        cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
+        if not has_room(worker, demand.num_tokens - cached):
+            return None
+        queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
+        stall_s = work_s * worker.all_decodes
+        weight = self._itl_weight / max(1.0, worker.rates.answer_tokens.value)
+        return _Part(worker, cached, queue_s + work_s + weight * stall_s, queue_s, work_s, stall_s)
+
+    def _receive(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
+        cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
+        work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
+        return _Part(worker, cached, work_s + self._decoding_cost_s(worker, demand, now), 0.0, work_s)
+
+    def _decoding_cost_s(self, worker: Worker, demand: Demand, now: float) -> float:
+        itl_s = worker.rates.itl_s(worker.held_tokens + demand.num_tokens, now)
+        return self._itl_weight * (FAR_WEIGHT * itl_s + max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s))
+
+    @staticmethod
+    def _reason(demand: Demand, compute: _Part, receive: _Part | None, now: float) -> Reason:
+        decode = receive.worker if receive else compute.worker
+        return Reason(
+            policy=POLICY,
+            why="prefill elsewhere takes less" if receive else demand.whole_because or "whole takes less",
+            cached_tokens=compute.cached_tokens,
+            compute_tokens=demand.num_tokens - compute.cached_tokens,
+            transfer_tokens=demand.num_tokens - receive.cached_tokens if receive else 0,
+            queue_s=compute.queue_s,
+            compute_s=compute.work_s,
+            transfer_s=receive.work_s if receive else 0.0,
+            ttft_s=compute.queue_s + compute.work_s + (receive.work_s if receive else 0.0),
+            itl_s=decode.rates.itl_s(decode.held_tokens + demand.num_tokens, now),
+            stall_s=compute.stall_s,
+        )
+
+
+def _cheapest(parts: Sequence[_Part]) -> _Part:
+    return min(parts, key=lambda part: (part.cost_s, part.worker.last_chosen))

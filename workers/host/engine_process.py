@@ -1,0 +1,168 @@
+"""The process of one engine: `python -m workers.host.engine_process SPEC PLACEMENT`, started by the agent.
+
+Owns the engine's start and end and the host that serves it. Its standard input is the channel to the
+agent: when that closes the agent is dead, and the whole process group ends at once, so that nothing
+is left on the node's GPUs. It reacts to none of Slurm's signals; the agent does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+
+import uvloop
+import zmq
+
+from workers.agent.channel import ENGINE_WORDS, Broken, Channel, EngineChannel, Finish, Idle, Ready, Stage
+from workers.engines import Placement, engine_start
+from workers.faults import story
+from workers.host.host import Host
+from workers.links.rendezvous import RefusedForGood
+from workers.links.zmq_loop import read_keys
+from workers.logs import start_logging
+from workers.spec import WorkerSpec, read_spec
+from workers.stages import LOAD
+
+log = logging.getLogger("sluice.engine")
+
+GC_THRESHOLD = 50_000  # new objects between two collections
+IDLE_POLL_S = 0.1
+QUIET_POLLS = 3  # what was sent before the drain was known may still be on its way
+ENGINE_POLL_S = 0.5
+CLOSE_S = 10.0
+# Every process of a step gets Slurm's warnings; only those that ignore them live on.
+SLURM_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGHUP)
+
+
+class EngineDied(Exception):
+    """The engine's own processes are beyond recovery."""
+
+
+class Finished(Exception):
+    """As asked: the agent wants it, or is dead."""
+
+
+async def serve(spec: WorkerSpec, placement: Placement, channel: EngineChannel) -> None:
+    """Raises Finished, EngineDied or RefusedForGood, in a group; the engine is closed by then."""
+    keys = read_keys(spec.run_dir, "worker")
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    async with AsyncExitStack() as stack:
+        stack.callback(context.destroy, linger=0)
+        links = stack.enter_context(ExitStack())  # that are open when an engine dies end before their context
+        # A load takes minutes and cannot be broken off: if the agent dies meanwhile, so does all of this at once.
+        async with asyncio.TaskGroup() as tasks:
+            watch = tasks.create_task(end_with_agent(channel))
+            start = engine_start(spec.engine.kind)
+            engine = await stack.enter_async_context(start(spec.engine, placement, lambda: channel.say(Stage(LOAD))))
+            watch.cancel()
+        host = Host(spec, engine, placement, keys, context)
+        links.callback(host.rendezvous.abandon)
+        # A loaded engine is a heap of objects that stay: nobody is to walk them in the middle of a request.
+        gc.freeze()
+        gc.set_threshold(GC_THRESHOLD)
+        channel.say(Ready())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(host.serve())
+            tasks.create_task(obey(channel, host))
+            while True:
+                await asyncio.sleep(ENGINE_POLL_S)
+                if not engine.alive():
+                    raise EngineDied("the engine's core process has died; its log is above")
+
+
+async def end_with_agent(channel: EngineChannel) -> None:
+    async for _ in channel.messages():
+        pass
+    end_group()
+
+
+async def obey(channel: EngineChannel, host: Host) -> None:
+    """The agent's word, and its end. `Finish` is answered with Idle."""
+    async for message in channel.messages():
+        if type(message) is Finish:
+            await drained(host, message.timeout_s)
+            host.rendezvous.close("drained", as_asked=True)
+            channel.say(Idle())
+            end_group_later()
+            raise Finished
+    host.rendezvous.close("the agent has died")
+    end_group_later()
+    await asyncio.sleep(IDLE_POLL_S)  # let the goodbye leave: it is how proxies learn at once
+    raise Finished
+
+
+async def drained(host: Host, timeout_s: float) -> None:
+    quiet = 0
+    for _ in range(int(timeout_s / IDLE_POLL_S)):
+        quiet = quiet + 1 if host.idle else 0
+        if quiet == QUIET_POLLS:
+            return
+        await asyncio.sleep(IDLE_POLL_S)
+
+
+def end_group() -> None:
+    """The engine's own children share our process group; none may outlive us."""
+    os.killpg(0, signal.SIGKILL)
+
+
+def end_group_later() -> None:
+    """Closing an engine tidies up its shared memory; one that hangs in it is killed all the same."""
+    timer = threading.Timer(CLOSE_S, end_group)
+    timer.daemon = True
+    timer.start()
+
+
+async def main(spec: WorkerSpec, placement: Placement) -> None:
+    channel: EngineChannel = await Channel.over(socket.socket(fileno=take_standard_input()), ENGINE_WORDS)
+    try:
+        await serve(spec, placement, channel)
+    except* Finished:
+        log.info("ended")
+    except* (EngineDied, RefusedForGood) as group:
+        reason = story(group)
+        log.error("%s", reason)
+        channel.say(Broken(reason))
+        await asyncio.sleep(IDLE_POLL_S)
+        raise SystemExit(1) from None
+
+
+def take_standard_input() -> int:
+    """The channel's descriptor, out of reach of the engine's own children: held by one, it would never end."""
+    channel = os.dup(0)
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    return channel
+
+
+def end_with(channel: int) -> None:
+    """A further node's rank blocks its thread and does not notice by itself that the others have gone."""
+    while os.read(channel, 4096):
+        pass
+    end_group()
+
+
+def run() -> None:
+    for number in SLURM_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    start_logging("engine")
+    spec = read_spec(Path(sys.argv[1]), WorkerSpec)
+    placement = read_spec(Path(sys.argv[2]), Placement)
+    if placement.node_rank > 0:
+        from workers.engines.vllm.engine import run_headless
+
+        threading.Thread(target=end_with, args=(take_standard_input(),), daemon=True).start()
+        run_headless(spec.engine, placement)
+    else:
+        uvloop.run(main(spec, placement))
+
+
+if __name__ == "__main__":
+    run()
