@@ -30,9 +30,9 @@ from launcher.control.effects import (
 )
 from launcher.control.endings import finish, long_drain_s
 from launcher.control.job_book import SETTLE_S, Job, JobBook, view_of
+from launcher.control.outlook import Outlook, outlook
 from launcher.control.succession import Policy, Standing, is_limited, last_safe
 from launcher.jobs import INNOCENT_ENDS, JobRecord, Row, job_name
-from launcher.planning.outlook import Outlook, outlook
 from launcher.rundir import STOP, Desired
 from workers.agent import lifecycle
 from workers.agent.walltime import WALLTIME
