@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from launcher import actions
+from launcher.batch.action import batch
 from launcher.config import choices, load
 from launcher.jobs import JobError
 from launcher.multirun import plan_all
@@ -33,6 +34,8 @@ python -m launcher action=logs run=NAME worker=NAME [follow=true]
 python -m launcher action=restart run=NAME [code=current]                   worker by worker, while it serves
 python -m launcher +cluster=NAME ... run=NAME key=value action=restart      the same with other settings or sizes
 python -m launcher action=stop run=NAME
+python -m launcher action=batch run=NAME batch.input=FILE batch.output=FILE   requests from a file, results into one
+python -m launcher +cluster=NAME ... action=batch batch.input=...             the same on a run of its own
 python -m launcher action=doctor [+cluster=NAME] [submit=true] [output=json]   what the site is like, what to set
 python -m launcher action=new-cluster name=NAME                            writes conf/cluster/NAME.yaml
 
@@ -54,6 +57,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.stop: actions.stop,
     Action.doctor: doctor,
     Action.new_cluster: new_cluster,
+    Action.batch: batch,
 }
 
 

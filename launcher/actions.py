@@ -173,7 +173,7 @@ def _sigterm_as_exception() -> Iterator[None]:
 
 
 def status(config: Config) -> int:
-    run, made = _existing(config)
+    run, made = existing_run(config)
     seen, source = current_status(run, made)
     if config.output is Output.json:
         print(msgspec.json.encode({"source": source, **msgspec.to_builtins(seen)}).decode())
@@ -184,7 +184,7 @@ def status(config: Config) -> int:
 
 def restart(config: Config) -> int:
     """Returns once the controller can find the new plan; the hand-overs are in `action=status`."""
-    run, old = _existing(config)
+    run, old = existing_run(config)
     made = restart_run(run, old, config)
     renewed = [planned.spec.worker for planned in made.workers if planned.revision == made.revision]
     gone = {planned.spec.worker for planned in old.workers} - {planned.spec.worker for planned in made.workers}
@@ -197,7 +197,7 @@ def restart(config: Config) -> int:
 
 
 def stop(config: Config) -> int:
-    run, made = _existing(config)
+    run, made = existing_run(config)
     progress = Progress()
     try:
         with progress.shown():
@@ -210,7 +210,7 @@ def stop(config: Config) -> int:
 
 
 def logs(config: Config) -> int:
-    run, _ = _existing(config)
+    run, _ = existing_run(config)
     names = ", ".join(sorted(path.name for path in run.logs.iterdir() if path.is_dir())) or "none yet"
     if config.worker is None:
         raise NoSuchRun(f"worker: logs needs to know whose; set worker=NAME; there are {names}")
@@ -229,7 +229,7 @@ def logs(config: Config) -> int:
     return 0
 
 
-def _existing(config: Config) -> tuple[RunDir, Plan]:
+def existing_run(config: Config) -> tuple[RunDir, Plan]:
     run = run_dir(config)
     if not run.plan.exists():
         known = sorted(path.parent.name for path in run.path.parent.glob("*/plan.json"))

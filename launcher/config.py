@@ -25,8 +25,8 @@ from launcher.schema import Action, Config
 from launcher.sweep import sweep_faults
 
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
-# Mappings whose keys belong to the engine, the shell or Slurm: any key may be set without Hydra's leading +.
-FREE_MAPPINGS = ("engine_args", "environment", "sbatch", "config_json")
+# Mappings whose keys belong to the engine, the shell, Slurm or requests: any key may be set without Hydra's leading +.
+FREE_MAPPINGS = ("engine_args", "environment", "sbatch", "config_json", "parameters")
 STARTS_A_RUN = (Action.up, Action.plan)
 LOOKS_AT_A_SITE = (Action.doctor, Action.new_cluster)
 

@@ -28,7 +28,8 @@ class KeyPair(msgspec.Struct, frozen=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """One entry of `api_keys.json`. `class` is `user`, or `reader` for what shows the run only."""
+    """One entry of `api_keys.json`. `class` is `user`, `batch` for requests that come after all others, or `reader`
+    for what shows the run only."""
 
     name: str
     hash: str  # SHA-256 of the key, hexadecimal
@@ -39,6 +40,10 @@ def api_key_file(folder: Path) -> Path:
     return folder / "api_key"
 
 
+def batch_key_file(folder: Path) -> Path:
+    return folder / "batch_key"
+
+
 def write_keys(folder: Path) -> None:
     """Make what is missing."""
     for party in PARTIES:
@@ -46,9 +51,13 @@ def write_keys(folder: Path) -> None:
         if not path.exists():
             public, secret = zmq.curve_keypair()
             write_json(path, KeyPair(public.decode(), secret.decode()))
-    keys = [("default", api_key_file(folder), "user"), ("default reader", folder / "reader_key", "reader")]
-    entries = [ApiKey(name, hashlib.sha256(_api_key(path).encode()).hexdigest(), kind) for name, path, kind in keys]
     if not (folder / "api_keys.json").exists():
+        keys = [
+            ("default", api_key_file(folder), "user"),
+            ("default batch", batch_key_file(folder), "batch"),
+            ("default reader", folder / "reader_key", "reader"),
+        ]
+        entries = [ApiKey(name, hashlib.sha256(_api_key(path).encode()).hexdigest(), kind) for name, path, kind in keys]
         write_json(folder / "api_keys.json", entries)
 
 

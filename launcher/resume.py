@@ -22,7 +22,7 @@ from launcher.view.present import how_to_return
 
 MAX_SHOWN = 8
 # What a config says about one call of the launcher, not about the run.
-OF_THE_CALL = frozenset({"action", "output", "worker", "follow", "timeout_s", "runs_dir", "code"})
+OF_THE_CALL = frozenset({"action", "output", "worker", "follow", "timeout_s", "runs_dir", "code", "batch"})
 # Of a plan: what may differ between two calls for the same run.
 CODE = "code"
 NOTES = "notes"
@@ -49,7 +49,7 @@ def lost_run(run: RunDir, made: Plan, config: Config) -> Plan | None:
     jobs = ", ".join(f"{row.name} (job {row.job}, {row.state})" for row in rows)
     if any(row.name == controller_name(made.run) for row in rows):
         raise _live(run, made, f"Slurm holds its jobs {jobs}")
-    return _same_plan(run, made, config, f"its controller is gone, and Slurm holds its jobs {jobs}")
+    return same_plan(run, made, config, f"its controller is gone, and Slurm holds its jobs {jobs}")
 
 
 def _is_of_our_job(owner: Owner, made: Plan) -> bool:
@@ -61,7 +61,8 @@ def _is_left(row: Row) -> bool:
     return not row.ended and row.job != slurm.surrounding_job()
 
 
-def _same_plan(run: RunDir, made: Plan, config: Config, held: str) -> Plan:
+def same_plan(run: RunDir, made: Plan, config: Config, held: str) -> Plan:
+    """The plan that lives, where it is the one asked for. Raises AlreadyLive."""
     if run.read_desired().target == STOP:
         raise AlreadyLive(f"run {made.run} was being stopped: {held}\n{how_to_return(run, made.run)}")
     old = run.read_plan()

@@ -23,6 +23,7 @@ class Action(Enum):
     stop = "stop"
     doctor = "doctor"
     new_cluster = "new_cluster"
+    batch = "batch"
 
 
 class CodeOf(Enum):
@@ -194,6 +195,23 @@ class ProxyConfig:
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
 
 
+class BatchOrder(Enum):
+    input = "input"  # as in the input, written at the end
+    finish = "finish"  # as they finish, while it runs
+
+
+@dataclass(slots=True, kw_only=True)
+class BatchConfig:
+    """Of action=batch."""
+
+    input: Any = None  # a file, a glob, or a list of them
+    output: str | None = None
+    errors: str | None = None  # null: beside the output
+    order: BatchOrder = BatchOrder.input
+    parameters: dict[str, Any] = field(default_factory=dict)  # of plain lines that do not say otherwise
+    deadline: str | None = None  # 2026-05-01T08:00 or 3h30m: it stops cleanly before
+
+
 @dataclass(slots=True, kw_only=True)
 class ControllerConfig:
     """Controller and proxy together: one small CPU job, or this terminal."""
@@ -227,3 +245,4 @@ class Config:
     pools: dict[str, PoolConfig] = field(default_factory=dict)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)

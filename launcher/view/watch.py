@@ -6,6 +6,8 @@ Owns nothing. How a launch failed is a `Failure`, whoever found it out.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 from launcher.control.effects import Failure
 from launcher.job import Plan
@@ -17,6 +19,7 @@ from launcher.view.progress import Progress
 from launcher.view.status import STALE_S, RunStatus
 
 LOOK_EVERY_S = 0.5
+T = TypeVar("T")
 
 
 class LaunchFailed(Exception):
@@ -31,15 +34,32 @@ def await_ready(
     run: RunDir, plan: Plan, controlled: Controlled, progress: Progress, timeout_s: float | None
 ) -> Endpoint:
     """Raises LaunchFailed."""
+    return _await(run, plan, controlled, progress, timeout_s, lambda status: _endpoint(run, status))
+
+
+def await_url(run: RunDir, plan: Plan, controlled: Controlled, progress: Progress, timeout_s: float | None) -> str:
+    """Where requests can be sent, whether or not a worker is there. Raises LaunchFailed."""
+    return _await(run, plan, controlled, progress, timeout_s, lambda status: status.url or None)
+
+
+def _await(
+    run: RunDir,
+    plan: Plan,
+    controlled: Controlled,
+    progress: Progress,
+    timeout_s: float | None,
+    wanted: Callable[[RunStatus], T | None],
+) -> T:
     deadline = float("inf") if timeout_s is None else time.monotonic() + timeout_s
     next_question = 0.0
     while True:
         status = read_optional(run.status, RunStatus)
         if status is not None:
             progress.show(status)
-            endpoint = _outcome(run, plan, status)
-            if endpoint is not None:
-                return endpoint
+            _check_status(plan, status)
+            found = wanted(status)
+            if found is not None:
+                return found
         _check_process(plan, controlled)
         silent = status is None or time.time() - status.written_at > STALE_S
         if controlled.job and silent and time.monotonic() >= next_question:
@@ -50,11 +70,14 @@ def await_ready(
         time.sleep(LOOK_EVERY_S)
 
 
-def _outcome(run: RunDir, plan: Plan, status: RunStatus) -> Endpoint | None:
+def _check_status(plan: Plan, status: RunStatus) -> None:
     if status.failure is not None:
         raise LaunchFailed(status.failure)
     if status.ended:
         raise LaunchFailed(_controller_failure(plan, "", "the run was stopped before it was ready"))
+
+
+def _endpoint(run: RunDir, status: RunStatus) -> Endpoint | None:
     endpoint = read_optional(run.endpoint, Endpoint) if status.ready else None
     return endpoint if endpoint is not None and endpoint.url == status.url else None  # not an earlier proxy's
 
