@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import msgspec
 import uvloop
@@ -84,9 +84,9 @@ def _opened(job: BatchJob, folder: BatchDir, made: Plan) -> Iterator[_Opened]:
         survey = look(given, store)
         left = survey.num_lines - len(store)
         display.say(f"{survey.num_lines} requests, {left} left to do, {survey.num_bad} lines are wrong")
-        outputs = Outputs(folder.output, job.errors or folder.errors, in_order=job.in_order)
-        files = Files(store, outputs, ownership)
-        yield _Opened(Drive(given, survey, files, job.deadline, display), files)
+        with closing(Outputs(folder.output, job.errors or folder.errors, in_order=job.in_order)) as outputs:
+            files = Files(store, outputs, ownership)
+            yield _Opened(Drive(given, survey, files, job.deadline, display), files)
     finally:
         store.close()
         ownership.release()

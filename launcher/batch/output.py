@@ -42,10 +42,14 @@ class Outputs:
 
     def end(self, store: Store) -> None:
         """Raises OSError."""
-        for file in self._files:
-            file.close()
+        self.close()
         if self._in_order:
             self._write(store)
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        self._files = []
 
     def _write(self, store: Store) -> None:
         partial = [path.with_name(f".{path.name}.partial") for path in self._paths]

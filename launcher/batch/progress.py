@@ -70,7 +70,6 @@ Effect = Send | Keep
 class Try:
     request: Request
     sent_at: float
-    num_beside: int
     suspect: bool
 
 
@@ -166,7 +165,7 @@ class Progress:
                 return
             suspect = bool(self._tries.get(request.ordinal, Counter())[Kind.CRASHED])
             self._suspect_runs |= suspect
-            self._in_flight[request.ordinal] = Try(request, now, len(self._in_flight) + 1, suspect)
+            self._in_flight[request.ordinal] = Try(request, now, suspect)
             self._out.append(Send(request))
 
     def _next(self, now: float) -> Request | None:
@@ -185,7 +184,7 @@ class Progress:
         if answer.kind is Kind.DONE:
             took_s = now - tried.sent_at
             self.drain_s = max(took_s, FORGET * self.drain_s)
-            self.pace.answered(took_s, answer.waited_s, tried.num_beside)
+            self.pace.answered(took_s, answer.waited_s, len(self._in_flight) + 1)
             self.figures.count(usage_of(answer.body))
             self._keep(tried.request, result_line(tried.request, answer), ok=True)
         elif answer.kind is Kind.REFUSED:

@@ -37,6 +37,7 @@ class Store:
         self._file.seek(0)
         magic = self._file.read(len(MAGIC))
         if not MAGIC.startswith(magic):
+            self._file.close()
             raise NotResults(f"{self.path} is not a file of results")
         end = len(MAGIC)
         if len(magic) < len(MAGIC):

@@ -80,8 +80,17 @@ def test_keys_are_kept_and_only_the_hash_is_shared(run: RunDir) -> None:
     before = {path.name: path.read_bytes() for path in run.keys.iterdir()}
     write_keys(run.keys)
     assert {path.name: path.read_bytes() for path in run.keys.iterdir()} == before
-    assert set(before) == {"proxy.json", "worker.json", "controller.json", "api_key", "reader_key", "api_keys.json"}
-    keys = {kind: before[name].decode() for name, kind in (("api_key", "user"), ("reader_key", "reader"))}
+    assert set(before) == {
+        "proxy.json",
+        "worker.json",
+        "controller.json",
+        "api_key",
+        "batch_key",
+        "reader_key",
+        "api_keys.json",
+    }
+    files = {"user": "api_key", "batch": "batch_key", "reader": "reader_key"}
+    keys = {kind: before[name].decode() for kind, name in files.items()}
     assert all(key.startswith("sk-sluice-") and len(key) > 40 for key in keys.values())
     assert [(entry["class"], entry["hash"]) for entry in msgspec.json.decode(before["api_keys.json"])] == [
         (kind, hashlib.sha256(key.encode()).hexdigest()) for kind, key in keys.items()
