@@ -31,12 +31,12 @@ from launcher.batch.store import NotResults, Store
 from launcher.batch.summary import Outcome, Summary, outcome_of, text
 from launcher.batch.survey import Changed, Input, look
 from launcher.job import Plan
+from launcher.rundir import RunDir
+from launcher.scheduler.slurm import surrounding_job
+from launcher.schema import Config
+from launcher.start import plan_run
 from launcher.view.present import failure_text
 from launcher.view.progress import Progress
-from launcher.rundir import RunDir
-from launcher.schema import Config
-from launcher.scheduler.slurm import surrounding_job
-from launcher.start import plan_run
 from launcher.view.watch import LaunchFailed
 from workers.spec import write_json
 

@@ -13,18 +13,18 @@ from contextlib import contextmanager
 
 import msgspec
 
-from launcher.planning import models
 from launcher.batch.http_pool import Target
+from launcher.control.ownership import living_owner
 from launcher.job import Plan
 from launcher.keys import api_key_file, batch_key_file
-from launcher.control.ownership import living_owner
-from launcher.view.progress import Progress
+from launcher.planning import models
 from launcher.resume import AlreadyLive, lost_run, same_plan
 from launcher.rundir import SERVE, RunDir, read_optional
 from launcher.schema import Config
 from launcher.start import Controlled, plan_run, start_controller, write_run
-from launcher.view.status import RunStatus
 from launcher.stopping import stop_run
+from launcher.view.progress import Progress
+from launcher.view.status import RunStatus
 from launcher.view.watch import await_url
 
 GOING_S = 60.0  # for what is left of a run on this machine whose launcher was killed

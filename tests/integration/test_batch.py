@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.local import run_processes
 from launcher.rundir import RunDir
+from launcher.scheduler.local import run_processes
 from tests.batching import batch_arguments, batch_command, openai_line, read_lines, text_of, texts, write_lines
 from tests.launching import Launch, environment, launch, nothing_left
 
