@@ -165,6 +165,7 @@ class LimitsConfig:
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 32 << 20
     max_total_body_bytes: int = 512 << 20
+    max_total_resumable_bytes: int = 512 << 20
     max_queued: int = 1024
     max_prompt_trace_bytes: int = 256 << 20
     stream_buffer_bytes: int = 1 << 20

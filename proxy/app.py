@@ -144,6 +144,7 @@ class App:
             headers=routes.to_engine(exchange.headers),
             body=exchange.body,
             wants_trace=prompt is not None,
+            wants_ids=streams and demand.whole_because is None,
         )
         flight = self._dispatch.fly(envelope, client, demand, streams=streams)
         flight.prompt = prompt

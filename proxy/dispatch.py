@@ -1,7 +1,7 @@
 """The shell around the proxy's cores: what comes over links becomes events, effects become messages and answers.
 
-Owns the links, the clients that wait and the streams under way. The streaming path is `on_message` for
-a Chunk: one look-up, one write. Knows neither HTTP's routes nor Slurm.
+Owns the links and the clients that wait. The streaming path, `on_chunk`, is that of `streams`. Knows neither
+HTTP's routes nor Slurm.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from proxy.fleet.worker import Key, Peer
 from proxy.flights import flight_events as ev
 from proxy.flights.flight import Flight
 from proxy.flights.flights import Flights
+from proxy.flights.streams import Stream, Streams
 from proxy.http.clients import Client
 from proxy.link import Links
 from proxy.monitoring.journal import GONE, LOST, Journal
@@ -48,7 +48,6 @@ from workers.message import Message
 from workers.protocol import (
     PROTOCOL,
     Cancelled,
-    Chunk,
     End,
     Failed,
     Load,
@@ -66,16 +65,6 @@ log = logging.getLogger("sluice.proxy")
 TICK_S = 0.25
 OK = 200
 VIEW_DELAY_S = 0.05  # changes that come together are told together
-
-
-@dataclass(slots=True, eq=False)
-class Stream:
-    """An answer on its way to a client."""
-
-    flight: Flight
-    write: Callable[[bytes], None]
-    status: int
-    began_at: float
 
 
 class Dispatch:
@@ -102,6 +91,8 @@ class Dispatch:
         self.totals = Totals()
         self.traffic = self.totals.traffic
         self.digests = DigestFollower(self.index, self.totals, self._send, spec.routing)
+        self._streams = Streams(self.totals)
+        self.on_chunk = self._streams.on_chunk
         self.links = Links(context, address, port, curve, zap, self)
         self.board = JobBoard()
         self.journal = Journal()
@@ -109,7 +100,6 @@ class Dispatch:
         self.turns = Turns(spec.max_loading)
         self._drains = Drains(self.fleet, self.flights)
         self._clients: dict[int, Client] = {}
-        self._streams: dict[int, Stream] = {}
         self._session = secrets.token_hex(3)
         self._num_requests = 0
         self._view_scheduled = False
@@ -192,6 +182,10 @@ class Dispatch:
             self._send(effect.worker, effect.message)
         elif isinstance(effect, ev.Begin):
             self._begin(effect.flight, effect.start)
+        elif isinstance(effect, ev.Suspend):
+            self._streams.suspend(effect.rid)
+        elif isinstance(effect, ev.Continue):
+            self._streams.go_on(effect.start, effect.flight)
         elif isinstance(effect, ev.Finish):
             self._take_client(effect.flight).finish(effect.data)
         elif isinstance(effect, ev.Reject):
@@ -212,7 +206,7 @@ class Dispatch:
     def _begin(self, flight: Flight, start: Start) -> None:
         client = self._clients[flight.id]
         now = self._loop.time()
-        self._streams[start.rid] = Stream(flight, client.write, start.status, now)
+        self._streams.begin(start.rid, Stream(flight, client.write, start.status, now))
         if start.status == OK:
             self.traffic.began(flight, now, time.time())
         assert flight.route is not None
@@ -224,8 +218,7 @@ class Dispatch:
             self.traffic.ended(stream.flight, stream.began_at, end, self._loop.time(), time.time())
 
     def _take_client(self, flight: Flight) -> Client:
-        if flight.leg is not None:
-            self._streams.pop(flight.leg, None)
+        self._streams.end(flight)
         return self._clients.pop(flight.id)
 
     # ------------------------------------------------------------ links
@@ -237,13 +230,6 @@ class Dispatch:
         self.board.joined(peer)
         self.links.send(peer, self._registered(hello.protocol))
         self._tell_controllers()
-
-    def on_chunk(self, chunk: Chunk, now: float) -> None:
-        stream = self._streams.get(chunk.rid)
-        if stream is not None:
-            stream.flight.progress_at = now
-            self.totals.num_chunks += 1
-            stream.write(chunk.data)
 
     def on_message(self, peer: Peer, message: Any) -> None:
         kind = type(message)

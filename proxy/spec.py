@@ -22,6 +22,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     max_header_bytes: int = 32 << 10
     max_body_bytes: int = 32 << 20
     max_total_body_bytes: int = 512 << 20  # of all requests that are not answered yet
+    max_total_resumable_bytes: int = 512 << 20  # bodies of streams that could go on elsewhere; beyond, they cannot
     max_queued: int = 1024
     max_prompt_trace_bytes: int = 256 << 20  # what is remembered of prompts, for policies that look at caches
     stream_buffer_bytes: int = 1 << 20  # unsent bytes of one slow client before it is cut off

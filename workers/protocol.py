@@ -69,6 +69,18 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     dp_rank: int = 0
 
 
+class Resume(msgspec.Struct, frozen=True, array_like=True):
+    """A stream's answer so far: what its client has of it, and the tokens that it was made of.
+
+    There may be tokens whose text has not been sent; there are no bytes of tokens that are not here.
+    """
+
+    output_ids: bytes  # see `workers.output_ids`
+    num_bytes: int  # of the body
+    created: int  # as the answer's events say
+    num_resumed: int  # how often the stream has been taken up, this time included
+
+
 class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     """What a loaded engine is able to do, as the engine itself reports it."""
 
@@ -144,7 +156,9 @@ class Start(Message, frozen=True, tag="start"):
     rid: int
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    data: bytes = b""  # the beginning of the body
+    data: bytes = b""  # the beginning of the body, or of what is new of it in a resumed stream
+    output_ids: bytes = b""  # of which it was made; empty: this answer cannot be taken up elsewhere
+    created: int = 0  # as its events say
 
 
 class Chunk(Message, frozen=True, tag="c"):
@@ -152,6 +166,7 @@ class Chunk(Message, frozen=True, tag="c"):
 
     rid: int
     data: bytes
+    output_ids: bytes = b""  # the engine's new ones until then
 
 
 class End(Message, frozen=True, tag="end"):
@@ -236,9 +251,10 @@ class Submit(Message, frozen=True, tag="submit"):
     priority: int = 0
     deadline_s: float | None = None  # seconds from receipt after which nobody waits any more
     ticket: Ticket | None = None
-    output_ids: tuple[int, ...] = ()  # of a resumed stream: the tokens the client already has
+    resume: Resume | None = None
     dp_rank: int = 0
     wants_trace: bool = False  # of the prompt: a PromptTrace
+    wants_ids: bool = False  # of the output, beside the answer's bytes, so that it can be taken up elsewhere
 
 
 class Cancel(Message, frozen=True, tag="cancel"):

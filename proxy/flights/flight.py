@@ -2,7 +2,8 @@
 
     queued -> prefill -> decode -> streaming -> ended
        '--------------------^          a whole request skips prefill
-    queued | prefill | decode -> queued: tried again elsewhere, while nothing was sent to the client
+    queued | prefill | decode -> queued: tried again elsewhere
+    streaming -> queued: taken up elsewhere, behind the tokens that its client has
 
 Owns what a step may be, not when it is taken: that is `flights`.
 """
@@ -31,14 +32,14 @@ NEXT: dict[State, frozenset[State]] = {
     State.QUEUED: frozenset({State.PREFILL, State.DECODE, State.ENDED}),
     State.PREFILL: frozenset({State.DECODE, State.QUEUED, State.STREAMING, State.ENDED}),
     State.DECODE: frozenset({State.STREAMING, State.QUEUED, State.ENDED}),
-    State.STREAMING: frozenset({State.ENDED}),
+    State.STREAMING: frozenset({State.QUEUED, State.ENDED}),
     State.ENDED: frozenset(),
 }
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """One request. `progress_at` is touched by the shell when bytes arrive for its client."""
+    """One request. When bytes arrive for its client, the shell moves `progress_at` and counts them and their tokens."""
 
     id: int
     request_id: str
@@ -51,6 +52,12 @@ class Flight:
     attempts: int = 0
     route: Route | None = None
     leg: int | None = None  # rid on the wire
+    begun: bool = False  # its client has the head of its answer
+    kept_bytes: int = 0  # of its body, while the answer can be taken up elsewhere
+    num_sent_bytes: int = 0  # of the answer's body
+    output_ids: bytearray = field(default_factory=bytearray)  # of which these were made
+    num_resumed: int = 0
+    created: int = 0  # as the answer's events say
     prompt: PromptKey | None = None  # under this its worker's trace of the prompt is learnt
     held_tokens: int = 0  # counted where it decodes
     cached_tokens: int = 0  # of its prompt, where it was computed, by that engine's word
@@ -76,6 +83,7 @@ class LegRecord:
     place: Worker | None
     ticket: str | None = None
     cancelled: bool = False
+    num_resumed_tokens: int = 0  # of the output, from workers before this one
     sent_at: float = 0.0
     computed_at: float | None = None
     stalls_before_s: float = 0.0  # what prompts had taken there by then

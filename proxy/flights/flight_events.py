@@ -57,6 +57,20 @@ class Begin(msgspec.Struct, frozen=True):
     start: Start
 
 
+class Suspend(msgspec.Struct, frozen=True):
+    """The answer does not come from this leg any more: whatever its worker still sends is void."""
+
+    flight: Flight
+    rid: int
+
+
+class Continue(msgspec.Struct, frozen=True):
+    """The answer goes on with these bytes; its chunks follow under the leg's id."""
+
+    flight: Flight
+    start: Start
+
+
 class Finish(msgspec.Struct, frozen=True):
     """The answer is complete with these bytes."""
 
@@ -84,4 +98,4 @@ class Drop(msgspec.Struct, frozen=True):
     flight: Flight
 
 
-Effect = Send | Begin | Finish | Reject | Break | Drop
+Effect = Send | Begin | Suspend | Continue | Finish | Reject | Break | Drop

@@ -2,7 +2,7 @@
 
 Pure: one mutator, `apply(event, now) -> effects`; no clock, socket or log. Owns the queue and the legs
 on the wire; `given_work` counts what they are to their workers. It never sees a chunk of an answer: the shell passes
-those straight to the client once `Begin` has named the leg.
+those straight to the client once `Begin` or `Continue` has named the leg.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from proxy.flights import flight_events as ev
 from proxy.flights import given_work
 from proxy.flights.flight import Flight, LegRecord, State
 from proxy.flights.open_tickets import Notice, OpenTickets
+from proxy.flights.resuming import Resumables, resumable, resume
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Route, Router
 from proxy.spec import Deadlines, Limits
 from workers.digest.chains import unpack
 from workers.kv_messages import Computed, PromptTrace
+from workers.output_ids import ID_BYTES
 from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Start, Ticket
 
 MAX_ATTEMPTS = 3
@@ -49,6 +51,7 @@ class Flights:
         self.legs: dict[int, LegRecord] = {}
         self.tickets = OpenTickets(fleet)
         self.decided: deque[tuple[str, Route]] = deque(maxlen=NUM_DECIDED)  # the last, for people who look
+        self.resumables = Resumables(limits.max_total_resumable_bytes)
         self._out: list[ev.Effect] = []
 
     def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
@@ -118,6 +121,7 @@ class Flights:
     def _send_leg(self, leg: LegRecord, ticket: Ticket | None, deadline_s: float | None, now: float) -> None:
         self._next_rid += 1
         rid = leg.flight.leg = self._next_rid
+        leg.num_resumed_tokens = len(leg.flight.output_ids) // ID_BYTES
         self.legs[rid] = leg
         given_work.begin(leg, rid, self._index, now)
         submit = msgspec.structs.replace(leg.flight.submit, rid=rid, leg=leg.kind, ticket=ticket, deadline_s=deadline_s)
@@ -148,7 +152,7 @@ class Flights:
 
     def _leg_computed(self, leg: LegRecord, told: Computed | Prefilled, now: float) -> None:
         """A decode leg computes only the last token of its prompt."""
-        if leg.kind != Leg.DECODE:
+        if leg.kind != Leg.DECODE and not leg.flight.begun:
             leg.flight.cached_tokens = told.num_cached_tokens
         given_work.computed(leg, told.num_prompt_tokens - told.num_cached_tokens, self._index, now)
 
@@ -183,15 +187,22 @@ class Flights:
         self._notify(self.tickets.read(leg.ticket))
         flight = leg.flight
         flight.move(State.STREAMING, now)
-        flight.submit = msgspec.structs.replace(flight.submit, body=b"")  # it is not tried again from here on
-        self._out.append(ev.Begin(flight, start))
+        flight.attempts = 0
+        flight.output_ids += start.output_ids
+        flight.num_sent_bytes += len(start.data)
+        if flight.begun:
+            self._out.append(ev.Continue(flight, start))
+        else:
+            flight.begun = True
+            self.resumables.keep(flight, start)
+            self._out.append(ev.Begin(flight, start))
 
     def _answer_ended(self, end: End, now: float) -> None:
         leg = self._take_leg(end.rid)
         if leg is None:
             return
         self._notify(self.tickets.read(leg.ticket))
-        given_work.answered(leg, end.num_output_tokens, now)
+        given_work.answered(leg, end.num_output_tokens - leg.num_resumed_tokens, now)
         if not leg.cancelled:
             self._end(leg.flight, now)
             self._out.append(ev.Finish(leg.flight, end.data))
@@ -205,13 +216,14 @@ class Flights:
             return
         flight = leg.flight
         error = WorkerFailed(f"worker {leg.worker.key[0]}: {failed.reason}")
-        if flight.state is State.STREAMING:
-            self._end(flight, now)
-            self._out.append(ev.Break(flight, error))
-        elif failed.retryable:
-            self._again(flight, error.message, now, avoid=leg.worker.key)
-        else:
+        streaming = flight.state is State.STREAMING
+        if not failed.retryable or (streaming and not resumable(flight)):
             self._fail(flight, error, now)
+            return
+        if streaming:
+            self._out.append(ev.Suspend(flight, failed.rid))
+            resume(flight, leg)
+        self._again(flight, error.message, now, avoid=leg.worker.key)
 
     def _leg_cancelled(self, cancelled: Cancelled, now: float) -> None:
         leg = self._take_leg(cancelled.rid)
@@ -221,12 +233,12 @@ class Flights:
     # ------------------------------------------------------------ ends
 
     def _again(self, flight: Flight, why: str, now: float, avoid: Key | None = None) -> None:
-        """Nothing was sent yet: try elsewhere, and whole once hand-overs have failed."""
+        """Try elsewhere, and whole once hand-overs have failed. Where nobody serves it waits for somebody."""
         flight.leg = None
         if flight.attempts >= MAX_ATTEMPTS or flight.demand.forced is not None:
             self._fail(flight, WorkerFailed(f"{why} (attempt {flight.attempts} of {MAX_ATTEMPTS})"), now)
             return
-        if not self._fleet.serving and not self._fleet.awaited:
+        if not (flight.begun or self._fleet.serving or self._fleet.awaited):
             self._fail(flight, NoWorker(f"{why}; no other worker is ready", retry_after_s=RETRY_AFTER_S), now)
             return
         avoided = flight.demand.avoid | ({avoid} if avoid is not None else set())
@@ -241,11 +253,12 @@ class Flights:
 
     def _fail(self, flight: Flight, error: ApiError, now: float) -> None:
         self._end(flight, now)
-        self._out.append(ev.Reject(flight, error))
+        self._out.append(ev.Break(flight, error) if flight.begun else ev.Reject(flight, error))
 
     def _end(self, flight: Flight, now: float) -> None:
         flight.move(State.ENDED, now)
         self.open.pop(flight.id, None)
+        self.resumables.forget(flight)
 
     def _client_gone(self, event: ev.ClientGone, now: float) -> None:
         flight = event.flight
@@ -301,12 +314,11 @@ class Flights:
     def _expire(self, flight: Flight, now: float) -> None:
         state, limit_s = flight.state, self._limit_s(flight)
         self._withdraw(flight)
-        self._end(flight, now)
         if state is State.QUEUED:
             error: ApiError = NoWorker(f"waited {limit_s:.0f} s for a free worker", retry_after_s=RETRY_AFTER_S)
         else:
             error = Deadline(f"{state.value} took more than {limit_s:.0f} s")
-        self._out.append(ev.Break(flight, error) if state is State.STREAMING else ev.Reject(flight, error))
+        self._fail(flight, error, now)
 
 
 _HANDLERS: dict[type[ev.Event], Callable[[Flights, Any, float], None]] = {

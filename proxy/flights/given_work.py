@@ -17,7 +17,8 @@ from workers.protocol import Leg
 
 def take_place(flight: Flight, route: Route) -> None:
     if not flight.demand.scrape:
-        flight.held_tokens = flight.demand.num_tokens
+        # The same wherever it goes: a place that it has left may be given back later.
+        flight.held_tokens = flight.held_tokens or flight.demand.num_tokens
         route.decode.num_decodes += 1
         route.decode.held_tokens += flight.held_tokens
 

@@ -48,6 +48,7 @@ class Scrape:
             ("sluice_uncached_prompt_tokens", "Of these, computed.", traffic.prompt_tokens - traffic.cached_tokens),
             ("sluice_output_tokens", "Of answered requests.", traffic.output_tokens),
             ("sluice_chunks", "Pieces of answers passed to clients.", self._totals.num_chunks),
+            ("sluice_resumed_streams", "Streams taken up by another worker.", self._totals.num_resumed),
             ("sluice_digest_resyncs", "Snapshots of caches asked for anew.", self._totals.num_resyncs),
         ):
             yield CounterMetricFamily(name, text, value=total)

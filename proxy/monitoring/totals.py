@@ -17,6 +17,7 @@ class Totals(msgspec.Struct):
     requests: dict[tuple[str, int], int] = msgspec.field(default_factory=dict)
     num_chunks: int = 0
     num_resyncs: int = 0  # of workers' digests
+    num_resumed: int = 0  # streams taken up elsewhere
     traffic: Traffic = msgspec.field(default_factory=Traffic)
 
     def answered(self, path: str, status: int) -> None:
@@ -33,4 +34,5 @@ class Totals(msgspec.Struct):
             add(self.requests, answer, number)
         self.num_chunks += other.num_chunks
         self.num_resyncs += other.num_resyncs
+        self.num_resumed += other.num_resumed
         self.traffic.include(other.traffic)

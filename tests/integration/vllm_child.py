@@ -49,7 +49,7 @@ class Said:
         self.status = message.status
         self.body += message.data
 
-    def send_data(self, rid: int, data: bytes) -> None:
+    def send_data(self, rid: int, data: bytes, output_ids: bytes = b"") -> None:
         self.body += data
 
     def room(self) -> None:

@@ -5,12 +5,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from workers.engines import Event
 from workers.host.answer import Answer, scope_of
 from workers.host.calls import Call, CallRefused
 from workers.message import Message
-from workers.protocol import Chunk, Leg, Start, Submit
+from workers.output_ids import pack
+from workers.protocol import Chunk, Leg, Resume, Start, Submit
 
 HEADERS = ((b"content-type", b"text/event-stream"),)
 BODY = b'{"model": "tiny"}'
@@ -23,15 +25,28 @@ def submit(leg: str = Leg.WHOLE) -> Submit:
 class Gate:
     """One call with its answer, what the app sends into it and what leaves."""
 
-    def __init__(self, leg: str = Leg.WHOLE, room: Callable[[], Awaitable[object] | None] = lambda: None) -> None:
+    def __init__(
+        self,
+        leg: str = Leg.WHOLE,
+        room: Callable[[], Awaitable[object] | None] = lambda: None,
+        *,
+        keeps_ids: bool = False,
+        resume: Resume | None = None,
+    ) -> None:
         self.out: list[Message | bytes] = []
         self.room = room
         self.send = self.out.append
         self.call = Call("req-7", leg, None, 0.0, 30.0, lambda: 0.0, lambda: None)
-        self.answer = Answer(submit(leg), self.call, self, self.out.append)
+        self.call.keeps_ids = keeps_ids
+        self.call.resume = resume
+        self.answer = Answer(replace(submit(leg), resume=resume), self.call, self, self.out.append)
 
-    def send_data(self, rid: int, data: bytes) -> None:
-        self.send(Chunk(rid, data))
+    def send_data(self, rid: int, data: bytes, output_ids: bytes = b"") -> None:
+        self.send(Chunk(rid, data, output_ids))
+
+    def output(self, *token_ids: int, finished: bool = False) -> None:
+        self.call.outputs(token_ids, finished=finished)
+        self.call.output(len(token_ids), 0, 0)
 
     async def start(self, status: int = 200) -> None:
         await self.answer.send({"type": "http.response.start", "status": status, "headers": [*HEADERS]})
@@ -161,3 +176,107 @@ def test_the_scope_carries_the_envelope() -> None:
     assert headers[b"accept"] == b"*/*"
     assert headers[b"content-length"] == str(len(BODY)).encode()
     assert headers[b"x-request-id"] == b"req-7"
+
+
+# ---------------------------------------------------------------- streams that can go on elsewhere
+
+FIRST = b'data: {"created":1700000000,"text":"a"}\n\n'
+SECOND = b'data: {"created":1700000000,"text":"b"}\n\n'
+LATER = b'data: {"created":1700000009,"text":"b"}\n\n'
+END = b"data: [DONE]\n\n"
+
+
+def test_tokens_travel_with_the_bytes_that_were_made_of_them_or_before() -> None:
+    async def scenario() -> None:
+        gate = Gate(keeps_ids=True)
+        gate.call.begin(10, 1)
+        await gate.start()
+        gate.output(5)
+        await gate.body(FIRST)
+        gate.output(6)  # no text of it yet
+        gate.output(7, 8)
+        await gate.body(SECOND)
+        assert gate.out == [
+            Start(7, 200, HEADERS, FIRST, pack([5]), 1700000000),
+            Chunk(7, SECOND, pack([6]) + pack([7, 8])),
+        ]
+
+    asyncio.run(scenario())
+
+
+def test_what_the_last_token_brings_leaves_only_with_the_end() -> None:
+    async def scenario() -> None:
+        gate = Gate(keeps_ids=True)
+        gate.call.begin(10, 1)
+        await gate.start()
+        gate.output(5)
+        await gate.body(FIRST)
+        gate.output(6, finished=True)
+        await gate.body(SECOND)
+        assert len(gate.out) == 1
+        await gate.body(END, more=False)
+        assert gate.out[1:] == [SECOND + END]
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_of_one_token_leaves_whole() -> None:
+    async def scenario() -> None:
+        gate = Gate(keeps_ids=True)
+        gate.call.begin(10, 1)
+        await gate.start()
+        gate.output(5, finished=True)
+        await gate.body(FIRST)
+        assert gate.out == []
+        await gate.body(END, more=False)
+        assert gate.out == [Start(7, 200, HEADERS, FIRST + END, pack([5]), 1700000000), b""]
+
+    asyncio.run(scenario())
+
+
+def resumed(num_bytes: int) -> Gate:
+    gate = Gate(keeps_ids=True, resume=Resume(pack([5]), num_bytes, 1700000000, 1))
+    gate.call.begin(10, 1)
+    return gate
+
+
+def test_a_replay_shows_nothing_before_the_engine_has_something_new() -> None:
+    async def scenario() -> None:
+        gate = resumed(len(FIRST))
+        await gate.start()
+        await gate.body(FIRST.replace(b"00,", b"09,"))
+        assert gate.out == []
+        gate.output(6)
+        await gate.body(LATER)
+        assert gate.out == [Start(7, 200, HEADERS, SECOND, pack([6]), 1700000000)]
+
+    asyncio.run(scenario())
+
+
+def test_a_replay_that_ends_at_once_is_marked() -> None:
+    async def scenario() -> None:
+        gate = resumed(len(FIRST))
+        await gate.start()
+        await gate.body(FIRST)
+        gate.output(6, finished=True)
+        await gate.body(SECOND)
+        await gate.body(END, more=False)
+        (start, end) = gate.out
+        assert isinstance(start, Start) and end == b""
+        assert start.data == SECOND.replace(b"}", b',"sluice":{"resumed":1,"resampled":false}}') + END
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("status", "num_bytes"), [(400, 0), (200, 1000), (200, 7)])
+def test_an_answer_that_does_not_continue_the_stream_is_a_failure(status: int, num_bytes: int) -> None:
+    async def scenario() -> None:
+        gate = resumed(num_bytes)
+        gate.call.output(1, 0, 10)
+        await gate.start(status)
+        with pytest.raises(CallRefused, match="could not be continued"):
+            await gate.body(FIRST, more=False)
+        assert gate.call.failure is not None and not gate.call.failure.retryable
+        assert gate.out == []
+
+    asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
 
 import pytest
@@ -16,19 +17,25 @@ from proxy.flights import flight_events as fl
 from proxy.flights.flight import Flight, State
 from proxy.flights.flights import Flights
 from proxy.flights.open_tickets import holder_of
+from proxy.flights.resuming import MAX_RESUMED
+from proxy.flights.streams import Stream, Streams
+from proxy.monitoring.totals import Totals
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
 from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
+from workers.output_ids import groups, pack
 from workers.protocol import (
     Cancel,
     Cancelled,
+    Chunk,
     End,
     Failed,
     Leg,
     Part,
     Prefilled,
     Release,
+    Resume,
     Start,
     Submit,
     TicketClosed,
@@ -38,7 +45,7 @@ from workers.protocol import (
 class World:
     """Cores and what they sent."""
 
-    def __init__(self, num_prefill: int = 1, num_decode: int = 1) -> None:
+    def __init__(self, num_prefill: int = 1, num_decode: int = 1, limits: Limits | None = None) -> None:
         self.fleet = Fleet(proxy_spec())
         for i in range(num_prefill):
             bring_up(self.fleet, f"prefill-{i}")
@@ -46,7 +53,7 @@ class World:
             bring_up(self.fleet, f"decode-{i}")
         self.index = PrefixIndex()
         router = Router(RoutingSpec(), Random(1))
-        self.flights = Flights(self.fleet, self.index, router, Limits(max_queued=8), Deadlines())
+        self.flights = Flights(self.fleet, self.index, router, limits or Limits(max_queued=8), Deadlines())
         self.now = 0.0
 
     def apply(self, event: fl.Event) -> list[fl.Effect]:
@@ -135,11 +142,87 @@ def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None
     assert only(effects, fl.Reject).error.status == 502  # type: ignore[union-attr]
 
 
-def test_a_stream_that_has_begun_is_broken_off() -> None:
-    world = World()
+def test_a_stream_whose_tokens_are_not_told_is_broken_off() -> None:
+    world = World(num_decode=2)
     rid, _ = split(world, flight(1))
     world.apply(Start(rid, 200, ()))
-    assert isinstance(only(world.lose(("decode-0", 0)), fl.Break), fl.Break)
+    lost = world.flights.legs[rid].worker.key
+    assert isinstance(only(world.lose(lost), fl.Break), fl.Break)
+
+
+def begin(world: World, request: Flight, num_tokens: int = 3) -> tuple[int, Key]:
+    """Up to a stream of which some tokens are told. Returns (rid, who decodes)."""
+    rid, _ = split(world, request)
+    world.apply(Start(rid, 200, (), b"ab", pack([7]), 1234))
+    request.output_ids += b"".join(pack([7]) for _ in range(num_tokens - 1))
+    request.num_sent_bytes += 10
+    return rid, world.flights.legs[rid].worker.key
+
+
+def test_a_stream_is_taken_up_elsewhere_behind_what_its_client_has() -> None:
+    world = World(num_decode=2)
+    request = flight(1)
+    rid, lost = begin(world, request)
+    effects = world.lose(lost)
+    assert only(effects, fl.Suspend) == fl.Suspend(request, rid)
+    (prefill,) = sent(effects, Submit)
+    assert prefill.resume == Resume(pack([7]) * 3, 12, 1234, 1)
+    assert prefill.body == request.submit.body and not prefill.wants_trace
+    assert request.demand.num_tokens == 503
+    (decode,) = sent(world.apply(Prefilled(prefill.rid, ticket("u", ("prefill-0", 0)), 0)), Submit)
+    assert decode.resume == prefill.resume
+    assert world.flights.legs[decode.rid].worker.key != lost
+    start = Start(decode.rid, 200, (), b"c", pack([8]))
+    assert only(world.apply(start), fl.Continue) == fl.Continue(request, start)
+    world.apply(End(decode.rid, 500, 0, 5))
+    assert not world.flights.open and not world.flights.legs
+
+
+def test_one_that_waits_for_a_worker_is_broken_off_at_its_deadline() -> None:
+    world = World()
+    request = flight(1)
+    _, lost = begin(world, request)
+    effects = world.lose(lost)
+    assert not sent(effects, Submit) and request.state is State.QUEUED
+    world.now = 31.0
+    assert only(world.apply(fl.Tick()), fl.Break).error.status == 503  # type: ignore[union-attr]
+
+
+def test_a_worker_that_returns_under_a_new_generation_may_go_on() -> None:
+    world = World()
+    request = flight(1)
+    begin(world, request)
+    world.lose(("decode-0", 0))
+    bring_up(world.fleet, "decode-0", 1)
+    (submit,) = sent(world.apply(fl.RoomMade()), Submit)
+    assert submit.resume is not None
+
+
+def test_a_failure_that_no_retry_mends_breaks_a_stream_off() -> None:
+    world = World(num_decode=2)
+    rid, _ = begin(world, flight(1))
+    assert isinstance(only(world.apply(Failed(rid, "it is broken", False)), fl.Break), fl.Break)
+
+
+def test_a_request_that_kills_its_engines_does_not_meet_all_of_them() -> None:
+    world = World(num_decode=2)
+    request = flight(1)
+    rid, _ = begin(world, request)
+    for _ in range(MAX_RESUMED):
+        (prefill,) = sent(world.apply(Failed(rid, "engine died", True)), Submit)
+        (decode,) = sent(world.apply(Prefilled(prefill.rid, None, 0)), Submit)
+        rid = decode.rid
+        world.apply(Start(rid, 200, (), b"c", pack([8])))
+    assert isinstance(only(world.apply(Failed(rid, "engine died", True)), fl.Break), fl.Break)
+
+
+def test_bodies_over_the_limit_are_not_kept() -> None:
+    world = World(num_decode=2, limits=Limits(max_total_resumable_bytes=3))
+    first, second = flight(1), flight(2)
+    begin(world, first)
+    _, lost = begin(world, second)
+    assert (first.kept_bytes, second.kept_bytes) == (2, 0)
+    assert isinstance(only(world.lose(lost), fl.Break), fl.Break)
 
 
 def test_a_dead_holder_means_prefilling_again_at_once() -> None:
@@ -183,8 +266,32 @@ def test_every_wait_has_a_deadline() -> None:
     assert only(effects, fl.Reject).error.status == 504  # type: ignore[union-attr]
 
 
+TEXT_BYTES = 5
+
+
+def text(first: int, last: int) -> bytes:
+    """Of these tokens: what an engine makes of them is the same everywhere."""
+    return b"".join(b"%04d " % token for token in range(first, last))
+
+
+@dataclass
+class Answering:
+    """A leg on its worker: how many tokens it has made, and how much text it has sent of them."""
+
+    num_tokens: int
+    num_bytes: int
+
+    def more(self, num_tokens: int, num_held: int) -> tuple[bytes, bytes]:
+        """Text of the last tokens may be held back. Returns (bytes, token ids)."""
+        ids = pack(range(self.num_tokens, self.num_tokens + num_tokens))
+        self.num_tokens += num_tokens
+        shown = text(0, self.num_tokens - num_held)[self.num_bytes :]
+        self.num_bytes += len(shown)
+        return shown, ids
+
+
 class Histories(RuleBasedStateMachine):
-    """Arrivals, answers, failures, losses and returns in any order."""
+    """Arrivals, answers, failures, losses and returns in any order. Answers reach their clients as they do live."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,6 +299,9 @@ class Histories(RuleBasedStateMachine):
         self.requests: list[Flight] = []
         self.ends: dict[int, int] = {}
         self.num_tickets = 0
+        self.streams = Streams(Totals())
+        self.answering: dict[int, Answering] = {}  # by rid, those that are over included
+        self.read: dict[int, bytearray] = {}  # by flight, what its client has
 
     def run(self, event: fl.Event) -> None:
         self.take(self.world.apply(event))
@@ -200,6 +310,20 @@ class Histories(RuleBasedStateMachine):
         for effect in effects:
             if isinstance(effect, fl.Finish | fl.Reject | fl.Break | fl.Drop):
                 self.ends[effect.flight.id] = self.ends.get(effect.flight.id, 0) + 1
+                self.streams.end(effect.flight)
+            elif isinstance(effect, fl.Send) and isinstance(effect.message, Submit):
+                resume = effect.message.resume or Resume(b"", 0, 0, 0)
+                had = [token for group in groups(resume.output_ids) for token in group]
+                assert had == list(range(len(had))), "the tokens of an answer so far, each once"
+                self.answering[effect.message.rid] = Answering(len(had), resume.num_bytes)
+            elif isinstance(effect, fl.Begin):
+                read = self.read[effect.flight.id] = bytearray(effect.start.data)
+                stream = Stream(effect.flight, read.extend, 200, self.world.now)
+                self.streams.begin(effect.start.rid, stream)
+            elif isinstance(effect, fl.Suspend):
+                self.streams.suspend(effect.rid)
+            elif isinstance(effect, fl.Continue):
+                self.streams.go_on(effect.start, effect.flight)
 
     def legs(self, *kinds: str) -> list[int]:
         return [rid for rid, leg in self.world.flights.legs.items() if leg.kind in kinds]
@@ -219,7 +343,7 @@ class Histories(RuleBasedStateMachine):
         self.run(Prefilled(rid, granted, 0))
 
     @precondition(lambda self: self.legs(Leg.DECODE, Leg.WHOLE))
-    @rule(data=st.data(), then=st.sampled_from(["start", "end", "fail", "refuse", "cancelled"]))
+    @rule(data=st.data(), then=st.sampled_from(["start", "start", "end", "fail", "refuse", "cancelled"]))
     def answered(self, data: st.DataObject, then: str) -> None:
         rid = data.draw(st.sampled_from(self.legs(Leg.DECODE, Leg.WHOLE)))
         leg = self.world.flights.legs[rid]
@@ -227,11 +351,21 @@ class Histories(RuleBasedStateMachine):
         if leg.cancelled:
             self.run(Cancelled(rid))
         elif then == "start" and not started:
-            self.run(Start(rid, 200, ()))
+            told, ids = self.answering[rid].more(data.draw(st.integers(1, 3)), 0)
+            self.run(Start(rid, 200, (), told, ids if data.draw(st.booleans()) else b""))
         elif then == "end" and started:
             self.run(End(rid))
         elif then in ("fail", "refuse"):
             self.run(Failed(rid, "no", then == "fail"))
+
+    @precondition(lambda self: self.answering)
+    @rule(data=st.data(), num_tokens=st.integers(0, 3), num_held=st.integers(0, 2))
+    def chunk(self, data: st.DataObject, num_tokens: int, num_held: int) -> None:
+        """Of a leg that answers, or late of one that does not any more."""
+        rid = data.draw(st.sampled_from(sorted(self.answering)))
+        leg = self.world.flights.legs.get(rid)
+        if leg is None or (leg.kind != Leg.PREFILL and leg.flight.leg == rid and leg.flight.state is State.STREAMING):
+            self.streams.on_chunk(Chunk(rid, *self.answering[rid].more(num_tokens, num_held)), self.world.now)
 
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
@@ -271,6 +405,16 @@ class Histories(RuleBasedStateMachine):
         for opened in self.world.flights.tickets:
             assert holder_of(opened) in self.world.fleet.workers
             assert opened.id in waiting
+
+    @invariant()
+    def every_client_reads_one_text(self) -> None:
+        for read in self.read.values():
+            assert read == text(0, len(read) // TEXT_BYTES)
+
+    @invariant()
+    def bodies_are_kept_for_streams_alone(self) -> None:
+        kept = sum(flight.kept_bytes for flight in self.world.flights.open.values())
+        assert self.world.flights.resumables.num_bytes == kept
 
     @invariant()
     def every_request_ends_exactly_once(self) -> None:

@@ -54,8 +54,10 @@ EXAMPLES: dict[str, Message] = {
     "phase": protocol.Phase("loading", "load", (("preflight", 0.5), ("import", 9.0)), "reads", 2.5),
     "load": protocol.Load(3, 1, 12, 4096, 8192, 0, 0.5, 2, 1024, 6),
     "digest": kv_messages.Digest(0, 2, 17, bytes(range(16)), bytes(range(16, 24)), True, 0.25),
-    "start": protocol.Start(7, 200, ((b"content-type", b"text/event-stream"),)),
-    "c": protocol.Chunk(7, b'data: {"choices":[]}\n\n'),
+    "start": protocol.Start(
+        7, 200, ((b"content-type", b"text/event-stream"),), b"", b"\x05\x00\x00\x80", 1_700_000_000
+    ),
+    "c": protocol.Chunk(7, b'data: {"choices":[]}\n\n', b"\x05\x00\x00\x80"),
     "end": protocol.End(7, 41, 32, 8),
     "failed": protocol.Failed(7, "ticket is 31.0 s old, limit 30 s", True, 500),
     "computed": kv_messages.Computed(7, 41, 32),
@@ -78,8 +80,9 @@ EXAMPLES: dict[str, Message] = {
         priority=1,
         deadline_s=120.0,
         ticket=TICKET,
-        output_ids=(5, 300, 70000),
+        resume=protocol.Resume(b"\x05\x00\x00\x80\x2c\x01\x00\x00", 310, 1_700_000_000, 1),
         wants_trace=True,
+        wants_ids=True,
     ),
     "cancel": protocol.Cancel(7),
     "release": protocol.Release(TICKET),

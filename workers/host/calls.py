@@ -7,12 +7,13 @@ engine adapter finds its call through `CURRENT` and reports to it; the host read
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from workers.host.prompt import Prompt
-from workers.protocol import Leg, Ticket
+from workers.output_ids import ID_BYTES, pack
+from workers.protocol import Leg, Resume, Ticket
 
 
 class CallRefused(Exception):
@@ -38,6 +39,12 @@ class Call:
     # Runs whenever the gate, the outcome or the work may have changed; it must not raise.
     changed: Callable[[], None]
     priority: int = 0
+    resume: Resume | None = None  # the engine computes these tokens behind the prompt
+    keeps_ids: bool = False  # of its output, for whoever may have to go on with it: False once that cannot be exact
+    untold_ids: bytes = b""
+    replay: Sequence[object] = ()  # outputs of before, as the engine's adapter has made them anew for the app
+    resampled: bool = False  # another engine would go on with other tokens
+    finished: bool = False  # its only sequence has its last token
     on_prompt: Callable[[Prompt], None] | None = None  # until the first prompt is known
     engine_ids: list[str] = field(default_factory=list)  # the engine's own request ids
     num_generates: int = 0
@@ -52,8 +59,23 @@ class Call:
     failure: CallRefused | None = None
     cancelled: bool = False  # nobody waits for it: nothing more of it may reach the engine
 
+    @property
+    def num_resumed_tokens(self) -> int:
+        """Of the output, computed elsewhere before."""
+        return 0 if self.resume is None else len(self.resume.output_ids) // ID_BYTES
+
+    @property
+    def num_answered_prompt_tokens(self) -> int:
+        return self.num_prompt_tokens - self.num_resumed_tokens
+
+    @property
+    def num_answered_tokens(self) -> int:
+        """Of the whole answer."""
+        return self.num_output_tokens + self.num_resumed_tokens
+
     def begin(self, num_prompt_tokens: int, num_sequences: int) -> None:
         """The last act before a `generate` reaches the engine. Raises CallRefused, which is also kept."""
+        num_prompt_tokens += self.num_resumed_tokens
         try:
             self._check(num_sequences)
         except CallRefused as refused:
@@ -73,10 +95,14 @@ class Call:
             told(prompt)
 
     def _check(self, num_sequences: int) -> None:
+        alone = self.num_generates == 0 and num_sequences == 1
+        self.keeps_ids = self.keeps_ids and alone
+        if self.resume is not None and self.leg != Leg.PREFILL and not self.keeps_ids:
+            raise CallRefused("this stream cannot be continued exactly", retryable=False)
         if self.leg == Leg.WHOLE:
             return
         # Verified: a second prompt under the same ticket is decoded on the first one's KV, with status 200.
-        if self.num_generates > 0 or num_sequences != 1:
+        if not alone:
             raise CallRefused("this request needs more than one sequence: it must run whole", retryable=True)
         if self.ticket is not None:
             age_s = self.ticket.age_s + self.clock() - self.received_at
@@ -87,11 +113,22 @@ class Call:
         """One good output of the engine; the first one opens the gate."""
         self.num_output_tokens += num_new_tokens
         if num_prompt_tokens:
+            num_prompt_tokens += self.num_resumed_tokens
             self.open_prefill_tokens -= min(self.open_prefill_tokens, num_prompt_tokens)
             self.num_cached_tokens += num_cached_tokens
         if num_prompt_tokens or not self.good_output:
             self.good_output = True
             self.changed()
+
+    def outputs(self, token_ids: Sequence[int], *, finished: bool) -> None:
+        """The ids of one output, before the app makes bytes of them."""
+        if self.keeps_ids:
+            self.untold_ids += pack(token_ids)
+            self.finished = finished
+
+    def take_ids(self) -> bytes:
+        ids, self.untold_ids = self.untold_ids, b""
+        return ids
 
     def granted(self, params: bytes | None) -> None:
         """The prefill leg's engine has finished and holds the blocks (None: nothing to hand over)."""

@@ -190,6 +190,8 @@ class Host:
             clock=time.monotonic,
             changed=lambda: self._changed(proxy, running),
             priority=submit.priority,
+            resume=submit.resume,
+            keeps_ids=submit.wants_ids and submit.leg != Leg.PREFILL,
         )
         if submit.wants_trace and submit.leg != Leg.DECODE:
             call.on_prompt = lambda prompt: link.send_along(trace_of(prompt, submit.rid, self._block_size))
@@ -242,7 +244,8 @@ class Host:
         call, rid = running.call, running.submit.rid
         if not running.reported:
             rest = running.link.take_data(rid) + data
-            self._say(running, End(rid, call.num_prompt_tokens, call.num_cached_tokens, call.num_output_tokens, rest))
+            told = (call.num_answered_prompt_tokens, call.num_cached_tokens, call.num_answered_tokens)
+            self._say(running, End(rid, *told, rest))
 
     def _changed(self, proxy: str, running: Running) -> None:
         """A prefill leg is done when its engine has finished, whatever the app still has to say."""

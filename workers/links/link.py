@@ -83,17 +83,18 @@ class Link:
         if not self.closed:
             self._outbox.append(message)
 
-    def send_data(self, rid: int, data: bytes) -> None:
-        """Queue a part of an answer's body; all that one loop turn brings for it travels as one chunk."""
+    def send_data(self, rid: int, data: bytes, output_ids: bytes = b"") -> None:
+        """Queue a part of an answer's body and its tokens; all that one loop turn brings travels as one chunk."""
         if self.closed:
             return
         self._outbox_bytes += len(data)
         place = self._chunks.get(rid)
         if place is None:
             self._chunks[rid] = len(self._outbox)
-            self._outbox.append(Chunk(rid, data))
+            self._outbox.append(Chunk(rid, data, output_ids))
         else:
-            self._outbox[place] = Chunk(rid, self._outbox[place].data + data)  # type: ignore[attr-defined]
+            queued: Any = self._outbox[place]
+            self._outbox[place] = Chunk(rid, queued.data + data, queued.output_ids + output_ids)
         if not self._flush_scheduled:
             self._schedule_flush()
 

@@ -25,7 +25,7 @@ from workers.engines.sim.blocks import chain
 from workers.engines.sim.handoff import Answer, Ask, HandOver, HolderGone, keep_alive, listen, read, release
 from workers.engines.sim.instant import InstantEngine
 from workers.engines.sim.kv_events import publisher
-from workers.engines.sim.legs import begin, failed, source_of
+from workers.engines.sim.legs import begin, failed, resumed_tokens, source_of, tell
 from workers.engines.sim.live import LiveScheduler, Output, Outputs
 from workers.engines.sim.log import WEIGHTS_READ
 from workers.engines.sim.tokenizer import StopScanner, decode
@@ -117,6 +117,7 @@ class SimEngine:
         ids = [self._live.new_id() for _ in range(sampling.n)]
         source = source_of(call)
         if call is not None:
+            call.resampled = sampling.seed is not None
             begin(call, ids, len(prompt))
             call.prompted(Prompt(prompt))
         if source is not None:
@@ -124,18 +125,27 @@ class SimEngine:
         stop = sampling.stop if leg != Leg.PREFILL else ()
         scanners = {id: StopScanner(stop) for id in ids}  # of the sequences that go on
         outputs: Outputs = asyncio.Queue()
+        resumed = resumed_tokens(call)
+        max_tokens = sampling.max_tokens - len(resumed)
         try:
             for index, id in enumerate(ids):
-                self._live.submit(_submit(id, index, prompt, sampling, leg, remote=source is not None), outputs)
+                salt = _salt(sampling.seed, index)
+                self._live.submit(
+                    _submit(id, prompt + resumed, max_tokens, salt, leg, remote=source is not None), outputs
+                )
             num_new_prompt_tokens = len(prompt)
+            for token in resumed if leg != Leg.PREFILL else ():
+                yield Piece(0, scanners[ids[0]].push(decode((token,)), last=False)[0], None, None)
             while scanners:
                 output = await self._next(outputs, scanners, call)
+                piece = _piece(output, output.id - ids[0], scanners[output.id])
                 if call is not None:
+                    assert output.token is not None
+                    tell(call, output.token, finished=piece.finish_reason is not None)
                     call.output(1, output.num_cached_tokens, num_new_prompt_tokens)
                     num_new_prompt_tokens = 0
                     if leg == Leg.PREFILL:
-                        call.granted(self._params(output, len(prompt)))
-                piece = _piece(output, output.id - ids[0], scanners[output.id])
+                        call.granted(self._params(output, len(prompt) + len(resumed)))
                 if piece.finish_reason is not None:
                     del scanners[output.id]
                     self._live.apply(ev.Abort(output.id))
@@ -190,12 +200,15 @@ class SimEngine:
         )
 
 
-def _submit(id: int, index: int, prompt: list[int], sampling: Sampling, leg: str, *, remote: bool) -> ev.Submit:
-    seed = sampling.seed
-    salt = chain(seed, (index,)) if seed is not None and (seed, index) != (0, 0) else 0
+def _submit(id: int, prompt: list[int], max_tokens: int, salt: int, leg: str, *, remote: bool) -> ev.Submit:
     if leg == Leg.PREFILL:
         return ev.Submit(id, prompt, 1, hold=True)
-    return ev.Submit(id, prompt, sampling.max_tokens, salt=salt, remote=remote)
+    return ev.Submit(id, prompt, max_tokens, salt=salt, remote=remote)
+
+
+def _salt(seed: int | None, index: int) -> int:
+    """Of one of several sequences; 0 is greedy."""
+    return chain(seed, (index,)) if seed is not None and (seed, index) != (0, 0) else 0
 
 
 def _piece(output: Output, index: int, scanner: StopScanner) -> Piece:

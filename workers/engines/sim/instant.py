@@ -25,6 +25,7 @@ from workers.protocol import Leg
 from workers.spec import EngineSpec
 
 TEXT = " token"
+TOKEN_IDS = (1,)
 BYTES_PER_TOKEN = 4
 TICKET_PARAMS = b'{"instant":true}'
 
@@ -32,7 +33,7 @@ TICKET_PARAMS = b'{"instant":true}'
 class _Stream:
     """`first` opens it, `body` is every token but the last, `last` closes it."""
 
-    __slots__ = ("begun", "body", "call", "done", "first", "last", "left", "num_prompt_tokens", "send")
+    __slots__ = ("begun", "body", "call", "done", "first", "last", "left", "num_prompt_tokens", "num_resumed", "send")
 
     def __init__(
         self, of: Generation, send: Send, call: Call | None, token: str, num_tokens: int, num_prompt_tokens: int
@@ -42,7 +43,8 @@ class _Stream:
         self.send = send
         self.call = call
         self.begun = False
-        self.left = num_tokens
+        self.num_resumed = 0 if call is None else call.num_resumed_tokens
+        self.left = num_tokens - self.num_resumed
         self.num_prompt_tokens = num_prompt_tokens
         self.first = _body(chunks.role(0)) if of.chat else None
         self.body = _body(chunks.text(0, token))
@@ -53,9 +55,11 @@ class _Stream:
         """All tokens are counted here: the rest must cost nothing but `send`."""
         self.begun = True
         if self.call is not None:
-            self.call.output(self.left, 0, self.num_prompt_tokens)
+            self.call.output(self.left + 1, 0, self.num_prompt_tokens)
         if self.first is not None:
             await self.send(self.first)
+        for _ in range(self.num_resumed):
+            await self.send(self.body)
 
 
 def _token_ids(prompt: str | list[int]) -> Sequence[int]:
@@ -167,10 +171,12 @@ class InstantEngine:
                     await self._step(stream)
 
     async def _step(self, stream: _Stream) -> None:
-        if not stream.begun:
-            await stream.begin()
         self._num_generated += 1
         stream.left -= 1
+        if stream.call is not None:
+            stream.call.outputs(TOKEN_IDS, finished=not stream.left)
+        if not stream.begun:
+            await stream.begin()
         if stream.left:
             await stream.send(stream.body)
         else:

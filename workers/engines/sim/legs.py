@@ -10,7 +10,10 @@ import msgspec
 from workers.engines.sim.api import ApiError
 from workers.engines.sim.handoff import HandOver
 from workers.host.calls import Call, CallRefused
+from workers.output_ids import groups
 from workers.protocol import Leg
+
+_WORD = 1 << 32
 
 
 def begin(call: Call, engine_ids: list[int], num_prompt_tokens: int) -> None:
@@ -22,6 +25,17 @@ def begin(call: Call, engine_ids: list[int], num_prompt_tokens: int) -> None:
         call.begin(num_prompt_tokens, len(engine_ids))
     except CallRefused as refused:
         raise ApiError(refused.status, refused.reason, type="InternalServerError") from refused
+
+
+def resumed_tokens(call: Call | None) -> list[int]:
+    """Computed elsewhere before, of a stream that goes on."""
+    resume = None if call is None else call.resume
+    return [] if resume is None else [_WORD + id for group in groups(resume.output_ids) for id in group]
+
+
+def tell(call: Call, token: int, *, finished: bool) -> None:
+    """What the engine makes are words of four bytes behind a one: the ids that travel are without it."""
+    call.outputs((token - _WORD,), finished=finished)
 
 
 def source_of(call: Call | None) -> HandOver | None:

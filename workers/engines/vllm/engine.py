@@ -215,13 +215,15 @@ def _pushes(spec: EngineSpec) -> bool:
 
 
 def _report_calls(client: Any) -> None:
-    from workers.engines.vllm.calls import reporting, reporting_assign
+    from workers.engines.vllm.calls import reporting, reporting_assign, resuming
 
     async def refuse(*args: Any, **kwargs: Any) -> None:
         """vLLM's app releases the ticket in a body that it refuses; the only tickets there are a stranger's."""
 
     client.generate = reporting(client.generate)
     client.encode = reporting(client.encode)
+    core = client.engine_core
+    core.add_request_async = resuming(core.add_request_async, client.output_processor.request_states)
     client.input_processor.assign_request_id = reporting_assign(client.input_processor.assign_request_id)
     client.notify_kv_transfer_request_rejected = refuse
 
