@@ -8,7 +8,7 @@ from random import Random
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import PeerLost
@@ -358,6 +358,28 @@ class Histories(RuleBasedStateMachine):
         elif then in ("fail", "refuse"):
             self.run(Failed(rid, "no", then == "fail"))
 
+    @initialize()
+    def some_streams(self) -> None:
+        """The way there is long for chance alone."""
+        for _ in range(2):
+            self.arrive(500)
+        for _ in range(3):
+            self.all_goes_on()
+
+    @rule()
+    def all_goes_on(self) -> None:
+        """Every leg takes its next step as it should."""
+        for rid, leg in list(self.world.flights.legs.items()):
+            if leg.cancelled:
+                self.run(Cancelled(rid))
+            elif leg.kind == Leg.PREFILL:
+                self.num_tickets += 1
+                self.run(Prefilled(rid, ticket(f"t{self.num_tickets}", leg.worker.key), 0))
+            elif leg.flight.state is State.DECODE:
+                self.run(Start(rid, 200, (), *self.answering[rid].more(2, 1)))
+            else:
+                self.streams.on_chunk(Chunk(rid, *self.answering[rid].more(2, 1)), self.world.now)
+
     @precondition(lambda self: self.answering)
     @rule(data=st.data(), num_tokens=st.integers(0, 3), num_held=st.integers(0, 2))
     def chunk(self, data: st.DataObject, num_tokens: int, num_held: int) -> None:
@@ -380,7 +402,7 @@ class Histories(RuleBasedStateMachine):
             bring_up(self.world.fleet, name)
             self.run(fl.RoomMade())
 
-    @rule(seconds=st.sampled_from([0.1, 20.0, 130.0]))
+    @rule(seconds=st.sampled_from([0.1, 0.1, 0.1, 20.0, 130.0]))
     def wait(self, seconds: float) -> None:
         self.world.now += seconds
         self.run(fl.Tick())
