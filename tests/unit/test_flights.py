@@ -181,8 +181,9 @@ def test_a_stream_is_taken_up_elsewhere_behind_what_its_client_has() -> None:
 def test_one_that_waits_for_a_worker_is_broken_off_at_its_deadline() -> None:
     world = World()
     request = flight(1)
-    _, lost = begin(world, request)
-    effects = world.lose(lost)
+    begin(world, request)
+    world.lose(("prefill-0", 0))
+    effects = world.lose(("decode-0", 0))
     assert not sent(effects, Submit) and request.state is State.QUEUED
     world.now = 31.0
     assert only(world.apply(fl.Tick()), fl.Break).error.status == 503  # type: ignore[union-attr]
@@ -192,6 +193,7 @@ def test_a_worker_that_returns_under_a_new_generation_may_go_on() -> None:
     world = World()
     request = flight(1)
     begin(world, request)
+    world.lose(("prefill-0", 0))
     world.lose(("decode-0", 0))
     bring_up(world.fleet, "decode-0", 1)
     (submit,) = sent(world.apply(fl.RoomMade()), Submit)
@@ -352,7 +354,8 @@ class Histories(RuleBasedStateMachine):
             self.run(Cancelled(rid))
         elif then == "start" and not started:
             told, ids = self.answering[rid].more(data.draw(st.integers(1, 3)), 0)
-            self.run(Start(rid, 200, (), told, ids if data.draw(st.booleans()) else b""))
+            tells_ids = leg.flight.begun or data.draw(st.booleans())
+            self.run(Start(rid, 200, (), told, ids if tells_ids else b""))
         elif then == "end" and started:
             self.run(End(rid))
         elif then in ("fail", "refuse"):
