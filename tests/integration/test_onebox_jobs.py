@@ -13,6 +13,7 @@ import pytest
 
 from launcher.control.effects import Cancel, DesiredRead, Done, QueueRead, Submit
 from launcher.control.reconcile import Reconciler
+from launcher.control.succession import Policy
 from launcher.job import JobRequest
 from launcher.jobs import JobError, Row, job_name
 from launcher.rundir import SERVE, STOP, Desired, RunDir, snapshot_code
@@ -127,7 +128,7 @@ def test_two_runs_of_one_name_do_not_see_each_other(run: RunDir, tmp_path: Path)
 def test_a_new_controller_adopts_what_runs_and_stops_it(run: RunDir) -> None:
     """Its predecessor died after sbatch and before jobs.json."""
     job = hand_in(run, "sleep 1000", "w-0", generation=3)
-    core = Reconciler.restore("demo", [], {"w-0": 3, "w-1": -1}, served=False, drain_timeout_s=1.0)
+    core = Reconciler.restore("demo", [], {"w-0": 3, "w-1": -1}, served=False, policy=Policy(drain_s=1.0))
     core.apply(DesiredRead(Desired(target=SERVE, workers=("w-0", "w-1"), since=0.0)), time.time())
     asked_at = time.time()
     effects = core.apply(QueueRead(tuple(slurm.run_rows("demo", run.path)), asked_at), asked_at)
@@ -141,7 +142,7 @@ def test_a_new_controller_adopts_what_runs_and_stops_it(run: RunDir) -> None:
 def test_stop_ends_only_when_slurm_holds_nothing(run: RunDir) -> None:
     job = hand_in(run, "trap '' TERM; sleep 3", "w-0")
     wait_for_state(run, job, "RUNNING")
-    core = Reconciler.restore("demo", [], {"w-0": 0}, served=True, drain_timeout_s=1.0)
+    core = Reconciler.restore("demo", [], {"w-0": 0}, served=True, policy=Policy(drain_s=1.0))
     core.apply(DesiredRead(Desired(target=STOP, workers=("w-0",), since=0.0)), time.time())
     effects = core.apply(QueueRead(tuple(slurm.run_rows("demo", run.path)), time.time()), time.time())
     assert Cancel(job, force=False) in effects and Done() not in effects
