@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install serve check test unit bench-peers
+.PHONY: help install serve check test unit bench-peers soak
 help:
 	@echo "make serve    install, then serve a tiny model on two real vLLM engines on this machine (Ctrl-C stops it)"
 	@echo "make test     run every test; as root on Debian it installs Slurm and Chromium for those that need them"
 	@echo "make check    lint and type-check     make unit    the unit tests only     make install    build .venv only"
+	@echo "make soak     what users see while workers come and go, on a real Slurm of its own (Debian, root)"
 	@echo "make bench-peers    measure Sluice beside other relays, which it installs for that (over 10 minutes)"
 
 install: $(STAMP)
@@ -34,6 +35,10 @@ test: install
 
 unit: install
 	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+soak: install
+	bash tests/install_slurm.sh
+	$(BIN)/python -m benchmarks.chaos $(ARGS)
 
 bench-peers: install
 	$(BIN)/python -m benchmarks.peers $(ARGS)

@@ -33,7 +33,7 @@ class How(Enum):
     INSTALLED = "run in a fresh environment: integration/test_install.py"
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
-    SMALL = "run at its smallest: integration/test_benchmark_proxy.py, _cores.py, _peers.py, _streams.py, _routing.py"
+    SMALL = "run at its smallest: integration/test_benchmark_proxy.py, _cores.py, _peers.py, _streams.py, _routing.py, _chaos.py"
     SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
     ELSEWHERE = "needs a machine that is not here"
 
@@ -81,6 +81,8 @@ HOW = {
     "python -m benchmarks.routing": How.SMALL,
     "python -m benchmarks.routing trace=conversation_trace.jsonl policies=kv,dynamo,round_robin loads=0.9": How.SMALL,
     "python -m benchmarks.roles": How.SMALL,
+    "python -m benchmarks.chaos": How.SMALL,
+    "python -m benchmarks.chaos rows=rolling_restart,scancel_decode": How.SMALL,
     "make bench-peers": How.MAKE,
     "make bench-peers ARGS='peers=vllm-router,sluice parts=streams,prompts repeats=1'": How.SMALL,
     # docs/monitoring.md

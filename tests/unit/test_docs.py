@@ -100,7 +100,7 @@ def test_the_packages_for_gpus_are_pinned() -> None:
         assert all("==" in requirement for requirement in extras[extra])
 
 
-@pytest.mark.parametrize("target", ["help", "install", "serve", "check", "test", "unit", "bench-peers"])
+@pytest.mark.parametrize("target", ["help", "install", "serve", "check", "test", "unit", "bench-peers", "soak"])
 def test_make_knows_its_targets(target: str) -> None:
     recipe = shell(f"make --dry-run --always-make {target}", SOURCE)
     assert recipe.returncode == 0, recipe.stderr
@@ -109,6 +109,7 @@ def test_make_knows_its_targets(target: str) -> None:
         "check": "mypy",
         "serve": "-m launcher +cluster=local",
         "bench-peers": "-m benchmarks.peers",
+        "soak": "-m benchmarks.chaos",
     }
     assert does.get(target, "") in recipe.stdout
 

@@ -1,0 +1,117 @@
+"""What users see while things happen to a run: `python -m benchmarks.chaos [rows=NAME,NAME] [key=value ...]`.
+
+Each row launches a run of simulated engines on a real Slurm, lets users read streams all the time, makes one thing
+happen and waits until the run is whole again. Owns the order of a row and what is printed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import report
+from benchmarks.arguments import BadArgument
+from benchmarks.chaos import hand_over_rows
+from benchmarks.chaos.figures import Seen, figures
+from benchmarks.chaos.onebox import own_slurm
+from benchmarks.chaos.options import ALL, OWN_SLURM, Options
+from benchmarks.chaos.row import Row
+from benchmarks.chaos.stage import StageFault, staged
+from benchmarks.command import command
+from launcher.local import run_processes
+
+ROWS: dict[str, Row] = hand_over_rows.ROWS
+AFTER_S = 2.0  # users go on for so long after the run is whole again
+COLUMNS = (  # the calm ones are p99
+    "streams",
+    "lost",
+    "failed",
+    "different",
+    "pause p99",
+    "max",
+    "wait max",
+    "calm",
+    "wait",
+    "over",
+    "allowed",
+)
+
+
+def say(text: str) -> None:
+    """Progress: standard output is for the results."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def chosen(options: Options) -> dict[str, Row]:
+    names = list(ROWS) if options.rows == ALL else options.rows.split(",")
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        raise BadArgument(f"rows: no row {', '.join(unknown)}; known: {', '.join(ROWS)}")
+    return {name: ROWS[name] for name in names}
+
+
+def measure(row: Row, folder: Path, options: Options) -> Seen:
+    with staged(folder, options, row.arguments) as stage:
+        began_at = time.perf_counter()
+        time.sleep(options.calm_s)
+        stage.until(stage.users.all_have_asked, "each user's first answer")
+        event_at = time.perf_counter()
+        row.happen(stage)
+        took_s = time.perf_counter() - event_at
+        time.sleep(AFTER_S)
+        stage.users.finish()
+        stage.until(lambda: stage.fleet().get("open_tickets") == 0, "no open ticket")
+        say(f"calm for {event_at - began_at:.0f} s, over after {took_s:.0f} s")
+        for stream in stage.users.streams:
+            if stream.fault:
+                say(f"{'lost' if stream.began else 'failed'}: {stream.fault}")
+        run = stage.run
+        seen = figures(stage.users.streams, event_at)
+    if left := run_processes(run):
+        raise StageFault(f"processes of the run are left: {left}")
+    return seen
+
+
+def cells(seen: Seen, row: Row) -> list[str]:
+    times = (seen.pause_p99_s, seen.pause_max_s, seen.wait_max_s, seen.calm_pause_p99_s, seen.calm_wait_p99_s)
+    counts = (seen.streams, seen.lost, seen.failed, seen.different)
+    allowed = "queued" if row.allowed_s is None else f"{row.allowed_s:g}"
+    return [*map(str, counts), *(f"{value:.3f}" for value in times), f"{seen.over_s:.3f}", allowed]
+
+
+def flat(found: Mapping[str, Seen]) -> dict[str, float]:
+    return {
+        f"{name}.{figure}": value
+        for name, seen in found.items()
+        for figure, value in (msgspec.structs.asdict(seen) | {"over_s": seen.over_s}).items()
+    }
+
+
+def run(options: Options) -> None:
+    rows = chosen(options)
+    found: dict[str, Seen] = {}
+    with tempfile.TemporaryDirectory(prefix="sluice-chaos-") as folder:
+        at_hand = options.cluster != OWN_SLURM or "SLURM_CONF" in os.environ
+        with nullcontext() if at_hand else own_slurm(Path(folder) / "slurm"):
+            for name, row in rows.items():
+                say(f"row {name}")
+                found[name] = measure(row, Path(folder) / name, options)
+                say("  ".join(cells(found[name], row)))
+    result = report.report("chaos", flat(found))
+    path = report.write(Path(options.output), result, {"options": options})
+    print(report.table(["", *COLUMNS], [[name, *cells(seen, rows[name])] for name, seen in found.items()]))
+    print(f"seconds; over: the longest pause or wait over the normal p99\nwritten: {path}")
+    print(report.last_line(result))
+    if not all(seen.is_whole for seen in found.values()):
+        raise SystemExit("streams were lost, requests failed or texts differ")
+
+
+if __name__ == "__main__":
+    command(Options, run)

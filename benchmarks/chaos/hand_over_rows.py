@@ -1,0 +1,65 @@
+"""Rows where workers go as planned: at their walltime, for a restart, for a smaller run, by scancel."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+from benchmarks.chaos.row import Row
+from benchmarks.chaos.stage import Stage
+from launcher import slurm
+
+GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
+SHORT_LIFE = ("cluster.walltime_min=1", "controller.walltime_min=60", "engine.drain_timeout_s=5")
+
+
+def walltime(stage: Stage) -> None:
+    for number in range(stage.options.generations):
+        stage.until_followed(stage.serving(), f"hand-over {number + 1} at walltime", GENERATION_S)
+
+
+def rolling_restart(stage: Stage) -> None:
+    before = stage.serving()
+    stage.restart()
+    stage.until_followed(before, "the rolling restart")
+
+
+def scale_down(stage: Stage) -> None:
+    half = max(1, stage.options.replicas // 2)
+    wanted = {f"{pool}-{index}" for pool in ("prefill", "decode") for index in range(half)}
+    stage.restart(f"pools.prefill.replicas={half}", f"pools.decode.replicas={half}")
+    stage.until(lambda: {worker["worker"] for worker in stage.fleet()["workers"]} == wanted, "half of the workers")
+
+
+def scancel(worker: str) -> Callable[[Stage], None]:
+    """What Slurm does to a job that is cancelled or preempted with grace."""
+
+    def happen(stage: Stage) -> None:
+        before = {worker: stage.serving()[worker]}
+        slurm.cancel([stage.job(worker)])
+        stage.until_followed(before, f"a successor of {worker}")
+
+    return happen
+
+
+def controller_killed(stage: Stage) -> None:
+    """In the middle of a rolling restart: as soon as a successor is in the queue."""
+    before = stage.serving()
+    num_jobs = len(stage.rows())
+    stage.restart()
+    stage.until(lambda: len(stage.rows()) > num_jobs, "a successor's job")
+    os.kill(stage.controller(), signal.SIGKILL)
+    stage.launch()
+    stage.until_followed(before, "the rolling restart, with another controller")
+
+
+ROWS = {
+    "walltime": Row(walltime, 0.2, SHORT_LIFE),
+    "drain_first": Row(walltime, None, (*SHORT_LIFE, "cluster.drain_first=true", "proxy.deadlines.queue_s=60")),
+    "rolling_restart": Row(rolling_restart, 0.2),
+    "scale_down": Row(scale_down, 0.2),
+    "scancel_prefill": Row(scancel("prefill-0"), 1.0),
+    "scancel_decode": Row(scancel("decode-0"), 1.0),
+    "controller_killed": Row(controller_killed, 0.2),
+}

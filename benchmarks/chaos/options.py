@@ -1,0 +1,23 @@
+"""What `python -m benchmarks.chaos` can be asked for."""
+
+from __future__ import annotations
+
+import msgspec
+
+from benchmarks.arguments import Count, Duration
+
+ALL = "all"
+OWN_SLURM = "onebox"
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    rows: str = ALL  # names, with commas
+    cluster: str = OWN_SLURM  # without SLURM_CONF this one is started: a Slurm of three nodes on this machine
+    users: Count = 16  # each reads one stream after the other
+    tokens: Count = 100  # of each stream
+    step_ms: Duration = 20.0
+    prompt_words: Count = 200
+    replicas: Count = 2  # of each role
+    generations: Count = 5  # hand-overs of each worker, where a row says so
+    calm_s: Duration = 8.0  # before anything happens: what is normal
+    output: str = "bench-results"
