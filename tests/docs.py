@@ -33,7 +33,7 @@ class How(Enum):
     INSTALLED = "run in a fresh environment: integration/test_install.py"
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
-    SMALL = "run at its smallest: integration/test_benchmark_proxy.py, _cores.py, _peers.py, _streams.py, _routing.py, _chaos.py"
+    SMALL = "run at its smallest: integration/test_benchmark_*.py"
     SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
     ELSEWHERE = "needs a machine that is not here"
 
@@ -91,6 +91,7 @@ HOW = {
     f"{READ} http://HOST:PORT/workers/decode-0/metrics": How.LIVE,
     # docs/operating.md
     "python -m launcher +cluster=mysite model=llama-3.1-8b run=demo": How.PLANNED,
+    "python -m launcher action=restart run=demo": How.LIVE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b engine=sim run=dry action=plan": How.HERE,
     # docs/troubleshooting.md
     "python -m launcher action=logs run=demo worker=proxy-0": How.LIVE,

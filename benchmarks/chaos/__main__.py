@@ -25,7 +25,7 @@ from benchmarks.chaos.options import ALL, OWN_SLURM, Options
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import StageFault, staged
 from benchmarks.command import command
-from launcher.local import run_processes
+from launcher.scheduler.local import run_processes
 
 ROWS: dict[str, Row] = hand_over_rows.ROWS
 AFTER_S = 2.0  # users go on for so long after the run is whole again

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import Stage
-from launcher import slurm
+from launcher.scheduler import slurm
 
 GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
 SHORT_LIFE = ("cluster.walltime_min=1", "controller.walltime_min=60", "engine.drain_timeout_s=5")

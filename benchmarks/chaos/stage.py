@@ -18,11 +18,11 @@ import httpx
 
 from benchmarks.chaos.options import Options
 from benchmarks.chaos.users import Users, read_endpoint
-from launcher import slurm
 from launcher.jobs import JobError, controller_name, job_name
 from launcher.jobs import Row as JobRow
-from launcher.local import descendants, run_processes
 from launcher.rundir import SOURCE, RunDir
+from launcher.scheduler import slurm
+from launcher.scheduler.local import descendants, run_processes
 
 RUN = "chaos"
 WAIT_S = 120.0
@@ -122,7 +122,7 @@ class Stage:
 
     def controller(self) -> int:
         """Its process."""
-        return self._process("launcher.controller", str(self.run.path))
+        return self._process("launcher.control.controller", str(self.run.path))
 
     def agent(self, worker: str) -> int:
         """The process of its newest generation."""

@@ -57,6 +57,10 @@ def checked_proxy_log(text: str) -> None:
     assert "sluice.proxy: serves http" in text
 
 
+def checked_restart(text: str) -> None:
+    assert "worker by worker, each when its successor serves: prefill-0, decode-0" in text
+
+
 def checked_stop(text: str) -> None:
     assert "nothing of run demo is left" in text
 
@@ -71,8 +75,10 @@ ENDS: dict[str, Callable[[str], None]] = {
     f"{READ} http://HOST:PORT/metrics": checked_metrics,
     f"{READ} http://HOST:PORT/workers/decode-0/metrics": checked_engine,
     f"{LAUNCHER}action=logs run=demo worker=proxy-0": checked_proxy_log,
+    f"{LAUNCHER}action=restart run=demo": checked_restart,
     f"{LAUNCHER}action=stop run=demo": checked_stop,
 }
+LAST = (f"{LAUNCHER}action=restart run=demo", f"{LAUNCHER}action=stop run=demo")  # in this order
 FOLLOWS = f"{LAUNCHER}action=logs run=demo worker=decode-0 follow=true"
 SERVES = "make serve"
 
@@ -84,7 +90,7 @@ def test_every_shown_command_is_run_here() -> None:
 def test_the_commands_on_a_run_do_what_the_readme_says(tmp_path: Path, run: RunDir) -> None:
     with Launch(tmp_path, "+cluster=local", "engine=sim", "run=demo") as launched:
         address = launched.wait_ready().removeprefix("http://").removesuffix("/v1")
-        for command in sorted(set(shown_as(How.LIVE)), key=lambda command: "action=stop" in command):
+        for command in [*(set(shown_as(How.LIVE)) - set(LAST)), *LAST]:
             if command == FOLLOWS:
                 follow(command, tmp_path)
             elif command in ENDS:
