@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 
 from benchmarks.chaos.row import Row
@@ -43,17 +41,6 @@ def scancel(worker: str) -> Callable[[Stage], None]:
     return happen
 
 
-def controller_killed(stage: Stage) -> None:
-    """In the middle of a rolling restart: as soon as a successor is in the queue."""
-    before = stage.serving()
-    num_jobs = len(stage.rows())
-    stage.restart()
-    stage.until(lambda: len(stage.rows()) > num_jobs, "a successor's job")
-    os.kill(stage.controller(), signal.SIGKILL)
-    stage.launch()
-    stage.until_followed(before, "the rolling restart, with another controller")
-
-
 ROWS = {
     "walltime": Row(walltime, 0.2, SHORT_LIFE),
     "drain_first": Row(walltime, None, (*SHORT_LIFE, "cluster.drain_first=true", "proxy.deadlines.queue_s=60")),
@@ -61,5 +48,4 @@ ROWS = {
     "scale_down": Row(scale_down, 0.2),
     "scancel_prefill": Row(scancel("prefill-0"), 1.0),
     "scancel_decode": Row(scancel("decode-0"), 1.0),
-    "controller_killed": Row(controller_killed, 0.2),
 }
