@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import openai
@@ -138,62 +136,6 @@ def ask(run: Live, text: str) -> httpx.Response:
 
 def workers(run: Live) -> set[str]:
     return {worker["worker"] for worker in run.fleet()["workers"]}
-
-
-def test_a_decode_engine_killed_while_it_streams(victims: Live, real: Real) -> None:
-    """Its streams get a clear error soon; the next requests go elsewhere."""
-    streams = [Streaming(victims, prompt(500 + i, 120)) for i in range(4)]
-    for stream in streams:
-        assert stream.begun.wait(60)
-    assert {stream.decode for stream in streams} == {"decode-0", "decode-1"}
-    os.kill(victims.engine_pid("decode-1"), signal.SIGKILL)
-    killed_at = time.monotonic()
-    for stream in streams:
-        if stream.decode == "decode-1":
-            stream.thread.join(20)
-            assert isinstance(stream.fault, openai.APIError)
-            assert "decode-1" in str(stream.fault)
-            assert stream.ended_at is not None
-            print(f"told {stream.ended_at - killed_at:.2f} s after the kill")
-    assert ask(victims, prompt(510, 100)).headers["x-sluice-decode"] == "decode-0"
-    for stream in streams:
-        stream.leave()
-    assert victims.processes.pop("decode-1").wait(30) == 1
-
-
-class Streaming:
-    """A chat that would go on for long, read in a thread."""
-
-    def __init__(self, run: Live, text: str) -> None:
-        self.begun = threading.Event()
-        self.decode = ""
-        self.fault: Exception | None = None
-        self.ended_at: float | None = None
-        self._client = openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120, max_retries=0)
-        self._left = False
-        self.thread = threading.Thread(target=self._read, args=(text,))
-        self.thread.start()
-
-    def _read(self, text: str) -> None:
-        options: Any = {"max_tokens": 3000, "stream": True, "extra_body": {"ignore_eos": True}}
-        try:
-            raw = self._client.completions.with_raw_response.create(model="tiny", prompt=text, **options)
-            self.decode = raw.headers["x-sluice-decode"]
-            with raw.parse() as chunks:
-                for _ in chunks:
-                    self.begun.set()
-                    if self._left:
-                        return
-        except openai.APIError as fault:
-            self.fault = fault
-        finally:
-            self.ended_at = time.monotonic()
-            self.begun.set()
-
-    def leave(self) -> None:
-        self._left = True
-        self.thread.join(30)
-        self._client.close()
 
 
 def test_the_proxy_killed_and_started_again(real: Real) -> None:
