@@ -27,6 +27,7 @@ from workers.spec import EngineSpec, HandoffSpec, Role, WorkerSpec, write_json
 SOURCE = Path(__file__).resolve().parent.parent
 API_KEY = "sk-test-user"
 READER_KEY = "sk-test-reader"
+STEP_TIMEOUT_S = 8.0
 SIM_ARGS: dict[str, Any] = {"num_blocks": 2048}
 
 
@@ -116,6 +117,7 @@ class Live:
         gpus_per_node: int = 0,
         stage_dir: str | None = None,
         takes_turns: bool = False,
+        drain_timeout_s: float = 10.0,
         **environment: str,
     ) -> None:
         pool = worker.rsplit("-", 1)[0]
@@ -136,7 +138,8 @@ class Live:
             code="test",
             interpreter=sys.executable,
             load_timeout_s=240.0,
-            drain_timeout_s=10.0,
+            drain_timeout_s=drain_timeout_s,
+            step_timeout_s=STEP_TIMEOUT_S,
             takes_turns=takes_turns,
         )
         path = self.path / "specs" / f"{worker}.{generation}.json"

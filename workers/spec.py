@@ -70,6 +70,7 @@ class WorkerSpec(msgspec.Struct, frozen=True, kw_only=True):
     interpreter: str
     load_timeout_s: float
     drain_timeout_s: float
+    step_timeout_s: float = 30.0  # an engine whose step takes longer hangs
     hosts_per_worker: int = 1
     takes_turns: bool = False  # to read the model, by the proxy's word
     revision: int = 0  # of the plan it is from

@@ -15,7 +15,7 @@ import openai
 import pytest
 import zmq
 
-from tests.integration.test_path import completion, open_stream, quiet
+from tests.integration.test_path import PROMPT, completion, open_stream, quiet
 from tests.live import API_KEY, Live, live, sim_engine, wait_for
 from tests.unit.proxies import register
 from workers.controller_messages import Jobs
@@ -105,10 +105,10 @@ def test_a_second_worker_with_a_used_identity_is_refused_and_ends_with_the_reaso
     assert completion(run).status_code == 200
 
 
-def test_a_killed_engine_ends_its_streams_with_a_clear_error_and_others_take_over(run: Live) -> None:
+def test_a_killed_engine_ends_what_cannot_go_on_elsewhere_with_a_clear_error(run: Live) -> None:
     run.start_worker("decode-1", sim_engine(), index=5)
     wait_for(lambda: sum(pair["proven"] for pair in run.fleet()["pairs"]) == 2, "decode-1 to be proven")
-    streams = [open_stream(run, {"max_tokens": 3000}) for _ in range(4)]
+    streams = [open_stream(run, {"prompt": [PROMPT, "and another prompt"], "max_tokens": 3000}) for _ in range(4)]
     heads = [stream.recv(2048) for stream in streams]
     os.kill(run.engine_pid("decode-1"), signal.SIGKILL)
     killed_at = time.monotonic()
@@ -160,8 +160,8 @@ def test_a_worker_that_stands_still_leaves_and_comes_back(run: Live) -> None:
     agent = run.processes["decode-0"]
     agent.send_signal(signal.SIGSTOP)
     try:
-        wait_for(lambda: not run.fleet()["serving"], "its silence to be noticed")
-        assert completion(run).status_code == 503
+        wait_for(lambda: "decode-0" not in {w["worker"] for w in run.fleet()["workers"]}, "its silence to be noticed")
+        assert completion(run).headers["x-sluice-decode"] == "prefill-0", "it stands in"
     finally:
         agent.send_signal(signal.SIGCONT)
     run.wait_ready()

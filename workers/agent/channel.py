@@ -31,6 +31,10 @@ class Broken(msgspec.Struct, frozen=True, tag="broken"):
     reason: str
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """Engine -> agent: the process runs. Said all the time once it is ready."""
+
+
 class Finish(msgspec.Struct, frozen=True, tag="finish"):
     """Agent -> engine: nothing new will come; say Idle when nothing is left."""
 
@@ -41,7 +45,7 @@ class Idle(msgspec.Struct, frozen=True, tag="idle"):
     """Engine -> agent: nothing runs, and no ticket waits to be read."""
 
 
-ChannelMessage = Stage | Ready | Broken | Finish | Idle
+ChannelMessage = Stage | Ready | Broken | Alive | Finish | Idle
 EngineChannel: TypeAlias = "Channel[ChannelMessage, ChannelMessage]"
 ENGINE_WORDS: msgspec.msgpack.Decoder[ChannelMessage] = msgspec.msgpack.Decoder(ChannelMessage)
 

@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-from workers.agent.channel import ENGINE_WORDS, Channel, ChannelMessage, EngineChannel, Finish
+from workers.agent.channel import ENGINE_WORDS, Alive, Broken, Channel, ChannelMessage, EngineChannel, Finish
 from workers.logs import PASSED_ON
+from workers.protocol import BEAT_INTERVAL_S, HOST_SILENCE_S
 
 log = logging.getLogger("sluice.agent")
 
@@ -35,6 +36,7 @@ class EngineChild:
         self._process = process
         self._channel = channel
         self._on_line = on_line
+        self._silent_s: float | None = None  # it has not begun to say that it is alive
         self._words: asyncio.Queue[ChannelMessage | None] = asyncio.Queue()
         self.tail: deque[str] = deque(maxlen=TAIL_LINES)
 
@@ -48,8 +50,22 @@ class EngineChild:
 
     async def listen(self) -> None:
         async for message in self._channel.messages():
-            self._words.put_nowait(message)
+            if type(message) is Alive:
+                self._silent_s = 0.0
+            else:
+                self._words.put_nowait(message)
         self._words.put_nowait(None)
+
+    async def watch_silence(self, limit_s: float = HOST_SILENCE_S) -> None:
+        """A process that stands still says nothing, and does not end. Counted in turns of our own: an agent that
+        has not run itself has not listened either.
+        """
+        while self._silent_s is None or self._silent_s < limit_s:
+            await asyncio.sleep(BEAT_INTERVAL_S)
+            if self._silent_s is not None:
+                self._silent_s += BEAT_INTERVAL_S
+        self._words.put_nowait(Broken(f"the engine process has stood still for {limit_s:.0f} s"))
+        kill_group(self._process.pid)  # it would not hear that it is to end
 
     async def watch(self, listening: asyncio.Task[None]) -> None:
         """A further node's process says nothing, and one that hangs in its end has closed its channel before.
@@ -100,7 +116,7 @@ async def started(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(child.copy_output())  # ends with the group, the last holder of the pipe
         listening = tasks.create_task(child.listen())
-        hearing = [listening, tasks.create_task(child.watch(listening))]
+        hearing = [listening, *map(tasks.create_task, (child.watch(listening), child.watch_silence()))]
         try:
             yield child
         finally:

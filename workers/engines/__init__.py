@@ -57,6 +57,9 @@ class Engine(Protocol):
     def alive(self) -> bool:
         """False once the engine's own processes are beyond recovery."""
 
+    async def respond(self) -> None:
+        """Returns between two steps of the engine; one that hangs in a step never does."""
+
     async def cancel(self, call: Call) -> None:
         """Nobody waits for this call: when this returns, nothing of it runs, is queued or is pinned."""
 

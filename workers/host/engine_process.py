@@ -21,13 +21,14 @@ from pathlib import Path
 import uvloop
 import zmq
 
-from workers.agent.channel import ENGINE_WORDS, Broken, Channel, EngineChannel, Finish, Idle, Ready, Stage
-from workers.engines import Placement, engine_start
+from workers.agent.channel import ENGINE_WORDS, Alive, Broken, Channel, EngineChannel, Finish, Idle, Ready, Stage
+from workers.engines import Engine, Placement, engine_start
 from workers.faults import story
 from workers.host.host import Host
 from workers.links.rendezvous import RefusedForGood
 from workers.links.zmq_loop import read_keys
 from workers.logs import start_logging
+from workers.protocol import BEAT_INTERVAL_S
 from workers.spec import WorkerSpec, read_spec
 from workers.stages import LOAD
 
@@ -37,6 +38,7 @@ GC_THRESHOLD = 50_000  # new objects between two collections
 IDLE_POLL_S = 0.1
 QUIET_POLLS = 3  # what was sent before the drain was known may still be on its way
 ENGINE_POLL_S = 0.5
+STEP_POLL_S = 1.0
 CLOSE_S = 10.0
 # Every process of a step gets Slurm's warnings; only those that ignore them live on.
 SLURM_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT, signal.SIGHUP)
@@ -72,10 +74,30 @@ async def serve(spec: WorkerSpec, placement: Placement, channel: EngineChannel) 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(host.serve())
             tasks.create_task(obey(channel, host))
+            tasks.create_task(say_alive(channel))
+            tasks.create_task(watch_steps(engine, spec.step_timeout_s))
             while True:
                 await asyncio.sleep(ENGINE_POLL_S)
                 if not engine.alive():
                     raise EngineDied("the engine's core process has died; its log is above")
+
+
+async def say_alive(channel: EngineChannel) -> None:
+    """By this loop, which carries all streams: if it stands still, so do they."""
+    while True:
+        channel.say(Alive())
+        await asyncio.sleep(BEAT_INTERVAL_S)
+
+
+async def watch_steps(engine: Engine, timeout_s: float) -> None:
+    """Raises EngineDied if the engine hangs, in its own code or because one of its workers does."""
+    while True:
+        await asyncio.sleep(STEP_POLL_S)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await engine.respond()
+        except TimeoutError:
+            raise EngineDied(f"a step of the engine takes longer than {timeout_s:.0f} s: it hangs") from None
 
 
 async def end_with_agent(channel: EngineChannel) -> None:
@@ -89,6 +111,7 @@ async def obey(channel: EngineChannel, host: Host) -> None:
     async for message in channel.messages():
         if type(message) is Finish:
             await drained(host, message.timeout_s)
+            host.hand_back("its time to drain is over")
             host.rendezvous.close("drained", as_asked=True)
             channel.say(Idle())
             end_group_later()

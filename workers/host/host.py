@@ -110,6 +110,13 @@ class Host:
                 tasks.create_task(self.rendezvous.run())
                 tasks.create_task(self._report())
 
+    def hand_back(self, reason: str) -> None:
+        """What still runs goes on elsewhere: all that it has sent until now has arrived by then, and is enough."""
+        for running in list(self._running.values()):
+            if not running.reported and not running.cancelled:
+                self._say(running, Failed(running.submit.rid, reason, retryable=True))
+                self._cancel(running)
+
     # ------------------------------------------------------------ links
 
     def _open_link(self, proxy: ProxyFile, endpoint: str, lost: Callable[[str, bool], None]) -> Link:

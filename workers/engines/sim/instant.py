@@ -97,6 +97,9 @@ class InstantEngine:
     def alive(self) -> bool:
         return True
 
+    async def respond(self) -> None:
+        """Its steps are turns of this loop."""
+
     async def cancel(self, call: Call) -> None:
         call.cancelled = True
         for id in map(int, call.engine_ids):

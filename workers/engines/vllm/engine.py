@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -50,6 +51,13 @@ class VllmEngine:
 
     def alive(self) -> bool:
         return not self._client.errored
+
+    async def respond(self) -> None:
+        """Any question to the engine's process will do: it answers between two steps. If it has died, so be it."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        with contextlib.suppress(EngineDeadError):
+            await self._client.is_sleeping()
 
     async def cancel(self, call: Call) -> None:
         from vllm.v1.engine.exceptions import EngineDeadError
