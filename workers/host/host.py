@@ -13,7 +13,6 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from workers.host.answer import Answer, scope_of
 from workers.host.calls import CURRENT, Call, CallRefused
 from workers.host.load import SHARED_INTERVAL_S, LoadReports, Work
 from workers.host.prompt import trace_of
+from workers.host.running import Running
 from workers.host.tickets import TicketBook
 from workers.kv_messages import Computed, DigestWanted
 from workers.links.link import Link
@@ -57,21 +57,6 @@ log = logging.getLogger("sluice.host")
 
 _NO_DEADLINE = contextlib.nullcontext()
 APP_END_S = 1.0  # for the app to end by itself once its engine has dropped the call
-
-
-@dataclass(slots=True, eq=False)
-class Running:
-    """One call in progress. `reported`: the proxy has its final word."""
-
-    proxy: str
-    submit: Submit
-    link: Link
-    call: Call
-    answer: Answer
-    task: asyncio.Task[None] | None = None
-    cancelled: bool = False
-    computed: bool = False  # and the proxy knows
-    reported: bool = False
 
 
 class Host:
