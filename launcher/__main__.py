@@ -30,6 +30,7 @@ python -m launcher +recipe=NAME [run=NAME] [key=value ...]                 the s
 python -m launcher +cluster=NAME ... action=plan [output=json]             what would run; changes nothing
 python -m launcher -m ... key=value,value ... action=plan                  one plan per combination
 python -m launcher action=status run=NAME [output=json]
+python -m launcher action=report run=NAME [output=json]                     GPU hours, requests, tokens, events
 python -m launcher action=logs run=NAME worker=NAME [follow=true]
 python -m launcher action=restart run=NAME [code=current]                   worker by worker, while it serves
 python -m launcher +cluster=NAME ... run=NAME key=value action=restart      the same with other settings or sizes
@@ -52,6 +53,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.up: actions.up,
     Action.plan: actions.plan,
     Action.status: actions.status,
+    Action.report: actions.report,
     Action.logs: actions.logs,
     Action.restart: actions.restart,
     Action.stop: actions.stop,

@@ -1,4 +1,4 @@
-"""What `python -m launcher` does: up, plan, status, logs, stop. Each returns the exit status.
+"""What `python -m launcher` does: up, plan, status, report, logs, stop. Each returns the exit status.
 
 Thin: puts together `start`, `watch`, `stopping` and `present`. Stays resident only where the run lives and
 dies with it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -17,6 +18,9 @@ import msgspec
 
 from launcher.job import Plan
 from launcher.planning import models
+from launcher.report.read import read_sources
+from launcher.report.report import make_report, report_json
+from launcher.report.text import report_text
 from launcher.restart import restart_run
 from launcher.resume import lost_run
 from launcher.rundir import RunDir, read_optional
@@ -33,6 +37,7 @@ from launcher.view.progress import Progress
 from launcher.view.render import render_plan
 from launcher.view.status import RunStatus
 from launcher.view.watch import LaunchFailed, await_ready
+from workers.spec import write_json
 
 INTERRUPTED = 130
 # What a plan shows of how its workers are started.
@@ -193,6 +198,18 @@ def restart(config: Config) -> int:
     if gone:
         print(f"to drain and end: {', '.join(sorted(gone))}")
     print(how_to_return(run, made.run))
+    return 0
+
+
+def report(config: Config) -> int:
+    """Of a run that lives or has ended; written beside its other files too."""
+    run, made = existing_run(config)
+    told = make_report(read_sources(run, made.run), time.time())
+    write_json(run.path / "report.json", report_json(told))
+    if config.output is Output.json:
+        print_json(report_json(told))
+    else:
+        print(report_text(told))
     return 0
 
 

@@ -77,6 +77,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float | None = None
     proven_at: float | None = None  # it could take requests
     revision: int = 0  # of the plan it was submitted under
+    draining_at: float | None = None  # it took nothing new from then on
+    earlier_s: float = 0.0  # that it ran before Slurm put it back into the queue
 
 
 class JobSystem(Protocol):

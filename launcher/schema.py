@@ -18,6 +18,7 @@ class Action(Enum):
     up = "up"
     plan = "plan"
     status = "status"
+    report = "report"
     logs = "logs"
     restart = "restart"
     stop = "stop"

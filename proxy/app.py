@@ -146,9 +146,14 @@ class App:
             wants_trace=prompt is not None,
             wants_ids=streams and demand.whole_because is None,
         )
-        flight = self._dispatch.fly(envelope, client, demand, streams=streams)
+        flight = self._dispatch.fly(envelope, client, demand, streams=streams, account=self._account(exchange))
         flight.prompt = prompt
         exchange.on_gone = lambda: self._dispatch.leave(flight)
+
+    def _account(self, exchange: Exchange) -> str:
+        """The name of its key. One that was taken out while the body came is nobody's."""
+        key = self._keys.identify(exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key"))
+        return "" if key is None else key.name
 
     def _count(self, path: str, status: int) -> None:
         self._dispatch.totals.answered(path, status)

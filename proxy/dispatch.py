@@ -30,6 +30,7 @@ from proxy.flights.flights import Flights
 from proxy.flights.streams import Stream, Streams
 from proxy.http.clients import Client
 from proxy.link import Links
+from proxy.monitoring.accounts import Accounts
 from proxy.monitoring.journal import GONE, LOST, Journal
 from proxy.monitoring.totals import Totals
 from proxy.monitoring.view import fleet_view
@@ -79,6 +80,7 @@ class Dispatch:
         curve: CurveKeys,
         zap: Zap,
         num_connections: Callable[[], int],
+        accounts: Accounts,
     ) -> None:
         """Binds the links to `port`, or to any free one where it is taken or 0. Raises zmq.ZMQError."""
         self.spec = spec
@@ -90,6 +92,7 @@ class Dispatch:
         self.num_connections = num_connections
         self.totals = Totals()
         self.traffic = self.totals.traffic
+        self.accounts = accounts
         self.digests = DigestFollower(self.index, self.totals, self._send, spec.routing)
         self._streams = Streams(self.totals)
         self.on_chunk = self._streams.on_chunk
@@ -162,9 +165,9 @@ class Dispatch:
         self._num_requests += 1
         return f"{self._session}-{self._num_requests:x}"
 
-    def fly(self, envelope: Submit, client: Client, demand: Demand, *, streams: bool) -> Flight:
+    def fly(self, envelope: Submit, client: Client, demand: Demand, *, streams: bool, account: str = "") -> Flight:
         """Take a request in; its client hears of it, perhaps before this returns."""
-        flight = Flight(self._num_requests, envelope.request_id, envelope, demand, streams)
+        flight = Flight(self._num_requests, envelope.request_id, envelope, demand, streams, account)
         self._clients[flight.id] = client
         self._apply(ev.Arrived(flight))
         return flight
@@ -189,13 +192,14 @@ class Dispatch:
         elif isinstance(effect, ev.Finish):
             self._take_client(effect.flight).finish(effect.data)
         elif isinstance(effect, ev.Reject):
-            self.traffic.failed(effect.flight, time.time())
+            self._count_failure(effect)
             self._take_client(effect.flight).reject(effect.error)
         elif isinstance(effect, ev.Break):
-            self.traffic.failed(effect.flight, time.time())
+            self._count_failure(effect)
             log.warning("request %s broken off: %s", effect.flight.request_id, effect.error.message)
             self._take_client(effect.flight).break_off(effect.error)
         else:
+            self.accounts.left(effect.flight)
             self._take_client(effect.flight)
 
     def _send(self, key: Key, message: Message) -> None:
@@ -214,8 +218,14 @@ class Dispatch:
 
     def _count_end(self, end: End) -> None:
         stream = self._streams.get(end.rid)
+        if stream is not None:
+            self.accounts.answered(stream.flight, stream.status, end)
         if stream is not None and stream.status == OK:
             self.traffic.ended(stream.flight, stream.began_at, end, self._loop.time(), time.time())
+
+    def _count_failure(self, effect: ev.Reject | ev.Break) -> None:
+        self.traffic.failed(effect.flight, time.time())
+        self.accounts.failed(effect)
 
     def _take_client(self, flight: Flight) -> Client:
         self._streams.end(flight)
@@ -252,6 +262,7 @@ class Dispatch:
         elif kind is Phase:
             key = self.fleet.by_peer[peer].key
             self.journal.note(time.time(), key, f"{message.phase} {message.detail}")
+            self.accounts.told(self.fleet.by_peer[peer], message, self.flights, time.time())
             self._apply_turns(turns.Told(key, message.turn, message.waited_s))
             self._apply_fleet(fleet_events.PhaseTold(peer, message.phase, message.detail, message.stages))
         else:
@@ -297,7 +308,8 @@ class Dispatch:
                     self._proofs.lost(key)
                     self.digests.lost(key)
                     self._apply_turns(turns.Gone(key))
-                    self._apply(ev.WorkerGone(key, reason))
+                    with self.accounts.loss(key, f"{end}: {reason}", self.flights, time.time()):
+                        self._apply(ev.WorkerGone(key, reason))
                 case fleet_events.Changed():
                     self._tell_change()
 

@@ -55,6 +55,8 @@ HOW = {
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo": How.PLANNED,
     "python -m launcher action=status run=demo": How.LIVE,
     "python -m launcher action=status run=demo output=json": How.LIVE,
+    "python -m launcher action=report run=demo": How.LIVE,
+    "python -m launcher action=report run=demo output=json": How.LIVE,
     "python -m launcher action=logs run=demo worker=decode-0": How.LIVE,
     "python -m launcher action=logs run=demo worker=decode-0 follow=true": How.LIVE,
     "python -m launcher action=stop run=demo": How.LIVE,

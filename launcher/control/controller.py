@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 import uvloop
 
+from launcher.control.diary import Diary
 from launcher.control.effects import (
     Cancel,
     DesiredRead,
@@ -77,7 +78,8 @@ class Controller:
         self._finished = asyncio.Event()
         self._stop_asked = False
         self._proxies = ProxyLinks(run, plan.run, lambda view: self._apply(FleetSeen(view)))
-        self._reporter = Reporter(run, plan, owner, core, self._proxies)
+        self._diary = Diary(run, owner)
+        self._reporter = Reporter(run, plan, owner, core, self._proxies, self._diary)
 
     async def run(self) -> None:
         log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
@@ -112,6 +114,7 @@ class Controller:
     def leave(self, why: str) -> None:
         """End without touching the jobs: the next controller adopts them."""
         log.info("leaving the run as it is: %s", why)
+        self._diary.end(why)
         self._finished.set()
 
     async def _report(self) -> None:
@@ -121,7 +124,9 @@ class Controller:
     # ------------------------------------------------------------ what comes in
 
     def _apply(self, event: Event) -> None:
+        self._diary.see(event, time.time())
         for effect in self._core.apply(event, time.time()):
+            self._diary.see(effect, time.time())
             log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
             self._effects.put_nowait(effect)
         self._proxies.tell(jobs_message(self._plan, self._core))
@@ -185,6 +190,7 @@ class Controller:
                 case GiveUp(failure):
                     log.error("giving up: %s: %s", failure.name, failure.reason)
                 case Done():
+                    self._diary.end("the run has stopped")
                     self._finished.set()
 
     async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:

@@ -98,6 +98,8 @@ class JobBook:
                     job.ready_at = now
                 if seen.proven and job.record.proven_at is None:
                     job.record = msgspec.structs.replace(job.record, proven_at=now)
+                if seen.phase == lifecycle.DRAINING and job.record.draining_at is None:
+                    job.record = msgspec.structs.replace(job.record, draining_at=now)
 
     def _adopt(self, row: Row, now: float) -> None:
         """A job of ours that is in no record: its submission was cut short. One that has ended is nobody's failure."""
@@ -110,19 +112,30 @@ class JobBook:
 
     def _end(self, job: Job, row: Row, now: float) -> None:
         reason = "; ".join(part for part in (row.reason, job.detail) if part and part != "None")
-        job.record = msgspec.structs.replace(job.record, ended_at=now, state=row.state, reason=reason)
+        ended_at = _ended_at(job, row, now)
+        job.record = msgspec.structs.replace(job.record, ended_at=ended_at, state=row.state, reason=reason)
         self.history[job.record.job] = self.live.pop(job.record.job).record
 
 
 def _date(job: Job, row: Row, now: float) -> None:
     """When it started, by the queue. One that was queued again starts anew."""
     if row.state == "PENDING" and job.record.started_at is not None:
-        job.record = msgspec.structs.replace(job.record, started_at=None, proven_at=None)
+        ran_s = job.record.earlier_s + now - job.record.started_at
+        job.record = msgspec.structs.replace(
+            job.record, started_at=None, proven_at=None, draining_at=None, earlier_s=ran_s
+        )
         job.ready_at = job.end_time = None
     elif row.state != "PENDING" and not row.ended:
         job.end_time = row.end_time or job.end_time
         if job.record.started_at is None:
             job.record = msgspec.structs.replace(job.record, started_at=row.start_time or now)
+
+
+def _ended_at(job: Job, row: Row, now: float) -> float:
+    """By the queue, where it knows: nobody may have looked for a while. A job is never longer than its walltime."""
+    told = job.end_time if row.end_time is None else row.end_time
+    begun = job.record.submitted_at if job.record.started_at is None else job.record.started_at
+    return now if told is None else max(begun, min(now, told))
 
 
 def view_of(job: Job, fleet: FleetView) -> WorkerView | None:

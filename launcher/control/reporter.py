@@ -1,6 +1,7 @@
 """What the controller tells people: `status.json` on change and every 10 s, `endpoint.json` once serving.
 
-Owns these two files. Writes in threads: a shared file system that hangs delays the news, never the run.
+Owns these two files, and when the diary is written. Writes in threads: a shared file system that hangs delays the news,
+never the run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from launcher.control.diary import Diary
 from launcher.control.ownership import forget, is_owner
 from launcher.control.proxy_links import ProxyLinks
 from launcher.control.reconcile import Reconciler
@@ -30,8 +32,11 @@ WRITE_EVERY_S = 10.0
 class Reporter:
     """Reads what the core and the links know at the moment of writing."""
 
-    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, proxies: ProxyLinks) -> None:
+    def __init__(
+        self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, proxies: ProxyLinks, diary: Diary
+    ) -> None:
         self._run = run
+        self._diary = diary
         self.plan = plan  # of the newest revision
         self._owner = owner
         self._core = core
@@ -47,13 +52,21 @@ class Reporter:
                 if not await asyncio.to_thread(is_owner, self._run, self._owner):
                     return
                 await _write(self._run.status, status)
+                await self._write_diary()
                 last = status
             if status.served and status.url and status.url != endpoint:
                 endpoint = status.url
                 await _write(self._run.endpoint, self._endpoint(endpoint))
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def _write_diary(self) -> None:
+        try:
+            await asyncio.to_thread(self._diary.write, self._diary.content())
+        except OSError as fault:
+            log.error("the diary is not written, the next time says it all: %s", fault)
+
     async def last_words(self) -> None:
+        await self._write_diary()
         if await asyncio.to_thread(is_owner, self._run, self._owner):
             await _write(self._run.status, self._status())
             await asyncio.to_thread(forget, self._run, self._owner)

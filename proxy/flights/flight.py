@@ -46,6 +46,7 @@ class Flight:
     submit: Submit  # the envelope every leg starts from
     demand: Demand
     streams: bool
+    account: str = ""  # the name of the key that it came with
     state: State = State.QUEUED
     arrived_at: float = 0.0
     progress_at: float = 0.0

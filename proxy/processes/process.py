@@ -13,10 +13,12 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import signal
 import socket
 import ssl
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -25,12 +27,14 @@ import msgspec
 import uvloop
 import zmq
 
+from proxy.account_keeper import AccountKeeper
 from proxy.app import App
 from proxy.auth import ApiKeys
 from proxy.dispatch import Dispatch
 from proxy.http.open_files import fit_open_files
 from proxy.http.serve import Server
 from proxy.link import CONTROLLER, WORKER
+from proxy.monitoring.accounts import Accounts
 from proxy.own_routes import OwnRoutes
 from proxy.processes.family import (
     PARENT_WORDS,
@@ -90,9 +94,11 @@ class Process:
         self._curve = read_keys(spec.run_dir, "proxy")
         self._server = Server()
         address = address_of(spec.interface)
-        self._dispatch = Dispatch(
-            spec, context, address, given.link_port, self._curve, zap, lambda: self._server.connections
+        accounts = Accounts(given.id, secrets.token_hex(3), os.getpid(), time.time())
+        self._dispatch = dispatch = Dispatch(
+            spec, context, address, given.link_port, self._curve, zap, lambda: self._server.connections, accounts
         )
+        self._keeper = AccountKeeper(run_dir / "accounting", accounts, lambda: len(dispatch.flights.open))
         self._routes = OwnRoutes(spec, given.id, zap, self._dispatch)
         self._siblings = Siblings(parent, self._routes.snapshot)
         app = App(spec, self._keys, self._dispatch, self._routes, self._siblings)
@@ -113,9 +119,12 @@ class Process:
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
         beside = [asyncio.ensure_future(self._obey()), asyncio.ensure_future(self._watch_keys())]
+        keeping = asyncio.ensure_future(self._keeper.run())
         await self._left.wait()
         for task in beside:
             task.cancel()
+        self._keeper.close()
+        await keeping
         self._dispatch.close("the proxy stops")
 
     def _file(self) -> ProxyFile:

@@ -37,6 +37,14 @@ def checked_json(text: str) -> None:
     assert status["ready"] and {worker["phase"] for worker in status["workers"]} == {"ready"}
 
 
+def checked_report(text: str) -> None:
+    assert "GPU hours" in text and "decode-0.g0" in text and "requests by key" not in text, "nobody has asked yet"
+
+
+def checked_report_json(text: str) -> None:
+    assert {use["worker"] for use in json.loads(text)["generations"]} == {"prefill-0", "decode-0"}
+
+
 def checked_log(text: str) -> None:
     assert "agent sluice.agent: ready" in text
 
@@ -70,6 +78,8 @@ LAUNCHER = "python -m launcher "
 ENDS: dict[str, Callable[[str], None]] = {
     f"{LAUNCHER}action=status run=demo": checked_status,
     f"{LAUNCHER}action=status run=demo output=json": checked_json,
+    f"{LAUNCHER}action=report run=demo": checked_report,
+    f"{LAUNCHER}action=report run=demo output=json": checked_report_json,
     f"{LAUNCHER}action=logs run=demo worker=decode-0": checked_log,
     f"{READ} http://HOST:PORT/fleet": checked_fleet,
     f"{READ} http://HOST:PORT/metrics": checked_metrics,

@@ -92,6 +92,19 @@ def test_a_run_on_slurm_from_up_to_stop(tmp_path: Path, run: RunDir) -> None:
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert live_rows(run) == {}
     assert status(tmp_path)["phase"] == "stopped"
+    check_report(tmp_path)
+
+
+def check_report(folder: Path) -> None:
+    """Two requests, three lives of two workers, each with a GPU; one was cancelled by somebody else."""
+    report = json.loads(launch(folder, "action=report", "run=demo", "output=json").stdout)
+    assert report["keys"]["default"]["requests"] == report["totals"]["requests"] == 2
+    lives = {(use["worker"], use["generation"]): use for use in report["generations"]}
+    assert set(lives) == {("prefill-0", 0), ("decode-0", 0), ("decode-0", 1)}
+    assert all(use["gpus"] == 1 and use["start_s"] > 0 and use["serve_s"] > 0 for use in lives.values())
+    assert 0 < report["gpu_hours"] < 0.5 and report["tokens_per_gpu_hour"] > 0
+    told = [(event["planned"], event["what"], event["who"]) for event in report["events"]]
+    assert (False, "worker lost", "decode-0.g0") in told and (True, "stop", "decode-0.g1") in told
 
 
 def kill_controller(run: RunDir) -> Row:
