@@ -28,6 +28,8 @@ from proxy.routing.router import Demand, Router, estimated_tokens
 from proxy.spec import ProxySpec
 from workers.protocol import Leg, Submit
 
+BATCH_PRIORITY = 1
+
 
 class App:
     """`admit` and `handle` are what the HTTP server calls."""
@@ -97,6 +99,11 @@ class App:
             demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
 
+    def _priority(self, exchange: Exchange) -> int:
+        """Engines serve lower numbers first."""
+        key = self._keys.identify(exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key"))
+        return BATCH_PRIORITY if key is not None and key.kind == "batch" else 0
+
     def _look(self, exchange: Exchange, fields: BodyFields, policy: str) -> Seen:
         """Only for a policy that asks where the KV lies: it costs time."""
         loaded = self._dispatch.fleet.any_loaded() if Router.wants_chain(policy) else None
@@ -145,6 +152,7 @@ class App:
             body=exchange.body,
             wants_trace=prompt is not None,
             wants_ids=streams and demand.whole_because is None,
+            priority=self._priority(exchange),
         )
         flight = self._dispatch.fly(envelope, client, demand, streams=streams, account=self._account(exchange))
         flight.prompt = prompt

@@ -64,6 +64,20 @@ class Flight:
     cached_tokens: int = 0  # of its prompt, where it was computed, by that engine's word
     story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
 
+    @property
+    def of_batch(self) -> bool:
+        """It comes after all that are not."""
+        return self.submit.priority > 0
+
+    @property
+    def waited_s(self) -> float:
+        """For a place, so far as it got one."""
+        since, waited_s = self.arrived_at, 0.0
+        for state, until in self.story:
+            waited_s += until - since if state is State.QUEUED else 0.0
+            since = until
+        return waited_s
+
     def move(self, state: State, now: float) -> None:
         self.story.append((self.state, now))
         if state not in NEXT[self.state]:

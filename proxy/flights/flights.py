@@ -20,6 +20,7 @@ from proxy.fleet.worker import Key
 from proxy.flights import flight_events as ev
 from proxy.flights import given_work
 from proxy.flights.flight import Flight, LegRecord, State
+from proxy.flights.lanes import Lanes
 from proxy.flights.open_tickets import Notice, OpenTickets
 from proxy.flights.resuming import Resumables, resumable, resume
 from proxy.prefixes.prefix_index import PrefixIndex
@@ -33,6 +34,7 @@ from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Sta
 MAX_ATTEMPTS = 3
 RETRY_AFTER_S = 5
 NUM_DECIDED = 16
+YIELD_S = 60.0  # after a request that is not of a batch, batches leave room for the next
 
 
 class Flights:
@@ -46,7 +48,8 @@ class Flights:
         self._deadlines = deadlines
         self._shortest_s = min(msgspec.structs.astuple(deadlines))
         self._next_rid = 0
-        self.queue: deque[Flight] = deque()
+        self.queue = Lanes()
+        self._online_at = float("-inf")  # the last request that is not of a batch
         self.open: dict[int, Flight] = {}
         self.legs: dict[int, LegRecord] = {}
         self.tickets = OpenTickets(fleet)
@@ -69,15 +72,17 @@ class Flights:
         flight = event.flight
         flight.arrived_at = flight.progress_at = now
         self.open[flight.id] = flight
+        if not flight.of_batch and flight.demand.forced is None:
+            self._online_at = now
         if flight.demand.forced is not None:
             self._start_forced(flight, now)
         elif not self._fleet.serving and not self._fleet.awaited:
             self._fail(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S), now)
-        elif len(self.queue) >= self._limits.max_queued:
-            full = f"{len(self.queue)} requests wait already"
+        elif len(lane := self.queue.of(flight)) >= self._limits.max_queued:
+            full = f"{len(lane)} requests wait already"
             self._fail(flight, QueueFull(full, retry_after_s=RETRY_AFTER_S), now)
         else:
-            self.queue.append(flight)
+            lane.append(flight)
 
     def _start_forced(self, flight: Flight, now: float) -> None:
         route = self._router.route(self._fleet, self._index, flight.demand, now)
@@ -87,12 +92,15 @@ class Flights:
             self._start(flight, route, now)
 
     def _place_queued(self, now: float) -> None:
-        """In order: a request that fits nowhere yet is not overtaken, so none starves."""
+        """In order: a request that fits nowhere yet is not overtaken, so none of its class starves."""
         while self.queue:
-            route = self._router.route(self._fleet, self._index, self.queue[0].demand, now)
+            flight = self.queue.head
+            if flight.of_batch:
+                flight.demand = replace(flight.demand, yields=now - self._online_at < YIELD_S)
+            route = self._router.route(self._fleet, self._index, flight.demand, now)
             if route is None:
                 return
-            self._start(self.queue.popleft(), route, now)
+            self._start(self.queue.take_head(), route, now)
 
     def _start(self, flight: Flight, route: Route, now: float) -> None:
         flight.route = route
@@ -249,7 +257,7 @@ class Flights:
         flight.demand = replace(flight.demand, avoid=avoided if others else frozenset(), whole_because=whole)
         flight.route = None
         flight.move(State.QUEUED, now)
-        self.queue.appendleft(flight)
+        self.queue.of(flight).appendleft(flight)
 
     def _fail(self, flight: Flight, error: ApiError, now: float) -> None:
         self._end(flight, now)
@@ -270,7 +278,7 @@ class Flights:
     def _withdraw(self, flight: Flight) -> None:
         """Take back whatever runs for it; the worker's acknowledgement gives back the load."""
         if flight.state is State.QUEUED:
-            self.queue.remove(flight)
+            self.queue.of(flight).remove(flight)
         leg = self.legs.get(flight.leg) if flight.leg is not None else None
         if leg is not None and not leg.cancelled:
             leg.cancelled = True

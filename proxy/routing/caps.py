@@ -8,14 +8,22 @@ from __future__ import annotations
 from proxy.fleet.worker import Worker
 from proxy.routing.demand import Demand
 
+# What requests of a batch leave to others: of the places to decode, and of the prompts on their way, whose length is
+# what others wait for.
+DECODE_RESERVE, PREFILL_RESERVE = 8, 2
+
 
 def can_decode(worker: Worker, demand: Demand) -> bool:
-    return worker.all_decodes < worker.caps.max_decodes and worker.key not in demand.avoid
+    cap = worker.caps.max_decodes
+    most = cap - cap // DECODE_RESERVE if demand.yields else cap
+    return worker.all_decodes < most and worker.key not in demand.avoid
 
 
-def has_room(worker: Worker, compute_tokens: int) -> bool:
+def has_room(worker: Worker, demand: Demand, compute_tokens: int) -> bool:
     """A prompt larger than the cap may run where nothing else does."""
     cap, given = worker.caps.max_prefill_tokens, worker.all_prefill_tokens
+    if demand.yields:
+        cap //= PREFILL_RESERVE
     return cap > 0 and (given == 0 or given + compute_tokens <= cap)
 
 

@@ -23,6 +23,7 @@ class Demand:
     scrape: bool = False  # of an engine's metrics: no work, it takes nobody's place
     chain: Sequence[int] = ()  # hashes of the prompt's leading blocks, as far as they are known
     policy: str | None = None  # instead of the run's
+    yields: bool = False  # of a batch: it leaves room for those that are not
     explain: bool = False  # its client asks for the decision's numbers
 
 

@@ -16,6 +16,7 @@ from proxy.spec import RoutingSpec
 
 ASK = b"x-sluice-explain"
 OVERRIDE = b"x-sluice-policy"
+WAITED = b"x-sluice-waited-s"
 
 
 def headers_of(route: Route, demand: Demand) -> Headers:

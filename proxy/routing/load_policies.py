@@ -96,7 +96,7 @@ class ByScore:
         why_whole = self._why_whole(fleet, demand)
         able = [w for w in fleet.decoders if can_decode(w, demand)]
         if why_whole is not None:  # one that is full is passed over: the score need not know of caps
-            able = [w for w in able if has_room(w, demand.num_tokens)]
+            able = [w for w in able if has_room(w, demand, demand.num_tokens)]
         decode = _pick(able, score if why_whole is not None else decode_score)
         if decode is None:
             return None
@@ -109,7 +109,7 @@ class ByScore:
             if partners:
                 return None  # the prefill workers are busy: waiting is better than disturbing decodes
             why_whole = "no prefill worker is up"
-        if not has_room(decode, demand.num_tokens):
+        if not has_room(decode, demand, demand.num_tokens):
             return None
         return Route(None, decode, self._reason(index, demand, decode, why_whole))
 
@@ -121,7 +121,7 @@ class ByScore:
         return demand.whole_because
 
     def _may_prefill(self, worker: Worker, demand: Demand) -> bool:
-        return has_room(worker, demand.num_tokens) and may_pin(worker, demand, self._spec.pinned_fraction)
+        return has_room(worker, demand, demand.num_tokens) and may_pin(worker, demand, self._spec.pinned_fraction)
 
     def _reason(self, index: PrefixIndex, demand: Demand, worker: Worker, why: str) -> Reason:
         cached = 0

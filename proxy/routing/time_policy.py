@@ -82,7 +82,7 @@ class ByTime:
 
     def _compute(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part | None:
         cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
-        if not has_room(worker, demand.num_tokens - cached):
+        if not has_room(worker, demand, demand.num_tokens - cached):
             return None
         queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
         stall_s = work_s * worker.all_decodes
