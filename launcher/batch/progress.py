@@ -1,9 +1,10 @@
 """A batch under way: what is done, in flight, failed and left, and what to do next.
 
 Pure: one mutator, `apply(event, now) -> effects`; no clock, file or socket. Every request ends once, as a result or as
-an error. An error that is not the request's own is tried again, with a budget by kind. A request under which workers
-were lost is a suspect: suspects run one at a time beside the others, and the second loss ends it. Where the service is
-not there, everything waits and nothing is counted.
+an error. An error that is not the request's own is tried again, with a budget by kind. A request whose
+worker was lost is a suspect: suspects go few at a time beside the others, those that lost a second worker are in
+quarantine, one at a time and after all other suspects, and the third loss ends it. Where the service is not there,
+everything waits and nothing is counted.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from launcher.batch.pace import Pace
 from launcher.batch.request import BadLine, Request
 from launcher.batch.window import Window
 
-BUDGET = {Kind.CRASHED: 2, Kind.SLOW: 2, Kind.FAULT: 3, Kind.BROKEN: 8}  # tries that may end so
+BUDGET = {Kind.CRASHED: 3, Kind.SLOW: 2, Kind.FAULT: 3, Kind.BROKEN: 8}  # tries that may end so
+SUSPECTS_PART = 8  # of what may be in flight, so many parts are not suspects
 FIRST_DELAY_S, LAST_DELAY_S = 1.0, 30.0
 FORGET = 0.99  # by each answer, of the longest time that one took
 
@@ -70,7 +72,7 @@ Effect = Send | Keep
 class Try:
     request: Request
     sent_at: float
-    suspect: bool
+    losses: int  # of workers, before
 
 
 @dataclass(slots=True)
@@ -103,9 +105,9 @@ class Progress:
         self._window = Window()
         self._in_flight: dict[int, Try] = {}
         self._waiting: list[tuple[float, int]] = []
-        self._suspects: deque[int] = deque()
-        self._suspect_runs = False
-        self._again: dict[int, Request] = {}  # of both
+        self._suspects: tuple[deque[int], deque[int]] = (deque(), deque())  # the second are in quarantine
+        self._num_suspects = [0, 0]  # of these in flight
+        self._again: dict[int, Request] = {}  # of all three
         self._tries: dict[int, Counter[Kind]] = {}
         self._paused_until = float("-inf")
         self._input_ended = self._stopping = False
@@ -163,24 +165,33 @@ class Progress:
             request = self._next(now)
             if request is None:
                 return
-            suspect = bool(self._tries.get(request.ordinal, Counter())[Kind.CRASHED])
-            self._suspect_runs |= suspect
-            self._in_flight[request.ordinal] = Try(request, now, suspect)
+            losses = self._tries.get(request.ordinal, Counter())[Kind.CRASHED]
+            if losses:
+                self._num_suspects[losses - 1] += 1
+            self._in_flight[request.ordinal] = Try(request, now, losses)
             self._out.append(Send(request))
 
     def _next(self, now: float) -> Request | None:
         if self._waiting and self._waiting[0][0] <= now:
             return self._again.pop(heapq.heappop(self._waiting)[1])
-        if self._suspects and not self._suspect_runs:
-            return self._again.pop(self._suspects.popleft())
+        if (suspect := self._next_suspect()) is not None:
+            return self._again.pop(suspect)
         return self._window.take(ending=self._input_ended, num_places=self.pace.limit)
+
+    def _next_suspect(self) -> int | None:
+        (once, twice), (num_once, num_twice) = self._suspects, self._num_suspects
+        if once and not num_twice and num_once < max(1, self.pace.limit // SUSPECTS_PART):
+            return once.popleft()
+        if twice and not once and not num_once and not num_twice:
+            return twice.popleft()
+        return None
 
     # ------------------------------------------------------------ coming in
 
     def _answered(self, ordinal: int, answer: Answer, now: float) -> None:
         tried = self._in_flight.pop(ordinal)
-        if tried.suspect:
-            self._suspect_runs = False
+        if tried.losses:
+            self._num_suspects[tried.losses - 1] -= 1
         if answer.kind is Kind.DONE:
             took_s = now - tried.sent_at
             self.drain_s = max(took_s, FORGET * self.drain_s)
@@ -199,8 +210,8 @@ class Progress:
         self._paused_until = max(self._paused_until, now + (answer.retry_after_s or FIRST_DELAY_S))
         ordinal = tried.request.ordinal
         self._again[ordinal] = tried.request
-        if tried.suspect:
-            self._suspects.append(ordinal)
+        if tried.losses:
+            self._suspects[tried.losses - 1].append(ordinal)
         else:
             heapq.heappush(self._waiting, (self._paused_until, ordinal))
 
@@ -215,8 +226,8 @@ class Progress:
             return
         self.figures.retries[answer.kind] += 1
         self._again[request.ordinal] = request
-        if tries[Kind.CRASHED]:
-            self._suspects.append(request.ordinal)
+        if losses := tries[Kind.CRASHED]:
+            self._suspects[losses - 1].append(request.ordinal)
         else:
             delay_s = min(LAST_DELAY_S, FIRST_DELAY_S * 2 ** (num - 1))
             heapq.heappush(self._waiting, (now + delay_s, request.ordinal))

@@ -292,8 +292,9 @@ class Flights:
             # A decode leg that still waits for these blocks would only find out seconds later.
             self._withdraw(leg.flight)
             self._again(leg.flight, f"its prefill worker is gone: {reason}", now)
-        for rid in [rid for rid, leg in self.legs.items() if leg.worker.key == key]:
-            self._leg_failed(Failed(rid, reason, retryable=True), now)
+        for rid, flight in [(rid, leg.flight) for rid, leg in self.legs.items() if leg.worker.key == key]:
+            # A batch finds out by itself which of its requests its workers die of.
+            self._leg_failed(Failed(rid, reason, retryable=not flight.of_batch), now)
 
     def _notify(self, notices: list[Notice]) -> None:
         self._out += [ev.Send(worker, message) for worker, message in notices]

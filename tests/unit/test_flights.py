@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -15,14 +16,14 @@ from proxy.fleet.fleet_events import PeerLost
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fl
 from proxy.flights.flight import Flight, State
-from proxy.flights.flights import Flights
+from proxy.flights.flights import YIELD_S, Flights
 from proxy.flights.open_tickets import holder_of
 from proxy.flights.resuming import MAX_RESUMED
 from proxy.flights.streams import Stream, Streams
 from proxy.monitoring.totals import Totals
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Router
-from proxy.spec import Deadlines, Limits, RoutingSpec
+from proxy.spec import Deadlines, Limits, PoolCaps, RoutingSpec
 from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
 from workers.output_ids import groups, pack
 from workers.protocol import (
@@ -459,3 +460,61 @@ def test_an_illegal_step_tells_the_story() -> None:
         RuntimeError, match=r"req-1: no step to prefill after queued until 1\.000 -> prefill until 2\.000"
     ):
         request.move(State.PREFILL, 2.0)
+
+
+# ---------------------------------------------------------------- batches
+
+
+def of_batch(number: int, **changes: object) -> Flight:
+    made = flight(number, **changes)
+    made.submit = msgspec.structs.replace(made.submit, priority=1)
+    return made
+
+
+def placed(world: World) -> list[str]:
+    return [record.flight.request_id for record in world.flights.legs.values()]
+
+
+def test_a_batch_takes_every_place_while_nobody_else_asks() -> None:
+    world = World(num_prefill=0)
+    for number in range(6):
+        world.apply(fl.Arrived(of_batch(number, num_tokens=10)))
+    assert len(placed(world)) == 4 and len(world.flights.queue) == 2
+
+
+def test_online_requests_overtake_those_of_a_batch_and_find_a_queue_of_their_own() -> None:
+    world = World(num_prefill=0)
+    batch = [of_batch(number, num_tokens=10) for number in range(14)]
+    effects = [world.apply(fl.Arrived(one)) for one in batch]
+    assert [only(found, fl.Reject).error.code for found in effects[12:]] == ["queue_full"] * 2
+    online = flight(100, num_tokens=10)
+    assert not world.apply(fl.Arrived(online))
+    first = next(iter(world.flights.legs))
+    world.apply(Start(first, 200, (), b""))
+    world.apply(End(first))
+    assert placed(world)[-1] == "req-100" and batch[4].state is State.QUEUED
+    world.now = 7.0
+    for rid in list(world.flights.legs):
+        world.apply(Start(rid, 200, (), b""))
+        world.apply(End(rid))
+    assert batch[4].waited_s == 7.0 and online.waited_s == 0.0
+
+
+def test_after_an_online_request_a_batch_leaves_room_for_the_next() -> None:
+    world = World(num_prefill=0, num_decode=2)
+    for worker in world.fleet.workers.values():
+        worker.caps = PoolCaps(max_prefill_tokens=4096, max_decodes=8)
+    world.apply(fl.Arrived(flight(100, num_tokens=10)))
+    for number in range(20):
+        world.apply(fl.Arrived(of_batch(number, num_tokens=10)))
+    assert len(placed(world)) == 14
+    world.now = YIELD_S + 1.0
+    world.apply(fl.RoomMade())
+    assert len(placed(world)) == 16
+
+
+def test_a_batch_hears_of_a_worker_that_was_lost_under_its_request() -> None:
+    world = World(num_prefill=0, num_decode=2)
+    world.apply(fl.Arrived(of_batch(1, num_tokens=10)))
+    (leg,) = world.flights.legs.values()
+    assert only(world.lose(leg.worker.key), fl.Reject).error.code == "worker_failed"
