@@ -17,6 +17,7 @@ from launcher.rundir import RunDir
 from launcher.scheduler.local import run_processes
 from tests.batching import batch_arguments, batch_command, openai_line, read_lines, text_of, texts, write_lines
 from tests.launching import Launch, environment, launch, nothing_left
+from workers.links.proxy_file import read_proxies
 
 SIM = ("+cluster=local", "engine=sim", "run=demo")
 NUM_REQUESTS = 600
@@ -171,6 +172,16 @@ def test_a_killed_worker_costs_no_result(folder: Path, undisturbed: dict[str, st
     wait_for_results(output, 20)
     victim = next(pid for pid in run_processes(run) if is_engine(pid, "decode-0"))
     os.kill(victim, signal.SIGKILL)
+    assert client.wait() == 0, (folder / "client.log").read_text()[-2000:]
+    assert texts(output) == undisturbed
+
+
+def test_a_killed_proxy_costs_no_result(folder: Path, undisturbed: dict[str, str]) -> None:
+    output = folder / "proxy.jsonl"
+    run = RunDir(folder / "runs" / "demo")
+    client = started(folder, folder / "all.jsonl", output)
+    wait_for_results(output, 20)
+    os.kill(read_proxies(run.proxies)[0].pid, signal.SIGKILL)
     assert client.wait() == 0, (folder / "client.log").read_text()[-2000:]
     assert texts(output) == undisturbed
 
