@@ -7,14 +7,16 @@ routing needs and travel on as they came.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from proxy import errors, routes
-from proxy.auth import ApiKeys, authorize
+from proxy.auth import ApiKeys, Key, authorize
 from proxy.dispatch import Dispatch
-from proxy.errors import ApiError, BadRequest, NotFound, NoWorker
+from proxy.errors import ApiError, BadRequest, NotFound, NoWorker, Unauthorized
 from proxy.flights.flights import RETRY_AFTER_S
 from proxy.flights.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
+from proxy.forward import Forward
 from proxy.http.clients import HttpClient
 from proxy.http.exchange import Exchange
 from proxy.models import check_model
@@ -42,6 +44,7 @@ class App:
         self._dispatch = dispatch
         self._own_routes = own_routes
         self._siblings = siblings
+        self._forward = Forward(Path(spec.run_dir))
         self._policy = spec.routing.policy
 
     def admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> errors.Response | None:
@@ -62,8 +65,24 @@ class App:
             self._infer(exchange, route)
         elif route is routes.WORKER_METRICS:
             self._worker_metrics(exchange)
+        elif route.forwarded:
+            self._pass_on(exchange, route)
         else:
             self._own(exchange)
+
+    def _pass_on(self, exchange: Exchange, route: Route) -> None:
+        def respond(response: errors.Response) -> None:
+            self._count(route.path, response[0])
+            exchange.respond(*response)
+
+        key = self._key(exchange)
+        if key is None:  # it was taken out of the table while the body came
+            respond(errors.response(Unauthorized("unknown API key")))
+            return
+        self._forward.pass_on(exchange, key.name, respond)
+
+    def _key(self, exchange: Exchange) -> Key | None:
+        return self._keys.identify(exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key"))
 
     def _own(self, exchange: Exchange) -> None:
         def respond(response: errors.Response) -> None:
@@ -101,7 +120,7 @@ class App:
 
     def _priority(self, exchange: Exchange) -> int:
         """Engines serve lower numbers first."""
-        key = self._keys.identify(exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key"))
+        key = self._key(exchange)
         return BATCH_PRIORITY if key is not None and key.kind == "batch" else 0
 
     def _look(self, exchange: Exchange, fields: BodyFields, policy: str) -> Seen:

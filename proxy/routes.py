@@ -25,13 +25,19 @@ class Access(Enum):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """`split`: may run as a prefill and a decode leg; every other inference route runs whole."""
+    """`split`: may run as a prefill and a decode leg; every other inference route runs whole. `forwarded`: answered by
+    the batches' process. {id} and {name} stand for a name in a path."""
 
     method: str
     path: str
     access: Access = Access.USER
     inference: bool = False
     split: bool = False
+    forwarded: bool = False
+
+
+def _batch(method: str, path: str) -> Route:
+    return Route(method, path, forwarded=True)
 
 
 def _engine(path: str, *, split: bool = False) -> Route:
@@ -56,6 +62,15 @@ ROUTES = (
     _engine("/rerank"),
     _engine("/v1/rerank"),
     _engine("/v2/rerank"),
+    _batch("POST", "/v1/files"),
+    _batch("GET", "/v1/files"),
+    _batch("GET", "/v1/files/{id}"),
+    _batch("DELETE", "/v1/files/{id}"),
+    _batch("GET", "/v1/files/{id}/content"),
+    _batch("POST", "/v1/batches"),
+    _batch("GET", "/v1/batches"),
+    _batch("GET", "/v1/batches/{id}"),
+    _batch("POST", "/v1/batches/{id}/cancel"),
     Route("GET", "/v1/models"),
     Route("GET", "/", Access.FREE),
     Route("GET", "/health", Access.FREE),
@@ -66,7 +81,10 @@ ROUTES = (
     Route("GET", "/metrics/targets", Access.READER),
 )
 
-_BY_PATH: dict[str, Route] = {route.path: route for route in ROUTES}
+_BY_PATH: dict[str, list[Route]] = {}
+for _route in ROUTES:
+    _BY_PATH.setdefault(_route.path, []).append(_route)
+_OF_AN_ID = re.compile(r"(/v1/(?:files|batches)/)[A-Za-z0-9_-]{1,64}(/[a-z]+)?")
 _WORKER_METRICS_PATH = re.compile(r"/workers/([A-Za-z0-9][A-Za-z0-9_.-]*)/metrics")
 
 # The engine obeys headers of its own: none but these reach it. The request id is ours.
@@ -80,13 +98,21 @@ HeaderList = Iterable[tuple[bytes, bytes]]
 
 def find(method: str, path: str) -> Route:
     """HEAD is GET without a body. Raises NotFound or MethodNotAllowed."""
-    route = _BY_PATH.get(path) or (WORKER_METRICS if worker_name(path) else None)
-    if route is None:
+    there = _BY_PATH.get(path) or _of_a_name(path)
+    if not there:
         raise NotFound(f"unknown route {path}; see GET /v1/models for what is served")
-    if method != route.method and (method, route.method) != ("HEAD", "GET"):
-        allow = "GET, HEAD" if route.method == "GET" else route.method
-        raise MethodNotAllowed(f"{path} takes {allow}, not {method}", allow=allow)
-    return route
+    for route in there:
+        if method == route.method or (method, route.method) == ("HEAD", "GET"):
+            return route
+    allow = ", ".join("GET, HEAD" if route.method == "GET" else route.method for route in there)
+    raise MethodNotAllowed(f"{path} takes {allow}, not {method}", allow=allow)
+
+
+def _of_a_name(path: str) -> list[Route]:
+    if worker_name(path):
+        return [WORKER_METRICS]
+    match = _OF_AN_ID.fullmatch(path)
+    return _BY_PATH.get(f"{match[1]}{{id}}{match[2] or ''}", []) if match else []
 
 
 def worker_name(path: str) -> str | None:

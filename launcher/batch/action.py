@@ -24,8 +24,9 @@ from launcher.batch.manifest import Manifest, settle
 from launcher.batch.output import Outputs
 from launcher.batch.owner import Held, claim
 from launcher.batch.request import Defaults
+from launcher.batch.run_view import RunView
 from launcher.batch.runner import Files
-from launcher.batch.serving import RunView, own_run
+from launcher.batch.serving import own_run
 from launcher.batch.source import BadInput, expand
 from launcher.batch.store import NotResults, Store
 from launcher.batch.summary import Outcome, Summary, outcome_of, text

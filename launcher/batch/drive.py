@@ -14,8 +14,8 @@ from launcher.batch.http_pool import Pool
 from launcher.batch.meter import Meter, Reading
 from launcher.batch.pace import Pace
 from launcher.batch.progress import Progress
+from launcher.batch.run_view import RunView, Seen
 from launcher.batch.runner import STOP_GRACE_S, Files, Runner
-from launcher.batch.serving import RunView, Seen
 from launcher.batch.survey import Input, Survey
 
 LOOK_EVERY_S = 2.0

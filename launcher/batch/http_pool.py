@@ -153,6 +153,8 @@ class Pool:
     async def _open(self, request: Request, data: bytes, done: Done) -> None:
         target = self._target
         try:
+            if not self._host:
+                raise ConnectionError("there is no proxy yet")
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 loop = asyncio.get_running_loop()
                 _, connection = await loop.create_connection(

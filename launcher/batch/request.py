@@ -43,10 +43,11 @@ class BadLine(msgspec.Struct, frozen=True):
 
 
 class Defaults(msgspec.Struct, frozen=True):
-    """Of bodies: which model, and what plain lines do not say themselves."""
+    """Of bodies: which model, and what plain lines do not say themselves. `url`: the only one that lines may have."""
 
     model: str
     parameters: dict[str, Any] = {}
+    url: str | None = None
 
 
 class _Line(msgspec.Struct):
@@ -90,6 +91,8 @@ def read_line(text: bytes, ordinal: int, defaults: Defaults) -> Request | BadLin
         url, raw = (line.url, bytes(line.body)) if line.body or line.url is not None else _plain(line, text, defaults)
         if line.body or line.url is not None:
             _check_form(line)
+        if url != (defaults.url or url):
+            raise _Wrong("invalid_url", f"url must be the batch's endpoint, {defaults.url}, not {url}")
         return _request(ordinal, custom_id, url, raw, defaults)
     except _Wrong as wrong:
         return bad_line(ordinal, text, wrong.code, str(wrong), custom_id)

@@ -11,55 +11,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import msgspec
-
-from launcher.batch.http_pool import Target
+from launcher.batch.run_view import RunView
 from launcher.control.ownership import living_owner
 from launcher.job import Plan
-from launcher.keys import api_key_file, batch_key_file
 from launcher.planning import models
 from launcher.resume import AlreadyLive, lost_run, same_plan
-from launcher.rundir import SERVE, RunDir, read_optional
+from launcher.rundir import SERVE, RunDir
 from launcher.schema import Config
 from launcher.start import Controlled, plan_run, start_controller, write_run
 from launcher.stopping import stop_run
 from launcher.view.progress import Progress
-from launcher.view.status import RunStatus
 from launcher.view.watch import await_url
 
 GOING_S = 60.0  # for what is left of a run on this machine whose launcher was killed
 LOOK_EVERY_S = 0.5
-
-
-class Seen(msgspec.Struct, frozen=True):
-    """`ended`: why nobody will answer any more, "" as long as somebody may."""
-
-    num_gpus: int = 0
-    ended: str = ""
-
-
-class RunView:
-    """A run as its client sees it, through its folder. Its calls may block."""
-
-    def __init__(self, run: RunDir, plan: Plan) -> None:
-        self._run = run
-        self._plan = plan
-        self._gpus = {p.spec.worker: p.spec.gpus_per_node * p.spec.num_nodes for p in plan.workers}
-
-    def locate(self) -> Target:
-        status = read_optional(self._run.status, RunStatus)
-        url = status.url if status is not None else ""
-        key = batch_key_file(self._run.keys)
-        path = key if key.exists() else api_key_file(self._run.keys)  # of a run that is older than such keys
-        return Target(url.removesuffix("/v1"), path.read_text().strip(), self._plan.proxy.tls_cert)
-
-    def look(self) -> Seen:
-        status = read_optional(self._run.status, RunStatus)
-        if status is None:
-            return Seen()
-        num_gpus = sum(self._gpus.get(worker.worker, 0) for worker in status.workers if worker.node)
-        why = f"{status.failure.name}: {status.failure.reason}" if status.failure is not None else ""
-        return Seen(num_gpus, f"the run has ended{why and f': {why}'}" if status.ended or why else "")
 
 
 @contextmanager

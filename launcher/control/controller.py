@@ -37,9 +37,9 @@ from launcher.control.effects import (
     Submitted,
     Tick,
 )
+from launcher.control.kept_process import KeptProcess
 from launcher.control.ownership import OwnedByOther, claim
 from launcher.control.proxy_links import ProxyLinks
-from launcher.control.proxy_process import ProxyProcess
 from launcher.control.reconcile import Reconciler
 from launcher.control.reporter import Reporter
 from launcher.control.succession import Policy
@@ -85,7 +85,10 @@ class Controller:
         log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
         await asyncio.to_thread(log_file.parent.mkdir, mode=0o700, exist_ok=True)
         spec = self._run.proxy_spec(self._plan.proxy.proxy)
-        proxy = ProxyProcess(spec, log_file, self._proxy_died)
+        proxy = KeptProcess("proxy", spec, log_file, self._proxy_died)
+        batches = KeptProcess(
+            "launcher.batch.service", self._run.path, log_file.with_name("batches.log"), lambda reason, deaths: None
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 work = (
@@ -95,6 +98,7 @@ class Controller:
                     self._report,
                     self._proxies.run,
                     proxy.run,
+                    batches.run,
                 )
                 tasks = [group.create_task(part()) for part in work]
                 await self._finished.wait()

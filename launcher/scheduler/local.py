@@ -25,6 +25,7 @@ from launcher.scheduler.task import task_command
 NO_TIMEOUT_MIN = 365 * 24 * 60
 LOOK_EVERY_S = 1.0
 MODULES = {
+    "launcher.batch.service",
     "launcher.control.controller",
     "proxy",
     "proxy.processes.process",

@@ -36,9 +36,30 @@ OWN = {
 }
 
 
+BATCHES = {
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
+    ("GET", "/v1/files/{id}"),
+    ("DELETE", "/v1/files/{id}"),
+    ("GET", "/v1/files/{id}/content"),
+    ("POST", "/v1/batches"),
+    ("GET", "/v1/batches"),
+    ("GET", "/v1/batches/{id}"),
+    ("POST", "/v1/batches/{id}/cancel"),
+}
+
+
 def test_these_routes_and_no_others() -> None:
-    assert {route.path for route in ROUTES} == set(ENGINE) | set(OWN)
-    assert len(ROUTES) == len(ENGINE) + len(OWN)
+    assert {route.path for route in ROUTES} == set(ENGINE) | set(OWN) | {path for _, path in BATCHES}
+    assert len(ROUTES) == len(ENGINE) + len(OWN) + len(BATCHES)
+
+
+@pytest.mark.parametrize(("method", "path"), BATCHES)
+def test_a_route_of_the_batches_process(method: str, path: str) -> None:
+    route = find(method, path.replace("{id}", "file-1_a"))
+    assert (route.path, route.forwarded, route.access) == (path, True, Access.USER)
+    with pytest.raises(MethodNotAllowed):
+        find("PATCH", path.replace("{id}", "x"))
 
 
 @pytest.mark.parametrize(("path", "split"), ENGINE.items())
@@ -62,6 +83,14 @@ def test_a_route_of_our_own(path: str, access: Access) -> None:
 @pytest.mark.parametrize(
     "path",
     [
+        "/v1/files/",
+        "/v1/files/{id}",
+        "/v1/files/a/b",
+        "/v1/files/../keys",
+        "/v1/files/a%2Fb",
+        "/v1/files/a/content/",
+        "/v1/batches/a/content",
+        "/v1/batches/" + "a" * 65,
         "/index.html",
         "/page",
         "/v1",

@@ -1,0 +1,45 @@
+"""A run as the client of a batch sees it: where to ask, with which key, and whether anybody will answer.
+
+Owns nothing: it reads the run's folder.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from launcher.batch.http_pool import Target
+from launcher.job import Plan
+from launcher.keys import api_key_file, batch_key_file
+from launcher.rundir import RunDir, read_optional
+from launcher.view.status import RunStatus
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """`ended`: why nobody will answer any more, "" as long as somebody may."""
+
+    num_gpus: int = 0
+    ended: str = ""
+
+
+class RunView:
+    """A run as its client sees it, through its folder. Its calls may block."""
+
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        self._run = run
+        self._plan = plan
+        self._gpus = {p.spec.worker: p.spec.gpus_per_node * p.spec.num_nodes for p in plan.workers}
+
+    def locate(self) -> Target:
+        status = read_optional(self._run.status, RunStatus)
+        url = status.url if status is not None else ""
+        key = batch_key_file(self._run.keys)
+        path = key if key.exists() else api_key_file(self._run.keys)  # of a run that is older than such keys
+        return Target(url.removesuffix("/v1"), path.read_text().strip(), self._plan.proxy.tls_cert)
+
+    def look(self) -> Seen:
+        status = read_optional(self._run.status, RunStatus)
+        if status is None:
+            return Seen()
+        num_gpus = sum(self._gpus.get(worker.worker, 0) for worker in status.workers if worker.node)
+        why = f"{status.failure.name}: {status.failure.reason}" if status.failure is not None else ""
+        return Seen(num_gpus, f"the run has ended{why and f': {why}'}" if status.ended or why else "")
