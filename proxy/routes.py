@@ -98,7 +98,7 @@ HeaderList = Iterable[tuple[bytes, bytes]]
 
 def find(method: str, path: str) -> Route:
     """HEAD is GET without a body. Raises NotFound or MethodNotAllowed."""
-    there = _BY_PATH.get(path) or _of_a_name(path)
+    there = _of_a_name(path) if "{" in path or path not in _BY_PATH else _BY_PATH[path]
     if not there:
         raise NotFound(f"unknown route {path}; see GET /v1/models for what is served")
     for route in there:
