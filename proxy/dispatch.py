@@ -38,7 +38,7 @@ from proxy.prefixes.digest_follower import DigestFollower
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.prefixes.prompts import Prompts
 from proxy.processes.family import Family
-from proxy.routing.explain import WAITED, headers_of
+from proxy.routing.explain import headers_of
 from proxy.routing.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.zap import Zap
@@ -214,9 +214,7 @@ class Dispatch:
         if start.status == OK:
             self.traffic.began(flight, now, time.time())
         assert flight.route is not None
-        served_by = headers_of(flight.route, flight.demand)
-        if flight.of_batch:  # its client learns from it how many requests are enough
-            served_by += ((WAITED, b"%.3f" % flight.waited_s),)
+        served_by = headers_of(flight.route, flight.demand, flight.waited_s if flight.of_batch else None)
         client.begin(start.status, start.headers, served_by, start.data)
 
     def _count_end(self, end: End) -> None:

@@ -19,13 +19,16 @@ OVERRIDE = b"x-sluice-policy"
 WAITED = b"x-sluice-waited-s"
 
 
-def headers_of(route: Route, demand: Demand) -> Headers:
-    """Who served; where its client asks for it also what the router expected: `x-sluice-route-...`."""
+def headers_of(route: Route, demand: Demand, waited_s: float | None = None) -> Headers:
+    """Who served; where its client asks for it also what the router expected: `x-sluice-route-...`. A batch learns
+    from `waited_s` how many requests are enough."""
     served_by = [(b"x-sluice-decode", route.decode.key[0].encode())]
     if route.prefill is not None:
         served_by.insert(0, (b"x-sluice-prefill", route.prefill.key[0].encode()))
     if demand.explain:
         served_by += [(f"x-sluice-route-{name}".encode(), _text(value)) for name, value in _told(route.reason)]
+    if waited_s is not None:
+        served_by.append((WAITED, b"%.3f" % waited_s))
     return tuple(served_by)
 
 
