@@ -113,6 +113,7 @@ class EngineConfig:
     environment: dict[str, str] = field(default_factory=dict)
     load_timeout_s: float = 1800.0
     drain_timeout_s: float = 120.0
+    step_timeout_s: float = 30.0  # a step that takes longer hangs, and its engine is ended
 
 
 @dataclass(slots=True, kw_only=True)

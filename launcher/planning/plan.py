@@ -101,6 +101,7 @@ def _workers(
                 interpreter=interpreter,
                 load_timeout_s=config.engine.load_timeout_s,
                 drain_timeout_s=config.engine.drain_timeout_s,
+                step_timeout_s=config.engine.step_timeout_s,
                 takes_turns=config.cluster.max_loading > 0,
             )
             job = _worker_job(config.cluster, f"{config.run}.{spec.worker}", pool, interpreter)

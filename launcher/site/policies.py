@@ -78,7 +78,8 @@ def preemption_findings(site: Site, config: Config, partition: Partition) -> Ite
         yield warning(
             "preemption",
             seen,
-            f"a drain takes up to {wanted_s} s (engine.drain_timeout_s): longer streams end with an error; use a"
+            f"a drain takes up to {wanted_s} s (engine.drain_timeout_s): longer streams have to go on elsewhere, and"
+            " those that cannot end with an error; use a"
             " partition or QOS that is not preempted where that matters",
         )
 
