@@ -87,6 +87,13 @@ HOW = {
     "python -m benchmarks.chaos rows=rolling_restart,scancel_decode": How.SMALL,
     "make bench-peers": How.MAKE,
     "make bench-peers ARGS='peers=vllm-router,sluice parts=streams,prompts repeats=1'": How.SMALL,
+    "python -m launcher action=batch run=demo batch.input=prompts.jsonl batch.output=results.jsonl": How.LIVE,
+    # docs/batches.md
+    "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=bulk action=batch"
+    " batch.input=prompts.jsonl batch.output=results.jsonl": How.ELSEWHERE,
+    "sbatch --nodes=2 --ntasks-per-node=1 --cpus-per-task=96 --gpus-per-node=8 --mem=960G --time=480"
+    " slurm/batch.sbatch +cluster=h100x2 model=llama-3.3-70b"
+    " batch.input=prompts.jsonl batch.output=results.jsonl": How.ELSEWHERE,
     # docs/monitoring.md
     f"{READ} http://HOST:PORT/fleet": How.LIVE,
     f"{READ} http://HOST:PORT/metrics": How.LIVE,

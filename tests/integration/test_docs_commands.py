@@ -65,6 +65,10 @@ def checked_proxy_log(text: str) -> None:
     assert "sluice.proxy: serves http" in text
 
 
+def checked_batch(text: str) -> None:
+    assert "complete: 1 of 1 done, 0 failed, 0 left" in text
+
+
 def checked_restart(text: str) -> None:
     assert "worker by worker, each when its successor serves: prefill-0, decode-0" in text
 
@@ -85,6 +89,7 @@ ENDS: dict[str, Callable[[str], None]] = {
     f"{READ} http://HOST:PORT/metrics": checked_metrics,
     f"{READ} http://HOST:PORT/workers/decode-0/metrics": checked_engine,
     f"{LAUNCHER}action=logs run=demo worker=proxy-0": checked_proxy_log,
+    f"{LAUNCHER}action=batch run=demo batch.input=prompts.jsonl batch.output=results.jsonl": checked_batch,
     f"{LAUNCHER}action=restart run=demo": checked_restart,
     f"{LAUNCHER}action=stop run=demo": checked_stop,
 }
@@ -98,6 +103,7 @@ def test_every_shown_command_is_run_here() -> None:
 
 
 def test_the_commands_on_a_run_do_what_the_readme_says(tmp_path: Path, run: RunDir) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hello", "max_tokens": 4}\n')
     with Launch(tmp_path, "+cluster=local", "engine=sim", "run=demo") as launched:
         address = launched.wait_ready().removeprefix("http://").removesuffix("/v1")
         for command in [*(set(shown_as(How.LIVE)) - set(LAST)), *LAST]:
