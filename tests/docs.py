@@ -80,6 +80,7 @@ HOW = {
     "python -m benchmarks.proxy": How.SMALL,
     "python -m benchmarks.cores": How.SMALL,
     "python -m benchmarks.streams": How.SMALL,
+    "python -m benchmarks.batch": How.SMALL,
     "python -m benchmarks.routing": How.SMALL,
     "python -m benchmarks.routing trace=conversation_trace.jsonl policies=kv,dynamo,round_robin loads=0.9": How.SMALL,
     "python -m benchmarks.roles": How.SMALL,

@@ -6,7 +6,6 @@ that the service is not there just now.
 
 from __future__ import annotations
 
-import uuid
 from enum import StrEnum
 from typing import Any
 
@@ -89,7 +88,7 @@ def usage_of(body: bytes) -> Usage:
 
 def result_line(request: Request, answer: Answer) -> bytes:
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": _json(answer.body)}
-    return _line(request.custom_id, response, None)
+    return _line(request, response, None)
 
 
 def error_line(request: Request, answer: Answer, *, why: str = "", code: str = "") -> bytes:
@@ -98,15 +97,16 @@ def error_line(request: Request, answer: Answer, *, why: str = "", code: str = "
     told = {"code": code or own_code, "message": f"{message} ({why})" if why else message}
     body = _json(answer.body) if answer.status else None
     response = {"status_code": answer.status, "request_id": answer.request_id, "body": body} if answer.status else None
-    return _line(request.custom_id, response, told)
+    return _line(request, response, told)
 
 
 def bad_line_line(bad: BadLine) -> bytes:
-    return _line(bad.custom_id, None, {"code": bad.code, "message": bad.message})
+    return _line(bad, None, {"code": bad.code, "message": bad.message})
 
 
-def _line(custom_id: str | None, response: Any, error: Any) -> bytes:
-    shape = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
+def _line(item: Request | BadLine, response: Any, error: Any) -> bytes:
+    """Its id follows from its key: the same however often it was begun."""
+    shape = {"id": f"batch_req_{item.key.hex()}", "custom_id": item.custom_id, "response": response, "error": error}
     return msgspec.json.encode(shape) + b"\n"
 
 

@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.batch.records import DONE, FAILED, KEY_BYTES, MAGIC, Record, encode, scan
+from launcher.batch.records import DONE, FAILED, KEY_BYTES, MAGIC, Record, encode, read_at, scan
 
 READ_BUFFER_BYTES = 1 << 20
 
@@ -84,13 +84,16 @@ class Store:
 
     def records(self, *, in_order: bool) -> Iterator[Record]:
         """All that is on disk: by ordinal, or as they came."""
-        with self.path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-            if not in_order:
+        if not in_order:
+            with self.path.open("rb", buffering=READ_BUFFER_BYTES) as file:
                 yield from scan(file, len(MAGIC))
-                return
-            for place in self._places:
-                if 0 < place <= self._end:
-                    yield next(scan(file, place - 1))
+            return
+        for place in self._places:
+            if 0 < place <= self._end:
+                record = read_at(self._file.fileno(), place - 1)
+                if record is None:
+                    raise NotResults(f"{self.path} has changed under this process, at byte {place - 1}")
+                yield record
 
     # ------------------------------------------------------------ adding
 
