@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from launcher import actions
 from launcher.batch.action import batch
 from launcher.config import choices, load
+from launcher.connect.action import connect
 from launcher.jobs import JobError
 from launcher.multirun import plan_all
 from launcher.planning.models import ModelUnavailable
@@ -31,6 +32,7 @@ python -m launcher +cluster=NAME ... action=plan [output=json]             what 
 python -m launcher -m ... key=value,value ... action=plan                  one plan per combination
 python -m launcher action=status run=NAME [output=json]
 python -m launcher action=report run=NAME [output=json]                     GPU hours, requests, tokens, events
+python -m launcher action=connect run=NAME [port=8000] [ssh=LOGIN]          a local port that stays at the endpoint
 python -m launcher action=logs run=NAME worker=NAME [follow=true]
 python -m launcher action=restart run=NAME [code=current]                   worker by worker, while it serves
 python -m launcher +cluster=NAME ... run=NAME key=value action=restart      the same with other settings or sizes
@@ -54,6 +56,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.plan: actions.plan,
     Action.status: actions.status,
     Action.report: actions.report,
+    Action.connect: connect,
     Action.logs: actions.logs,
     Action.restart: actions.restart,
     Action.stop: actions.stop,

@@ -19,6 +19,7 @@ class Action(Enum):
     plan = "plan"
     status = "status"
     report = "report"
+    connect = "connect"
     logs = "logs"
     restart = "restart"
     stop = "stop"
@@ -239,6 +240,8 @@ class Config:
     submit: bool = False  # of doctor: check compute nodes too, by a small job per partition
     partitions: list[str] = field(default_factory=list)  # of doctor's jobs; none: those of the cluster
     name: str | None = None  # of a new cluster
+    port: int = 8000  # of connect, on this machine
+    ssh: str | None = None  # of connect: the host behind which the run lies, as ssh knows it
     timeout_s: float | None = None  # of up and stop; null: as long as Slurm takes
     cluster: ClusterConfig | None = None
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -30,6 +30,7 @@ class How(Enum):
     PLANNED = "its plan is made there; such runs come up in e2e/ and on the one-box Slurm"
     SUBMITTED = "its script is checked and its arguments planned there; it runs on the one-box Slurm"
     LIVE = "run against a run of simulated engines: integration/test_docs_commands.py"
+    CONNECTED = "run with a free port and a stand-in for ssh: integration/test_connect.py"
     INSTALLED = "run in a fresh environment: integration/test_install.py"
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
@@ -55,6 +56,9 @@ HOW = {
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo": How.PLANNED,
     "python -m launcher action=status run=demo": How.LIVE,
     "python -m launcher action=status run=demo output=json": How.LIVE,
+    "python -m launcher action=connect run=demo port=8000": How.CONNECTED,
+    "python -m launcher action=connect run=demo port=8000"
+    " ssh=login.example.org runs_dir=/scratch/me/runs": How.CONNECTED,
     "python -m launcher action=report run=demo": How.LIVE,
     "python -m launcher action=report run=demo output=json": How.LIVE,
     "python -m launcher action=logs run=demo worker=decode-0": How.LIVE,

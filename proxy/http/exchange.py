@@ -218,7 +218,7 @@ class Exchange:
         self._line.ended(self)
 
 
-def reset(transport: asyncio.Transport) -> None:
+def reset(transport: asyncio.WriteTransport) -> None:
     """End a connection at once, and so that the client sees an error.
 
     Closed in the usual way, the kernel would go on sending what it holds, and where only the connection's end
