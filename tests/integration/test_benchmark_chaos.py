@@ -1,4 +1,4 @@
-"""`python -m benchmarks.chaos` at small scale: its planned rows on the one-box Slurm, and nothing lost in any of them.
+"""`python -m benchmarks.chaos` at small scale: planned and lost workers on the one-box Slurm, and no stream lost.
 
 How long streams pause is printed and not tested here: a machine that runs tests is never calm.
 """
@@ -13,17 +13,19 @@ import pytest
 from tests.benching import processes_of, start
 from tests.onebox import OneBox
 
-ROWS = ("rolling_restart", "scale_down", "scancel_prefill", "scancel_decode")
+PLANNED = ("rolling_restart", "scale_down", "scancel_prefill", "scancel_decode")
+LOST = ("engine_killed", "step_killed", "prefill_killed")
 
 
 @pytest.mark.slurm
-def test_no_stream_is_lost_while_workers_come_and_go(tmp_path: Path, onebox: OneBox) -> None:
-    with start("chaos", tmp_path, f"rows={','.join(ROWS)}", "users=6", "calm_s=4") as process:
+@pytest.mark.parametrize("rows", [PLANNED, LOST], ids=["planned", "lost"])
+def test_no_stream_is_lost_while_workers_come_and_go(tmp_path: Path, onebox: OneBox, rows: tuple[str, ...]) -> None:
+    with start("chaos", tmp_path, f"rows={','.join(rows)}", "users=6", "calm_s=4") as process:
         output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, output + errors
     result = json.loads(output.splitlines()[-1])
     assert result["benchmark"] == "chaos"
-    for row in ROWS:
+    for row in rows:
         found = {name: result["figures"][f"{row}.{name}"] for name in ("streams", "lost", "failed", "different")}
         assert found.pop("streams") > 6 and set(found.values()) == {0}
     assert processes_of(tmp_path) == []

@@ -1,0 +1,91 @@
+"""Rows where workers are lost without a warning: processes that die, and one that hangs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+
+from benchmarks.chaos.row import Row
+from benchmarks.chaos.stage import Stage, StageFault
+from benchmarks.chaos.users import read_endpoint
+from launcher.scheduler.local import descendants
+from workers.protocol import HOST_SILENCE_S
+
+Victims = Callable[[Stage], Sequence[int]]
+DECODE, PREFILL = "decode-0", "prefill-0"
+NUM_ASKED = 6  # while nobody reads tickets: fewer than fill the engines, more than one for each prefill worker
+ASK_TIMEOUT_S = 60.0
+OK = 200
+
+
+def lost(worker: str, number: signal.Signals, victims: Victims) -> Callable[[Stage], None]:
+    def happen(stage: Stage) -> None:
+        before = {worker: stage.serving()[worker]}
+        send(number, victims(stage))
+        stage.until_followed(before, f"a successor of {worker}")
+
+    return happen
+
+
+def engine(stage: Stage) -> Sequence[int]:
+    return descendants(stage.engine(DECODE))
+
+
+def agent(stage: Stage) -> Sequence[int]:
+    return (stage.agent(DECODE),)
+
+
+def step(stage: Stage) -> Sequence[int]:
+    """All processes of the worker's job step at once."""
+    return descendants(stage.agent(DECODE))
+
+
+def prefill_with_tickets(stage: Stage) -> None:
+    """Decode engines stand still for a moment: the prefill worker dies with tickets that nobody has read."""
+    before = {PREFILL: stage.serving()[PREFILL]}
+    prefill = descendants(stage.agent(PREFILL))
+    decodes = [pid for name in stage.serving() if name.startswith("decode") for pid in descendants(stage.engine(name))]
+    with ThreadPoolExecutor() as askers:
+        with standing_still(decodes):
+            answers = [askers.submit(ask, stage) for _ in range(NUM_ASKED)]
+            stage.until(lambda: stage.fleet().get("open_tickets", 0) >= NUM_ASKED, "tickets that are not read")
+            send(signal.SIGKILL, prefill)
+        if any(answer.result() != OK for answer in answers):
+            raise StageFault(f"answers of {[answer.result() for answer in answers]}, where tickets were lost")
+    stage.until_followed(before, f"a successor of {PREFILL}")
+
+
+def ask(stage: Stage) -> int:
+    endpoint = read_endpoint(stage.run.endpoint)
+    body = {"model": endpoint.model, "prompt": "lost " * stage.options.prompt_words, "max_tokens": 2}
+    headers = {"authorization": f"Bearer {endpoint.key}"}
+    url = f"http://{endpoint.host}:{endpoint.port}/v1/completions"
+    return httpx.post(url, json=body, headers=headers, timeout=ASK_TIMEOUT_S).status_code
+
+
+@contextmanager
+def standing_still(pids: Sequence[int]) -> Iterator[None]:
+    send(signal.SIGSTOP, pids)
+    try:
+        yield
+    finally:
+        send(signal.SIGCONT, pids)
+
+
+def send(number: signal.Signals, pids: Sequence[int]) -> None:
+    for pid in pids:
+        os.kill(pid, number)
+
+
+ROWS = {
+    "engine_killed": Row(lost(DECODE, signal.SIGKILL, engine), 1.0),
+    "agent_killed": Row(lost(DECODE, signal.SIGKILL, agent), 1.0),
+    "step_killed": Row(lost(DECODE, signal.SIGKILL, step), 1.0),
+    "prefill_killed": Row(prefill_with_tickets, 1.0),
+    "engine_hangs": Row(lost(DECODE, signal.SIGSTOP, engine), HOST_SILENCE_S + 1.0),
+}
