@@ -22,7 +22,7 @@ from proxy.flights import given_work
 from proxy.flights.flight import Flight, LegRecord, State
 from proxy.flights.lanes import Lanes
 from proxy.flights.open_tickets import Notice, OpenTickets
-from proxy.flights.resuming import Resumables, resumable, resume
+from proxy.flights.resuming import Resumables, avoided_by, resumable, resume
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Route, Router
 from proxy.spec import Deadlines, Limits
@@ -249,12 +249,11 @@ class Flights:
         if not (flight.begun or self._fleet.serving or self._fleet.awaited):
             self._fail(flight, NoWorker(f"{why}; no other worker is ready", retry_after_s=RETRY_AFTER_S), now)
             return
-        avoided = flight.demand.avoid | ({avoid} if avoid is not None else set())
-        others = [w for w in self._fleet.workers.values() if w.up and w.caps.max_decodes and w.key not in avoided]
+        avoided = avoided_by(flight, self._fleet, set() if avoid is None else {avoid})
         whole = flight.demand.whole_because
         if flight.attempts == MAX_ATTEMPTS - 1 and whole is None:
             whole = "hand-overs failed"
-        flight.demand = replace(flight.demand, avoid=avoided if others else frozenset(), whole_because=whole)
+        flight.demand = replace(flight.demand, avoid=avoided, whole_because=whole)
         flight.route = None
         flight.move(State.QUEUED, now)
         self.queue.of(flight).appendleft(flight)
@@ -295,6 +294,9 @@ class Flights:
         for rid, flight in [(rid, leg.flight) for rid, leg in self.legs.items() if leg.worker.key == key]:
             # A batch finds out by itself which of its requests its workers die of.
             self._leg_failed(Failed(rid, reason, retryable=not flight.of_batch), now)
+        for flight in self.queue:
+            if flight.demand.avoid:
+                flight.demand = replace(flight.demand, avoid=avoided_by(flight, self._fleet, set()))
 
     def _notify(self, notices: list[Notice]) -> None:
         self._out += [ev.Send(worker, message) for worker, message in notices]

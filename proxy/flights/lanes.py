@@ -6,6 +6,8 @@ Pure. Owns the order and nothing else.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from itertools import chain
 
 from proxy.flights.flight import Flight
 
@@ -22,6 +24,9 @@ class Lanes:
 
     def __len__(self) -> int:
         return len(self._online) + len(self._batch)
+
+    def __iter__(self) -> Iterator[Flight]:
+        return chain(self._online, self._batch)
 
     @property
     def head(self) -> Flight:

@@ -1,14 +1,18 @@
-"""Streams that can be taken up elsewhere: what is kept of them for that, and where the next leg has to begin.
+"""Streams that can be taken up elsewhere: what is kept of them for that, where the next leg has to begin, and who
+is not to do it.
 
 Pure. Owns the bytes of kept bodies. Whether a leg is lost, and who goes on, `flights` decides.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import replace
 
 import msgspec
 
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.worker import Key
 from proxy.flights.flight import Flight, LegRecord
 from workers.output_ids import ID_BYTES
 from workers.protocol import Resume, Start
@@ -47,3 +51,10 @@ def resume(flight: Flight, lost: LegRecord) -> None:
     flight.submit = msgspec.structs.replace(flight.submit, resume=so_far, wants_trace=False)
     num_new_tokens = len(flight.output_ids) // ID_BYTES - lost.num_resumed_tokens
     flight.demand = replace(flight.demand, num_tokens=flight.demand.num_tokens + num_new_tokens)
+
+
+def avoided_by(flight: Flight, fleet: Fleet, failed: Set[Key]) -> frozenset[Key]:
+    """Never where it has failed, as long as there is anybody else."""
+    avoided = flight.demand.avoid | failed
+    others = (worker for worker in fleet.workers.values() if worker.up and worker.caps.max_decodes)
+    return avoided if any(worker.key not in avoided for worker in others) else frozenset()

@@ -131,6 +131,17 @@ def test_a_failed_decode_is_tried_again_elsewhere_and_its_ticket_released() -> N
     assert request.demand.avoid == {first}
 
 
+def test_where_it_failed_it_goes_again_only_once_nobody_else_is_left() -> None:
+    world = World(num_prefill=0, num_decode=2)
+    request = flight(1)
+    (submit,) = sent(world.apply(fl.Arrived(request)), Submit)
+    first = world.flights.legs[submit.rid].worker.key
+    (other,) = {("decode-0", 0), ("decode-1", 0)} - {first}
+    world.fleet.workers[other].num_decodes = world.fleet.workers[other].caps.max_decodes
+    assert not sent(world.apply(Failed(submit.rid, "no", True)), Submit), "it waits for the other one"
+    assert sent(world.lose(other), Submit)
+
+
 def test_after_hand_overs_failed_it_runs_whole_and_then_fails_for_real() -> None:
     world = World()
     request = flight(1)
