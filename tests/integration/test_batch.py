@@ -237,3 +237,27 @@ def test_a_run_of_its_own_is_killed_and_the_same_command_goes_on(
         assert done.returncode == 0, launched.output + done.stdout + done.stderr
         assert texts(output) == undisturbed
         assert run_processes(run) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_full_disk_ends_it_with_a_clear_word_and_nothing_is_lost(
+    folder: Path, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], check=True)
+    try:
+        output = disk / "out.jsonl"
+        full = batch(folder, folder / "all.jsonl", output)
+        assert full.returncode == 3 and "No space left on device" in full.stderr, full.stdout + full.stderr
+        assert "the same command goes on" in full.stderr and "Traceback" not in full.stderr
+        subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        done = batch(folder, folder / "all.jsonl", output)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{NUM_REQUESTS} left to do" not in done.stdout, "what was kept is lost"
+        assert texts(output) == undisturbed
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        refused = batch(folder, folder / "all.jsonl", output)
+        assert refused.returncode == 3 and "Read-only file system" in refused.stderr
+    finally:
+        subprocess.run(["umount", disk], check=True)
