@@ -30,6 +30,7 @@ log = logging.getLogger("sluice.batches")
 
 AT_ONCE = 4
 SAVE_EVERY_S = 2.0
+AGAIN_S = 10.0
 
 
 class Working:
@@ -53,14 +54,16 @@ class Working:
 
     async def _run(self, batch: BatchObject) -> None:
         async with self._places:
-            try:
-                await self._work(batch)
-            except (BadInput, Changed) as fault:
-                error = {"code": "invalid_input", "message": str(fault), "param": None, "line": None}
-                batch.errors = {"object": "list", "data": [error]}
-                batch.move("failed", time.time())
-            except (OSError, Held, NotResults) as fault:
-                log.error("batch %s: %s; it goes on when this process is started again", batch.id, fault)
+            while not batch.ended:
+                try:
+                    await self._work(batch)
+                except (BadInput, Changed, NotResults) as fault:
+                    error = {"code": "invalid_input", "message": str(fault), "param": None, "line": None}
+                    batch.errors = {"object": "list", "data": [error]}
+                    batch.move("failed", time.time())
+                except (OSError, Held) as fault:  # a full disk, or a predecessor that has not ended yet
+                    log.error("batch %s: %s; it goes on in %.0f s", batch.id, fault, AGAIN_S)
+                    await asyncio.sleep(AGAIN_S)
             await asyncio.to_thread(self._shelf.save, batch)
 
     async def _work(self, batch: BatchObject) -> None:
