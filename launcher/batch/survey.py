@@ -20,6 +20,7 @@ from launcher.batch.store import Store
 
 BLOCK_LINES = 256
 DUPLICATE = "duplicate_custom_id"
+PART = 1 << 20
 
 
 class Changed(Exception):
@@ -115,10 +116,17 @@ def _compare(item: Request | BadLine, store: Store) -> None:
 
 
 def _repeated(ids: array[int]) -> frozenset[int]:
+    """Where a value stands that stood before. Sorted in place and looked at in parts: there may be millions."""
     values = np.frombuffer(ids, dtype=np.int64)
-    order = np.argsort(values, kind="stable")
+    ordered = np.sort(values)
+    parts = range(0, len(ids), PART)
+    twice = [ordered[at + 1 : at + PART + 1] for at in parts]
+    again = np.concatenate([part[part == ordered[at : at + len(part)]] for at, part in zip(parts, twice, strict=True)])
+    seen: set[int] = set()
     found: list[int] = []
-    for start in range(1, len(order), 1 << 20):
-        part = order[start - 1 : start + (1 << 20)]
-        found += part[1:][values[part[1:]] == values[part[:-1]]].tolist()
+    for at in parts if len(again) else ():
+        for ordinal in (at + np.flatnonzero(np.isin(values[at : at + PART], again))).tolist():
+            if ids[ordinal] in seen:
+                found.append(ordinal)
+            seen.add(ids[ordinal])
     return frozenset(found)

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.batch import survey as survey_module
 from launcher.batch.manifest import Manifest, settle
 from launcher.batch.request import BadLine, Defaults, Request, read_line
 from launcher.batch.source import BadInput, expand, read_lines
@@ -155,6 +157,14 @@ def test_lines_are_those_of_the_file_and_long_ones_are_marked(
     found = [(line.number, line.text) for line in read_lines([path], limit)]
     expected = [(n, text if len(text) <= limit else None) for n, text in enumerate(lines, 1)]
     assert found == [(n, text) for n, text in expected if text is None or text.strip()]
+
+
+@given(st.lists(st.integers(0, 8), min_size=1), st.integers(1, 5))
+def test_of_those_with_one_custom_id_the_first_stays(numbers: list[int], part: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(survey_module, "PART", part)
+        found = survey_module._repeated(array("q", numbers))
+    assert found == {at for at, number in enumerate(numbers) if number in numbers[:at]}
 
 
 def test_bad_lines_and_second_custom_ids_leave_the_good_ones(tmp_path: Path) -> None:
