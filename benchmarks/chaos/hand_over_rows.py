@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 
 from benchmarks.chaos.row import Row
-from benchmarks.chaos.stage import Stage
+from benchmarks.chaos.stage import RUN, Stage, StageFault
 from launcher.scheduler import slurm
 
 GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
@@ -41,11 +43,25 @@ def scancel(worker: str) -> Callable[[Stage], None]:
     return happen
 
 
+def controller_killed(stage: Stage) -> None:
+    """In the middle of a rolling restart: as soon as a successor is in the queue. Its job starts another one."""
+    before = stage.serving()
+    num_jobs = len(stage.rows())
+    stage.restart()
+    stage.until(lambda: len(stage.rows()) > num_jobs, "a successor's job")
+    os.kill(stage.controller(), signal.SIGKILL)
+    stage.until_followed(before, "the rolling restart, by another controller")
+    names = [row.name for row in slurm.run_rows(RUN, stage.run.path)]
+    if len(names) != len(set(names)):
+        raise StageFault(f"a job was submitted twice: {sorted(names)}")
+
+
 ROWS = {
     "walltime": Row(walltime, 0.2, SHORT_LIFE),
     "drain_first": Row(walltime, None, (*SHORT_LIFE, "cluster.drain_first=true", "proxy.deadlines.queue_s=60")),
     "rolling_restart": Row(rolling_restart, 0.2),
     "scale_down": Row(scale_down, 0.2),
     "scancel_prefill": Row(scancel("prefill-0"), 1.0),
+    "controller_killed": Row(controller_killed, 0.2),
     "scancel_decode": Row(scancel("decode-0"), 1.0),
 }

@@ -85,7 +85,8 @@ class Controller:
         log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
         await asyncio.to_thread(log_file.parent.mkdir, mode=0o700, exist_ok=True)
         spec = self._run.proxy_spec(self._plan.proxy.proxy)
-        proxy = KeptProcess("proxy", spec, log_file, self._proxy_died)
+        # A proxy of an earlier start has no file any more: nobody would find it.
+        proxy = KeptProcess("proxy", spec, log_file, self._proxy_died, lambda: any(self._run.proxies.glob("*.json")))
         batches = KeptProcess(
             "launcher.batch.service", self._run.path, log_file.with_name("batches.log"), lambda reason, deaths: None
         )

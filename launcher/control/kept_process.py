@@ -1,15 +1,20 @@
 """Keeps processes running beside the controller: the proxy, and the one for OpenAI's batches.
 
-Owns the child. Same spec and id at every start, so the proxy takes its old port and file where it can.
+Owns the child, or the one that a controller which was killed here has left. Same spec and id at every start, so the
+proxy takes its old port and file where it can.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 log = logging.getLogger("sluice.kept_process")
 
@@ -22,8 +27,17 @@ END_TIMEOUT_S = 15.0
 class KeptProcess:
     """A Python module with one argument. `on_death(reason, count)`: it ended by itself, the `count`th time in a row."""
 
-    def __init__(self, module: str, argument: Path, log_file: Path, on_death: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        module: str,
+        argument: Path,
+        log_file: Path,
+        on_death: Callable[[str, int], None],
+        may_stay: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`may_stay`: whether one that lives already is of use."""
         self._module, self._argument = module, argument
+        self._may_stay = may_stay
         self._log_file = log_file
         self._on_death = on_death
 
@@ -42,7 +56,22 @@ class KeptProcess:
             await asyncio.sleep(delay_s)
             delay_s = min(LAST_DELAY_S, 2 * delay_s)
 
-    async def _one_life(self) -> int:
+    async def _one_life(self) -> int | None:
+        process = await self._process()
+        try:
+            return await process.wait()
+        finally:
+            await _end(process)
+
+    async def _process(self) -> Process:
+        with suppress(ProcessLookupError):
+            left = await asyncio.to_thread(living, self._module, self._argument)
+            if left is not None:
+                adopted = Adopted(left)
+                if await asyncio.to_thread(self._may_stay):
+                    log.info("%s taken over: process %d", self._module, left)
+                    return adopted
+                await _end(adopted)
         with self._log_file.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -54,13 +83,59 @@ class KeptProcess:
                 stderr=output,
             )
         log.info("%s started: process %d", self._module, process.pid)
-        try:
-            return await process.wait()
-        finally:
-            await _end(process)
+        return process
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+class Process(Protocol):
+    """What is the same of a child and of an adopted one. The adopted one's exit status is its parent's to know."""
+
+    @property
+    def returncode(self) -> int | None: ...
+
+    async def wait(self) -> int | None: ...
+
+    def terminate(self) -> None: ...
+
+    def kill(self) -> None: ...
+
+
+class Adopted:
+    """A process that somebody else started. Its descriptor cannot come to mean another one."""
+
+    returncode = None
+
+    def __init__(self, pid: int) -> None:
+        self._descriptor = os.pidfd_open(pid)
+        self._ended = asyncio.Event()
+        asyncio.get_running_loop().add_reader(self._descriptor, self._ended.set)
+
+    async def wait(self) -> None:
+        await self._ended.wait()
+        asyncio.get_running_loop().remove_reader(self._descriptor)
+
+    def terminate(self) -> None:
+        self._send(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._send(signal.SIGKILL)
+
+    def _send(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._descriptor, number)
+
+
+def living(module: str, argument: Path) -> int | None:
+    """The process on this machine that does this already, by its command line."""
+    wanted = [b"-m", module.encode(), os.fsencode(argument)]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if (entry / "cmdline").read_bytes().split(b"\0")[1:4] == wanted:
+                    return int(entry.name)
+    return None
+
+
+async def _end(process: Process) -> None:
     if process.returncode is not None:
         return
     process.terminate()

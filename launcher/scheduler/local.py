@@ -27,6 +27,7 @@ LOOK_EVERY_S = 1.0
 MODULES = {
     "launcher.batch.service",
     "launcher.control.controller",
+    "launcher.control.supervisor",
     "proxy",
     "proxy.processes.process",
     "submitit.core._submit",

@@ -31,7 +31,7 @@ def run_worker(spec_path: str) -> None:
 
 def run_controller(run_dir: str) -> None:
     """The controller job's function."""
-    os.execv(sys.executable, [sys.executable, "-m", "launcher.control.controller", run_dir])
+    os.execv(sys.executable, [sys.executable, "-m", "launcher.control.supervisor", run_dir])
 
 
 def run_check(folder: str) -> None:

@@ -338,6 +338,23 @@ def restarted(run: World) -> None:
     run.perform(run.core.apply(DesiredRead(run.desired), run.now))
 
 
+def resized(run: World, workers: Iterable[str]) -> None:
+    run.desired = msgspec.structs.replace(run.desired, workers=tuple(workers))
+    run.perform(run.core.apply(DesiredRead(run.desired), run.now))
+
+
+def test_a_worker_that_is_no_longer_wanted_drains_and_one_that_is_wanted_again_comes_back() -> None:
+    run = world("p-0", "d-0", "d-1")
+    resized(run, ["p-0", "d-0"])
+    (drain,) = run.drains
+    assert (drain.worker, drain.reason) == ("d-1", "the run no longer wants this worker")
+    run.passes(15.0)
+    run.tell_queue()
+    assert run.of("d-1") == [] and not run.todo
+    resized(run, ["p-0", "d-0", "d-1"])
+    assert [(one.worker, one.generation) for one in run.todo] == [("d-1", 1)]
+
+
 def test_a_restart_goes_through_a_pool_worker_by_worker() -> None:
     names = [f"p-{n}" for n in range(3)]
     run = world(*names)
@@ -425,10 +442,11 @@ def test_reasons_that_only_the_end_of_another_job_removes(reason: str, limited: 
 
 class Histories(RuleBasedStateMachine):
     workers = ("p-0", "p-1", "d-0")
+    policy = Policy(drain_s=DRAIN_S)
 
     def __init__(self) -> None:
         super().__init__()
-        self.run = World(self.workers, Policy(drain_s=DRAIN_S))
+        self.run = World(self.workers, self.policy)
 
     def draw(self, data: st.DataObject, *states: str) -> Agent:
         return data.draw(st.sampled_from([agent for agent in self.run.jobs.values() if agent.state in states]))
@@ -487,6 +505,11 @@ class Histories(RuleBasedStateMachine):
     def user_restarts(self) -> None:
         restarted(self.run)
 
+    @rule(data=st.data())
+    def user_resizes(self, data: st.DataObject) -> None:
+        wanted = data.draw(st.lists(st.sampled_from(self.workers), min_size=1, unique=True))
+        resized(self.run, wanted)
+
     @invariant()
     def a_worker_has_at_most_one_successor(self) -> None:
         """So never more jobs than replicas and hand-overs."""
@@ -507,7 +530,9 @@ class Histories(RuleBasedStateMachine):
             run.serve()
             run.passes(10.0)
         run.serve()
-        for worker in self.workers:
+        for worker in set(self.workers) - set(run.desired.workers):
+            assert run.of(worker) == [], "nobody wants it"
+        for worker in run.desired.workers:
             serving = [agent for agent in run.of(worker) if agent.proven and agent.stays]
             assert serving, f"{worker}: {run.jobs}"
             newest = max(serving, key=lambda agent: agent.generation)
@@ -519,3 +544,13 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+class HistoriesWithoutRoom(Histories):
+    """Each worker has to end before its successor can start."""
+
+    policy = Policy(drain_s=DRAIN_S, drain_first=True)
+
+
+TestHistoriesWithoutRoom = HistoriesWithoutRoom.TestCase
+TestHistoriesWithoutRoom.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
