@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -41,15 +42,16 @@ from launcher.control.kept_process import KeptProcess
 from launcher.control.ownership import OwnedByOther, claim
 from launcher.control.proxy_links import ProxyLinks
 from launcher.control.reconcile import Reconciler
+from launcher.control.renewal import follower, is_due
 from launcher.control.reporter import Reporter
 from launcher.control.succession import Policy
 from launcher.job import Plan, PlannedWorker
-from launcher.jobs import JobError, JobSystem
+from launcher.jobs import JobError, JobSystem, Row, controller_name
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.local import LocalJobs
 from launcher.scheduler.steps import StepJobs, stop_at
-from launcher.scheduler.submit import SlurmJobs
+from launcher.scheduler.submit import SlurmJobs, submit_controller
 from launcher.view.status import jobs_message
 from workers.controller_messages import DrainWorker
 from workers.logs import start_logging
@@ -77,6 +79,7 @@ class Controller:
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._finished = asyncio.Event()
         self._stop_asked = False
+        self._follower: str | None = None  # the controller's job after this one
         self._proxies = ProxyLinks(run, plan.run, lambda view: self._apply(FleetSeen(view)))
         self._diary = Diary(run, owner)
         self._reporter = Reporter(run, plan, owner, core, self._proxies, self._diary)
@@ -172,7 +175,20 @@ class Controller:
                 log.error("%s", fault)
             else:
                 self._apply(QueueRead(tuple(rows), asked_at))
+                await self._be_followed(rows)
             await asyncio.sleep(self._jobs.look_every_s * random.uniform(1.0, 1.2))
+
+    async def _be_followed(self, rows: Sequence[Row]) -> None:
+        """By another controller, when this one's job ends."""
+        job = self._owner.job
+        if self._plan.controller is None or not job:
+            return
+        self._follower = follower(rows, controller_name(self._plan.run), job)
+        if self._follower is None and not self._core.stopping and is_due(rows, job, time.time()):
+            try:
+                self._follower = await asyncio.to_thread(submit_controller, self._run, self._plan, follows=True)
+            except JobError as fault:
+                log.error("nobody follows this controller: %s; it will be tried again", fault)
 
     def _proxy_died(self, reason: str, deaths: int) -> None:
         self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
@@ -196,6 +212,8 @@ class Controller:
                     log.error("giving up: %s: %s", failure.name, failure.reason)
                 case Done():
                     self._diary.end("the run has stopped")
+                    if self._follower is not None:
+                        await self._cancel(self._follower, force=False)
                     self._finished.set()
 
     async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:

@@ -159,6 +159,24 @@ def test_workers_hand_over_before_their_walltime_though_the_controller_is_killed
     assert stopped.returncode == 0 and live_rows(run) == {}
 
 
+def test_a_controller_whose_job_ends_is_followed_by_one_that_waited_for_it(tmp_path: Path, run: RunDir) -> None:
+    assert launch(tmp_path, *ARGUMENTS, "controller.walltime_min=1").returncode == 0
+    before = live_rows(run)
+    first = before.pop(controller_name("demo"))
+
+    def follows() -> bool:
+        now = live_rows(run).get(controller_name("demo"))
+        return now is not None and now.job != first.job and now.state == "RUNNING"
+
+    wait_for(follows, "another controller", 120)
+    wait_for(lambda: status(tmp_path)["source"] == "live" and status(tmp_path)["ready"], "the run to be ready", 60)
+    after = live_rows(run)
+    assert {name: after[name].job for name in before} == {name: row.job for name, row in before.items()}
+    assert ask(run) == 200
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}
+
+
 def test_a_failed_launch_cancels_everything_and_names_the_job(tmp_path: Path, run: RunDir) -> None:
     failed = launch(tmp_path, *ARGUMENTS, "engine.environment.PYTHONHOME=/nonexistent")
     assert failed.returncode == 1
