@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 
 WINDOW = 64
-BUSY_S = 60.0  # "of late"
+BUSY_S = 20.0  # "of late"
 MOST_BUSY = 0.9
 
 
