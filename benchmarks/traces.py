@@ -126,6 +126,10 @@ class Synthetic:
     max_tokens: int = 60_000
 
 
+# Short questions, each once, behind the same long system prompt.
+HOT = Synthetic(chats_per_s=20.0, mean_turns=1.0, system_prompts=(6000,), first_tokens=500)
+
+
 def synthetic(shape: Synthetic, seed: int) -> list[Request]:
     """A chat's prompt grows by the answer and the next question, and repeats all before."""
     rng = random.Random(seed)

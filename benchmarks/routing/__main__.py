@@ -55,6 +55,7 @@ def flat(measured: Measured) -> dict[str, float]:
         for name, value in case.items()
     }
     figures |= {f"saturation.{name}": value for name, value in measured.saturations.items()}
+    figures["bound.ttft_mean_s"] = measured.bound_s
     return figures | {f"cache.{name}": value for name, value in measured.caches.items()}
 
 
@@ -83,6 +84,7 @@ def run_virtual(options: Options) -> None:
         print(f"saturation of {name}: {rate:.3f} times the trace's rate")
     shared, infinite = measured.caches["shared"], measured.caches["infinite"]
     print(f"one cache of all engines' size finds {shared:.3f} of all blocks, one without an end {infinite:.3f}")
+    print(f"idle engines with one such cache would begin to answer after {measured.bound_s:.3f} s")
     print(f"written: {path}, {output / 'routing.png'}")
     print(report.last_line(result))
 

@@ -14,6 +14,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from benchmarks import report
+from benchmarks.routing import bound
 from benchmarks.routing.figures import figures_of, growth
 from benchmarks.routing.options import Options, base_requests, requests_of
 from benchmarks.routing.replay import Replay
@@ -30,6 +31,7 @@ class Measured(msgspec.Struct, frozen=True):
     rates: dict[float, float]  # by load: how many times as fast as the trace
     saturations: dict[str, float]
     caches: dict[str, float]  # what one cache of all engines' size would find, and one without an end
+    bound_s: float  # mean TTFT that no router can beat
 
 
 def say(text: str) -> None:
@@ -80,7 +82,8 @@ def measure(options: Options, pool: Executor) -> Measured:
     cases = {case: report.medians(runs) for case, runs in _runs(options, rates, pool).items()}
     for case in cases.values():
         case |= {f"hits_to_{name}": case["hits"] / value if value else 1.0 for name, value in caches.items()}
-    return Measured(cases, rates, saturations, caches)
+    bound_s = bound.ttft_mean_s(base_requests(options), options.setup(options.baseline).card)
+    return Measured(cases, rates, saturations, caches, bound_s)
 
 
 def _saturations(options: Options, pool: Executor) -> dict[str, float]:

@@ -9,11 +9,13 @@ from typing import Literal
 import msgspec
 
 from benchmarks.arguments import Count, Duration
+from benchmarks.routing import dynamo
 from benchmarks.routing.card import card
 from benchmarks.routing.setup import Roles, Setup
-from benchmarks.traces import Request, Synthetic, coarse_step_s, jittered, part, read, synthetic
+from benchmarks.traces import HOT, Request, Synthetic, coarse_step_s, jittered, part, read, synthetic
 from proxy.spec import LatencyTargets, RoutingSpec
 
+SHAPES = {"chats": Synthetic(), "hot": HOT}
 POLICIES = "kv,least_loaded,round_robin,random,dynamo"
 
 
@@ -22,13 +24,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     trace: str = ""  # a Mooncake .jsonl or an Azure .csv; nothing: chats made up from `trace_seed`
     trace_seed: int = 1
+    shape: Literal["chats", "hot"] = "chats"  # of what is made up; hot: one long system prompt in every request
     start_s: float = 0.0  # of the part that is replayed
     length_s: Duration = 1e9
     workers: Count = 8
     roles: Roles = "whole"
     prefill_workers: Count = 4
     timing: Literal["additive", "mixed"] = "additive"
-    policies: str = POLICIES
+    policies: str = POLICIES  # also dynamo:SCALE:CREDIT:DECAY:WEIGHT, Dynamo's router at other settings
+    dynamo_grid: bool = False  # all settings of a small grid as well
     baseline: str = "least_loaded"  # whose saturation the loads are parts of
     loads: str = "0.5,0.7,0.9"
     rate: float = 0.0  # instead of loads: this many times as fast as the trace
@@ -43,25 +47,31 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def policy_names(self) -> list[str]:
-        return self.policies.split(",")
+        grid = [setting.name for setting in dynamo.GRID] if self.dynamo_grid else []
+        return [*self.policies.split(","), *grid]
 
     @property
     def load_parts(self) -> list[float]:
         return [float(load) for load in self.loads.split(",")]
 
     def setup(self, policy: str) -> Setup:
+        setting = dynamo.setting_of(policy)
         return Setup(
             card=card(self.timing),
             roles=self.roles,
             num_workers=self.workers,
             num_prefill=self.prefill_workers,
-            routing=RoutingSpec(policy=policy, targets=LatencyTargets(ttft_s=self.ttft_s, itl_s=self.itl_s)),
+            routing=RoutingSpec(
+                policy=policy if setting is None else dynamo.POLICY,
+                targets=LatencyTargets(ttft_s=self.ttft_s, itl_s=self.itl_s),
+            ),
+            dynamo=setting or dynamo.Setting(),
         )
 
 
 @lru_cache(maxsize=1)
 def base_requests(options: Options) -> list[Request]:
-    requests = read(Path(options.trace)) if options.trace else synthetic(Synthetic(), options.trace_seed)
+    requests = read(Path(options.trace)) if options.trace else synthetic(SHAPES[options.shape], options.trace_seed)
     return part(requests, options.start_s, options.length_s)
 
 

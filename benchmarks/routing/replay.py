@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.routing import dynamo
 from benchmarks.routing.engine import Engine
 from benchmarks.routing.links import Links
 from benchmarks.routing.records import Record, Replayed
@@ -25,6 +26,7 @@ from proxy.flights import flight_events as fe
 from proxy.flights.flight import Flight
 from proxy.flights.flights import Flights
 from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.load_policies import SCORES
 from proxy.routing.router import Demand, Route, Router
 from proxy.spec import Deadlines
 from workers.kv_messages import Computed
@@ -53,7 +55,8 @@ class Replay:
         self._requests = requests
         self._fleet = setup.fleet()
         self._index = PrefixIndex()
-        self._router = _TimedRouter(setup.routing, random.Random(0))
+        scores = {**SCORES, dynamo.POLICY: dynamo.scores(setup.dynamo)}
+        self._router = _TimedRouter(setup.routing, random.Random(0), scores)
         self._router.decision_s = []
         self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, Deadlines())
         self._engines = {key: Engine(setup.card) for key in self._fleet.workers}

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from benchmarks.routing.card import Card
+from benchmarks.routing.dynamo import Setting
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import PhaseTold, Proven, Registering
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
@@ -29,6 +30,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     num_workers: int = 8
     num_prefill: int = 4  # of them, unless they are whole
     routing: RoutingSpec = RoutingSpec()
+    dynamo: Setting = Setting()  # of the policy of that name, in virtual time
 
     @property
     def workers(self) -> dict[str, str]:

@@ -83,12 +83,12 @@ SEE_THE_CACHE = frozenset({"dynamo"})
 
 
 class ByScore:
-    """Places by one of SCORES."""
+    """Places by one kind of scores."""
 
-    def __init__(self, policy: str, spec: RoutingSpec, random: Random) -> None:
+    def __init__(self, policy: str, scores: Scores, spec: RoutingSpec, random: Random) -> None:
         self._policy = policy
         self._spec = spec
-        self._scores = SCORES[policy]
+        self._scores = scores
         self._random = random
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:

@@ -6,6 +6,7 @@ reasons.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from random import Random
 from typing import Protocol
 
@@ -13,7 +14,7 @@ from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Pair
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.demand import Demand, Reason, Route, estimated_tokens
-from proxy.routing.load_policies import SCORES, SEE_THE_CACHE, ByScore
+from proxy.routing.load_policies import SCORES, SEE_THE_CACHE, ByScore, Scores
 from proxy.routing.time_policy import POLICY as KV
 from proxy.routing.time_policy import ByTime
 from proxy.spec import RoutingSpec
@@ -29,13 +30,13 @@ class Policy(Protocol):
 
 
 class Router:
-    """Raises ValueError on an unknown policy, naming the known ones."""
+    """Raises ValueError on an unknown policy, naming the known ones. Benchmarks bring scores of their own."""
 
-    def __init__(self, spec: RoutingSpec, random: Random) -> None:
+    def __init__(self, spec: RoutingSpec, random: Random, scores: Mapping[str, Scores] = SCORES) -> None:
         if spec.policy not in POLICIES:
             raise ValueError(f"unknown routing.policy {spec.policy!r}; known: {', '.join(sorted(POLICIES))}")
         self._default = spec.policy
-        self._policies: dict[str, Policy] = {name: ByScore(name, spec, random) for name in SCORES}
+        self._policies: dict[str, Policy] = {name: ByScore(name, scores[name], spec, random) for name in SCORES}
         self._policies[KV] = ByTime(spec)
 
     @staticmethod

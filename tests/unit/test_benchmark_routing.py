@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
+from benchmarks.routing.bound import ttft_mean_s
+from benchmarks.routing.dynamo import GRID, Setting, scores, setting_of
 from benchmarks.routing.figures import figures_of, growth
 from benchmarks.routing.links import NEVER, Links
 from benchmarks.routing.options import Options, requests_of
 from benchmarks.routing.replay import Replay
 from benchmarks.routing.saturation import PRECISION, saturation
+from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.routing.load_policies import SCORES
+from proxy.routing.router import Demand, Router
+from proxy.spec import RoutingSpec
 
 SLICE = Options(length_s=12.0, workers=4)
 
@@ -54,3 +62,43 @@ def test_a_replay_answers_every_request_once_and_its_figures_agree(roles: str) -
 def test_the_same_replay_gives_the_same_times() -> None:
     runs = [Replay(SLICE.setup("least_loaded"), requests_of(SLICE, 1.0, 3)).run() for _ in range(2)]
     assert [(r.first_s, r.end_s) for r in runs[0].records] == [(r.first_s, r.end_s) for r in runs[1].records]
+
+
+def test_dynamo_at_its_defaults_is_the_policy_of_the_proxy_and_other_settings_are_not() -> None:
+    requests = requests_of(SLICE, 2.0, 1)
+
+    def chosen(policy: str) -> list[str]:
+        return [record.decode for record in Replay(SLICE.setup(policy), requests).run().records]
+
+    defaults = {**SCORES, "dynamo": scores(Setting())}
+    made = [Router(RoutingSpec(policy="dynamo"), Random(0), each) for each in (SCORES, defaults)]
+    fleet, index = SLICE.setup("dynamo").fleet(), PrefixIndex()
+    for number, request in enumerate(requests):
+        demand = Demand(request.num_prompt, None, chain=request.chain)
+        routes = [router.route(fleet, index, demand, 0.0) for router in made]
+        assert routes[0] is not None and routes[1] is not None and routes[0].decode is routes[1].decode
+        worker = routes[0].decode
+        worker.held_tokens += request.num_prompt
+        worker.prefill_tokens = (worker.prefill_tokens + request.num_prompt) % 7000
+        worker.last_chosen = number
+        index.store((worker.key, 0), request.chain)
+    assert chosen("dynamo") == chosen("dynamo:1:1:0:0") != chosen("dynamo:8")
+
+
+def test_each_setting_of_the_grid_is_asked_for_by_its_name() -> None:
+    assert [setting_of(setting.name) for setting in GRID] == list(GRID) and len(set(GRID)) == len(GRID)
+    assert setting_of("dynamo") is None and setting_of("kv") is None
+
+
+def test_no_replay_beats_the_bound() -> None:
+    requests = requests_of(SLICE, 0.1, 0)
+    found = figures_of(Replay(SLICE.setup("kv"), requests).run(), 1.0, 1.0)["ttft_mean_s"]
+    least_s = ttft_mean_s(requests, SLICE.setup("kv").card)
+    assert least_s < found < 1.5 * least_s
+
+
+def test_a_hot_prompt_spreads_by_itself() -> None:
+    """All requests share 6,000 tokens; nobody is left to compute them alone."""
+    hot = Options(shape="hot", length_s=60.0)
+    found = figures_of(Replay(hot.setup("kv"), requests_of(hot, 4.0, 0)).run(), 1.0, 1.0)
+    assert found["imbalance"] <= 1.3 and found["hits"] > 0.8
