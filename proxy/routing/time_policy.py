@@ -23,6 +23,8 @@ POLICY = "kv"
 # A time between tokens counts little while it is far from its target, and in full from this part of the target on.
 NEAR_TARGET = 0.5
 FAR_WEIGHT = 0.1
+# Predictions are no better than about one pass of an engine.
+TOLERANCE_S = 0.02
 
 
 @dataclass(slots=True)
@@ -117,4 +119,8 @@ class ByTime:
 
 
 def _cheapest(parts: Sequence[_Part]) -> _Part:
-    return min(parts, key=lambda part: (part.cost_s, part.worker.last_chosen))
+    """Of those that hold as much of the prompt and hardly take longer, who has fewest answers to make; then in turn."""
+    best = min(parts, key=lambda part: (part.cost_s, part.worker.last_chosen))
+    limit_s = best.cost_s + TOLERANCE_S
+    equal = [part for part in parts if part.cost_s <= limit_s and part.cached_tokens >= best.cached_tokens]
+    return min(equal, key=lambda part: (part.worker.all_decodes, part.worker.last_chosen))

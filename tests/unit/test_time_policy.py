@@ -11,6 +11,7 @@ from proxy.fleet.fleet import Fleet
 from proxy.fleet.rates import Line, Rates
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Demand, Route, Router
+from proxy.routing.time_policy import TOLERANCE_S
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
 from tests.unit.proxies import BLOCK, bring_up, proxy_spec
 
@@ -116,7 +117,17 @@ def test_numbers_add_up_and_the_least_cost_is_taken(states: list[tuple[int, int,
             soonest = min(soonest, worker.queue_s(0.0) + computing)
     reason = route(made, index, demand, itl_s=1000.0).reason
     assert reason.cached_tokens + reason.compute_tokens == num_tokens and reason.cached_tokens < num_tokens
-    assert reason.ttft_s is not None and abs(reason.ttft_s - soonest) < 1e-6
+    assert reason.ttft_s is not None and -1e-6 < reason.ttft_s - soonest < TOLERANCE_S + 1e-3
+
+
+def test_what_hardly_differs_goes_to_who_has_fewest_answers_to_make() -> None:
+    made = fleet(0, 3)
+    for number, (decodes, fixed_s) in enumerate([(3, 0.010), (1, 0.015), (2, 0.020)]):
+        worker = made.workers[f"decode-{number}", 0]
+        worker.num_decodes, worker.rates.prefill.fixed_s = decodes, fixed_s
+    assert route(made, PrefixIndex(), Demand(100, None)).decode.key[0] == "decode-1"
+    made.workers["decode-1", 0].rates.prefill.fixed_s = 0.5
+    assert route(made, PrefixIndex(), Demand(100, None)).decode.key[0] == "decode-2"
 
 
 def test_rates_are_learnt_from_what_prompts_took() -> None:
