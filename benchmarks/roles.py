@@ -71,7 +71,7 @@ def cells(options: Options) -> list[Cell]:
 
 
 def asked(options: Options, cell: Cell, roles: str) -> RoutingOptions:
-    """All that are whole are the same, whatever the split."""
+    """All that are whole are the same, whatever the split, and so are all that can do both."""
     return msgspec.convert(
         {
             "trace": options.trace,
@@ -79,7 +79,7 @@ def asked(options: Options, cell: Cell, roles: str) -> RoutingOptions:
             "length_s": options.length_s,
             "workers": options.workers,
             "roles": roles,
-            "prefill_workers": 1 if roles == "whole" else cell.split,
+            "prefill_workers": cell.split if roles == "split" else 1,
             "timing": cell.timing,
             "ttft_s": cell.ttft_s,
             "itl_s": cell.itl_s,

@@ -27,9 +27,10 @@ REAL = (
     "pools.prefill.tensor_parallel=2",
     "pools.prefill.nodes=2",
     "pools.prefill.gpus_per_node=1",
+    "routing=least_loaded",  # splits whatever it costs
     "timeout_s=600",
 )
-SIM = ("+cluster=onebox", "run=sim", "engine=sim", "pools.decode.replicas=1")
+SIM = ("+cluster=onebox", "run=sim", "engine=sim", "pools.decode.replicas=1", "routing=least_loaded")
 
 
 @pytest.fixture
