@@ -31,7 +31,7 @@ class Setting(msgspec.Struct, frozen=True):
         return ":".join([POLICY, *(f"{value:g}" for value in msgspec.structs.astuple(self))])
 
 
-GRID = tuple(Setting(*values) for values in product((0.5, 1, 2, 4, 8, 16), (1, 2), (0, 1), (0, 30)))
+GRID = tuple(Setting(*values) for values in product((1, 2, 4, 8, 16), (1, 2), (0, 1)))
 
 
 def setting_of(policy: str) -> Setting | None:

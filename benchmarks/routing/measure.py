@@ -60,7 +60,9 @@ def executor(num_processes: int) -> Iterator[Executor]:
 
 def one(options: Options, policy: str, rate: float, seed: int) -> dict[str, float]:
     replayed = Replay(options.setup(policy), requests_of(options, rate, seed)).run()
-    return figures_of(replayed, options.ttft_s, options.itl_s)
+    found = figures_of(replayed, options.ttft_s, options.itl_s)
+    say(f"{policy} at {rate:g}, {options.roles}: TTFT {found['ttft_mean_s']:.3f} s, {found['good']:.3f} good")
+    return found
 
 
 def saturation_of(options: Options, policy: str) -> float:
@@ -105,8 +107,4 @@ def _runs(options: Options, rates: Mapping[float, float], pool: Executor) -> dic
         for load, rate in rates.items()
         for policy in options.policy_names
     }
-    runs = {}
-    for (policy, load), futures in asked.items():
-        runs[policy, load] = [future.result() for future in futures]
-        say(f"{policy} at load {load:g}: TTFT {report.medians(runs[policy, load])['ttft_mean_s']:.3f} s")
-    return runs
+    return {case: [future.result() for future in futures] for case, futures in asked.items()}
