@@ -179,7 +179,7 @@ class App:
 
     def _account(self, exchange: Exchange) -> str:
         """The name of its key. One that was taken out while the body came is nobody's."""
-        key = self._keys.identify(exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key"))
+        key = self._key(exchange)
         return "" if key is None else key.name
 
     def _count(self, path: str, status: int) -> None:

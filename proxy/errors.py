@@ -13,6 +13,7 @@ through as they are and never come here. A message says whose fault it is and wh
     ├── Timeout 408              the client was too slow to send its request
     ├── TooLarge 413             the body is over the limit
     ├── QueueFull 429            more waits here than may
+    │   └── TooBusy 429          so much waits that its turn would come too late
     ├── HeadersTooLarge 431      the headers are over the limit
     ├── Internal 500             a fault of the proxy
     ├── WorkerFailed 502         a worker or its engine broke while it served this
@@ -103,6 +104,10 @@ class QueueFull(ApiError):
 
     def __init__(self, message: str, *, retry_after_s: int) -> None:
         super().__init__(message, headers=_retry_after(retry_after_s))
+
+
+class TooBusy(QueueFull):
+    code = "too_busy"
 
 
 class HeadersTooLarge(ApiError):

@@ -51,6 +51,7 @@ class Line:
 
 
 PRIOR_SIZE = 1000.0
+NUM_KNOWN = 8  # observations, of which the first two are assumed
 
 
 @dataclass(slots=True)
@@ -59,6 +60,11 @@ class Mean:
 
     value: float
     _weight: float = 2.0
+
+    @property
+    def known(self) -> bool:
+        """More of it has been seen than assumed."""
+        return self._weight >= NUM_KNOWN
 
     def learn(self, value: float) -> None:
         self._weight = min(self._weight + 1, WINDOW)

@@ -14,15 +14,16 @@ from typing import Any
 
 import msgspec
 
-from proxy.errors import ApiError, Deadline, NoWorker, QueueFull, WorkerFailed
+from proxy.errors import ApiError, Deadline, NoWorker, WorkerFailed
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as ev
 from proxy.flights import given_work
+from proxy.flights.admission import Admission
 from proxy.flights.flight import Flight, LegRecord, State
-from proxy.flights.lanes import Lanes
 from proxy.flights.open_tickets import Notice, OpenTickets
 from proxy.flights.resuming import Resumables, avoided_by, resumable, resume
+from proxy.flights.waiting import Waiting
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Route, Router
 from proxy.spec import Deadlines, Limits
@@ -48,7 +49,8 @@ class Flights:
         self._deadlines = deadlines
         self._shortest_s = min(msgspec.structs.astuple(deadlines))
         self._next_rid = 0
-        self.queue = Lanes()
+        self.queue = Waiting()
+        self._admission = Admission(self.queue, fleet, limits, deadlines)
         self._online_at = float("-inf")  # the last request that is not of a batch
         self.open: dict[int, Flight] = {}
         self.legs: dict[int, LegRecord] = {}
@@ -78,11 +80,9 @@ class Flights:
             self._start_forced(flight, now)
         elif not self._fleet.serving and not self._fleet.awaited:
             self._fail(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S), now)
-        elif len(lane := self.queue.of(flight)) >= self._limits.max_queued:
-            full = f"{len(lane)} requests wait already"
-            self._fail(flight, QueueFull(full, retry_after_s=RETRY_AFTER_S), now)
         else:
-            lane.append(flight)
+            for refused, error in self._admission.admit(flight, now):
+                self._fail(refused, error, now)
 
     def _start_forced(self, flight: Flight, now: float) -> None:
         route = self._router.route(self._fleet, self._index, flight.demand, now)
@@ -92,15 +92,19 @@ class Flights:
             self._start(flight, route, now)
 
     def _place_queued(self, now: float) -> None:
-        """In order: a request that fits nowhere yet is not overtaken, so none of its class starves."""
-        while self.queue:
-            flight = self.queue.head
+        """Those whose turn it is, one after the other, until none of them fits."""
+        while self.queue and (placed := self._next_placed(now)) is not None:
+            self.queue.of(placed[0]).take(placed[0])
+            self._start(*placed, now)
+
+    def _next_placed(self, now: float) -> tuple[Flight, Route] | None:
+        for flight in self.queue.turns(now):
             if flight.of_batch:
                 flight.demand = replace(flight.demand, yields=now - self._online_at < YIELD_S)
             route = self._router.route(self._fleet, self._index, flight.demand, now)
-            if route is None:
-                return
-            self._start(self.queue.take_head(), route, now)
+            if route is not None:
+                return flight, route
+        return None
 
     def _start(self, flight: Flight, route: Route, now: float) -> None:
         flight.route = route
@@ -256,7 +260,7 @@ class Flights:
         flight.demand = replace(flight.demand, avoid=avoided, whole_because=whole)
         flight.route = None
         flight.move(State.QUEUED, now)
-        self.queue.of(flight).appendleft(flight)
+        self.queue.of(flight).again(flight)
 
     def _fail(self, flight: Flight, error: ApiError, now: float) -> None:
         self._end(flight, now)

@@ -18,6 +18,7 @@ CASES = [
     (errors.Timeout("m"), 408, "invalid_request_error", "request_timeout"),
     (errors.TooLarge("m"), 413, "invalid_request_error", "request_too_large"),
     (errors.QueueFull("m", retry_after_s=2), 429, "rate_limit_error", "queue_full"),
+    (errors.TooBusy("m", retry_after_s=2), 429, "rate_limit_error", "too_busy"),
     (errors.HeadersTooLarge("m"), 431, "invalid_request_error", "headers_too_large"),
     (errors.Internal("m"), 500, "server_error", "internal_error"),
     (errors.WorkerFailed("m"), 502, "server_error", "worker_failed"),
