@@ -32,6 +32,7 @@ from proxy.spec import Deadlines
 from workers.kv_messages import Computed
 from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
 
+PATIENT = Deadlines(queue_s=float("inf"))  # nobody is turned away
 ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
 
 
@@ -58,7 +59,7 @@ class Replay:
         scores = {**SCORES, dynamo.POLICY: dynamo.scores(setup.dynamo)}
         self._router = _TimedRouter(setup.routing, random.Random(0), scores)
         self._router.decision_s = []
-        self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, Deadlines())
+        self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, PATIENT)
         self._engines = {key: Engine(setup.card) for key in self._fleet.workers}
         self._links = Links(setup.card.link_bytes_per_s)
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []

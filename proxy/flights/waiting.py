@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import attrgetter
 
 from proxy.flights.flight import Flight
 
 ANSWER_COST = 256  # of any request, in prompt tokens: what its answer takes
 SIZE_BITS = 2  # prompts that differ by more than a factor of four are of different sizes
 OVERTAKEN_S = 2.0  # who is next and fits nowhere lets smaller ones pass for so long
-MAX_TRIED = 3  # of those whose turn it is, at a time
+MAX_LOOKED_AT, MAX_TRIED = 8, 3  # of those behind him, at a time: it is done with every event
 
 
 class Ahead:
@@ -42,10 +44,8 @@ class Size:
 class Account:
     tag: float = 0.0
     clock: float = 0.0
+    num: int = 0  # that wait
     sizes: dict[int, Size] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return sum(len(size.flights) for size in self.sizes.values())
 
 
 @dataclass(slots=True)
@@ -74,8 +74,9 @@ class Lane:
     def add(self, flight: Flight) -> None:
         self._num += 1
         account = self.accounts.setdefault(flight.account, Account())
-        if not len(account):
+        if not account.num:
             account.tag = max(account.tag, self.clock)
+        account.num += 1
         size = account.sizes.setdefault(_size(flight), Size())
         if not size.flights:
             size.tag = max(size.tag, account.clock)
@@ -86,8 +87,9 @@ class Lane:
         if self._first:
             yield self._first[0]
             return
-        for account in sorted(filter(len, self.accounts.values()), key=lambda one: one.tag):
-            sizes = sorted((size for size in account.sizes.values() if size.flights), key=lambda one: one.tag)
+        waiting = [account for account in self.accounts.values() if account.num]
+        for account in sorted(waiting, key=attrgetter("tag")):
+            sizes = sorted((size for size in account.sizes.values() if size.flights), key=attrgetter("tag"))
             yield from (size.flights[0] for size in sizes)
 
     def take(self, flight: Flight) -> None:
@@ -96,6 +98,7 @@ class Lane:
             account = self.accounts[flight.account]
             size = account.sizes[_size(flight)]
             size.flights.remove(flight)
+            account.num -= 1
             self.clock, account.clock = max(self.clock, account.tag), max(account.clock, size.tag)
             account.tag += cost_of(flight)
             size.tag += cost_of(flight)
@@ -103,7 +106,9 @@ class Lane:
     def remove(self, flight: Flight) -> None:
         """It leaves before its turn."""
         if not self._was_first(flight):
-            self.accounts[flight.account].sizes[_size(flight)].flights.remove(flight)
+            account = self.accounts[flight.account]
+            account.sizes[_size(flight)].flights.remove(flight)
+            account.num -= 1
 
     def _was_first(self, flight: Flight) -> bool:
         self._num -= 1
@@ -129,7 +134,7 @@ class Lane:
 
     def greediest(self) -> Flight:
         """Of the key that has most waiting, the one that came last. There has to be one."""
-        account = max(self.accounts.values(), key=len)
+        account = max(self.accounts.values(), key=attrgetter("num"))
         lasts = (size.flights[-1] for size in account.sizes.values() if size.flights)
         return max(lasts, key=lambda flight: flight.id)
 
@@ -161,8 +166,8 @@ class Waiting:
             self._blocked = (head, now)
         yield head
         if now - self._blocked[1] <= OVERTAKEN_S:
-            smaller = (one for one in turns if _size(one) < _size(head))
-            yield from (one for _, one in zip(range(MAX_TRIED), smaller, strict=False))
+            smaller = (one for one in islice(turns, MAX_LOOKED_AT) if _size(one) < _size(head))
+            yield from islice(smaller, MAX_TRIED)
 
 
 def cost_of(flight: Flight) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -141,7 +140,7 @@ class Queues(RuleBasedStateMachine):
     @rule()
     def turn_the_last_away(self) -> None:
         lane = self.queue.of(self.inside[-1])
-        if any(len(account) for account in lane.accounts.values()):
+        if any(account.num for account in lane.accounts.values()):
             one = lane.greediest()
             lane.remove(one)
             self.inside.remove(one)
