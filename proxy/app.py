@@ -14,7 +14,7 @@ from proxy import errors, routes
 from proxy.auth import ApiKeys, Key, authorize
 from proxy.dispatch import Dispatch
 from proxy.errors import ApiError, BadRequest, NotFound, NoWorker, Unauthorized
-from proxy.flights.flights import RETRY_AFTER_S
+from proxy.flights.admission import RETRY_AFTER_S
 from proxy.flights.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
 from proxy.forward import Forward
 from proxy.http.clients import HttpClient

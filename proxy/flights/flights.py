@@ -19,7 +19,7 @@ from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as ev
 from proxy.flights import given_work
-from proxy.flights.admission import Admission
+from proxy.flights.admission import RETRY_AFTER_S, Admission
 from proxy.flights.flight import Flight, LegRecord, State
 from proxy.flights.open_tickets import Notice, OpenTickets
 from proxy.flights.resuming import Resumables, avoided_by, resumable, resume
@@ -33,7 +33,6 @@ from workers.output_ids import ID_BYTES
 from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Start, Ticket
 
 MAX_ATTEMPTS = 3
-RETRY_AFTER_S = 5
 NUM_DECIDED = 16
 YIELD_S = 60.0  # after a request that is not of a batch, batches leave room for the next
 
@@ -45,7 +44,6 @@ class Flights:
         self._fleet = fleet
         self._index = index
         self._router = router
-        self._limits = limits
         self._deadlines = deadlines
         self._shortest_s = min(msgspec.structs.astuple(deadlines))
         self._next_rid = 0

@@ -151,7 +151,7 @@ class Queues(RuleBasedStateMachine):
 
     @invariant()
     def nobody_is_lost_and_somebody_has_a_turn(self) -> None:
-        assert len(self.queue) == len(self.inside)
+        assert len(self.queue) == len(self.inside) and Counter(map(id, self.queue)) == Counter(map(id, self.inside))
         turns = list(self.queue.turns(self.now))
         assert bool(turns) == bool(self.inside)
         assert len(set(map(id, turns))) == len(turns) and all(one in self.inside for one in turns)
