@@ -46,7 +46,16 @@ class Users:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDir:
-    config = load(["+cluster=local", "engine=sim", "run=demo", f"runs_dir={tmp_path}", "engine.drain_timeout_s=8"])
+    config = load(
+        [
+            "+cluster=local",
+            "engine=sim",
+            "routing=least_loaded",
+            "run=demo",
+            f"runs_dir={tmp_path}",
+            "engine.drain_timeout_s=8",
+        ]
+    )
     made, plan, _ = plan_run(config)
     write_run(made, plan, config)
     return made
