@@ -86,8 +86,8 @@ def connected(folder: Path, *arguments: str, **changes: str) -> Iterator[Connect
         wait_for(lambda: not any(parent_of(pid) for pid in below), "what it started to end")
     finally:
         if made.process.poll() is None:
-            made.process.kill()
-            made.process.wait()
+            made.process.terminate()  # what it started goes with it
+            made.process.wait(20)
 
 
 def says(client: openai.OpenAI) -> str:
