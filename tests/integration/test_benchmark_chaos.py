@@ -20,7 +20,7 @@ LOST = ("engine_killed", "step_killed", "prefill_killed")
 @pytest.mark.slurm
 @pytest.mark.parametrize("rows", [PLANNED, LOST], ids=["planned", "lost"])
 def test_no_stream_is_lost_while_workers_come_and_go(tmp_path: Path, onebox: OneBox, rows: tuple[str, ...]) -> None:
-    with start("chaos", tmp_path, f"rows={','.join(rows)}", "users=6", "calm_s=4") as process:
+    with start("chaos", tmp_path, f"rows={','.join(rows)}", "users=6", "calm_s=4", "generations=1") as process:
         output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, output + errors
     result = json.loads(output.splitlines()[-1])
