@@ -27,9 +27,11 @@ import pytest
 from tests.integration import vllm_child
 from tests.integration.vllm_child import Outcome
 from tests.live import SOURCE
+from tests.streaming import Answer
 from workers.engines import Placement
 from workers.engines.vllm.args import SUPPORTED_VERSIONS, engine_id
-from workers.protocol import Leg, Ticket
+from workers.output_ids import pack
+from workers.protocol import Leg, Resume, Ticket
 from workers.spec import EngineSpec, HandoffSpec
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
@@ -146,7 +148,11 @@ def _spec(model: Path) -> EngineSpec:
         block_size=32,
         tensor_parallel=1,
         pipeline_parallel=1,
-        args={"kv_cache_memory_bytes": 256 << 20, "max_num_seqs": 8, "dtype": "float32"},
+        args={
+            "kv_cache_memory_bytes": 256 << 20,
+            "max_num_seqs": 8,
+            "dtype": "float32",
+        },
         environment={},
         prefix=(),
         handoff=HandoffSpec(connector="NixlConnector", buffer_device="cpu", lease_s=120.0, redeem_s=REDEEM_S),
@@ -348,6 +354,54 @@ def test_a_cancelled_decode_frees_both_engines(prefill: EngineProcess, decode: E
 
 def test_a_cancelled_call_admits_nothing_more(prefill: EngineProcess) -> None:
     prefill.call(Leg.WHOLE, [f"{i}" + LONG for i in range(20)], max_tokens=200, cancel_after_s=0.2)
+
+
+CREATED = 1_700_000_000
+STREAM = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, "max_tokens": 40}
+
+
+def streamed(engine: EngineProcess, resume: Resume | None = None, leg: str = Leg.WHOLE, **more: Any) -> Outcome:
+    path = "/v1/chat/completions" if "messages" in more["body"] else "/v1/completions"
+    outcome: Outcome = engine.ask("call", leg=leg, path=path, resume=resume, request_id="r1", **more)
+    assert outcome.failure is None, outcome
+    return outcome
+
+
+def read(body: bytes) -> Answer:
+    """As its client does: how vLLM cuts new tokens into events depends on time."""
+    answer = Answer()
+    for event in body.split(b"\n\n")[:-1]:
+        answer.take(event.removeprefix(b"data: "))
+    return answer
+
+
+@pytest.mark.parametrize("more", [{}, {"stop": ["never said"]}, {"repetition_penalty": 1.4}, {"min_tokens": 35}])
+@pytest.mark.parametrize("split", [False, True])
+def test_a_stream_goes_on_as_in_one_piece(
+    prefill: EngineProcess, decode: EngineProcess, more: dict[str, Any], split: bool
+) -> None:
+    body = {"model": "tiny", "prompt": "R" + SHORT, "temperature": 0} | STREAM | more
+    whole = streamed(decode, body=body)
+    assert len([ids for _, ids in whole.pieces if ids]) > 20
+    for num_pieces in (1, 2, 17, len(whole.pieces) - 2):
+        had = whole.pieces[:num_pieces]
+        sent = b"".join(data for data, _ in had)
+        resume = Resume(b"".join(ids for _, ids in had), len(sent), CREATED, 1)
+        leg, ticket = Leg.WHOLE, None
+        if split:
+            leg, ticket = Leg.DECODE, _ticket(streamed(prefill, resume, Leg.PREFILL, body=body))
+        rest = streamed(prefill if not split else decode, resume, leg, body=body, ticket=ticket)
+        answer = read(sent + rest.body)
+        assert answer.as_in_one_piece == read(whole.body).as_in_one_piece
+        assert answer.last["sluice"] == {"resumed": 1, "resampled": False}
+
+
+@pytest.mark.parametrize("more", [{"logprobs": 1}, {"presence_penalty": 0.5}, {"bad_words": ["lambda"]}])
+def test_what_would_go_on_otherwise_is_not_continued(prefill: EngineProcess, more: dict[str, Any]) -> None:
+    body = {"model": "tiny", "prompt": "R" + SHORT, "temperature": 0} | STREAM | more
+    assert not any(ids for _, ids in streamed(prefill, body=body).pieces)
+    outcome = prefill.ask("call", body=body, resume=Resume(pack([70]), 0, CREATED, 1))
+    assert outcome.failure == "this stream cannot be continued exactly" and not outcome.retryable
 
 
 def test_a_dead_holder_fails_the_decode_leg_alone(prefill: EngineProcess, decode: EngineProcess) -> None:

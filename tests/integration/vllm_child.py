@@ -20,7 +20,7 @@ from workers.engines.vllm.engine import VllmEngine, start
 from workers.host.answer import Answer, scope_of
 from workers.host.calls import CURRENT, Call
 from workers.message import Message
-from workers.protocol import Leg, Start, Submit, Ticket
+from workers.protocol import Leg, Resume, Start, Submit, Ticket
 from workers.spec import EngineSpec
 
 
@@ -35,6 +35,7 @@ class Outcome(msgspec.Struct):
     num_cached_tokens: int
     num_output_tokens: int
     engine_ids: list[str]
+    pieces: list[tuple[bytes, bytes]]  # of the body, with the token ids that came along
 
 
 class Said:
@@ -42,21 +43,25 @@ class Said:
 
     def __init__(self) -> None:
         self.status = 0
-        self.body = b""
+        self.pieces: list[tuple[bytes, bytes]] = []
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for data, _ in self.pieces)
 
     def send(self, message: Message) -> None:
         assert isinstance(message, Start)
         self.status = message.status
-        self.body += message.data
+        self.pieces.append((message.data, message.output_ids))
 
     def send_data(self, rid: int, data: bytes, output_ids: bytes = b"") -> None:
-        self.body += data
+        self.pieces.append((data, output_ids))
 
     def room(self) -> None:
         return None
 
     def finish(self, data: bytes) -> None:
-        self.body += data
+        self.pieces.append((data, b""))
 
 
 class Child:
@@ -71,10 +76,13 @@ class Child:
         body: Any = None,
         ticket: Ticket | None = None,
         cancel_after_s: float | None = None,
+        resume: Resume | None = None,
+        request_id: str | None = None,
     ) -> Outcome:
+        request_id = request_id or os.urandom(8).hex()
         submit = Submit(
             rid=1,
-            request_id=os.urandom(8).hex(),
+            request_id=request_id,
             leg=leg,
             method=method,
             path=path,
@@ -82,8 +90,10 @@ class Child:
             headers=((b"content-type", b"application/json"),),
             body=b"" if body is None else msgspec.json.encode(body),
             ticket=ticket,
+            resume=resume,
         )
         call = Call(submit.request_id, leg, ticket, time.monotonic(), 30.0, time.monotonic, lambda: None)
+        call.keeps_ids, call.resume = leg != Leg.PREFILL, resume
         said = Said()
         answer = Answer(submit, call, said, said.finish)
 
@@ -114,6 +124,7 @@ class Child:
             num_cached_tokens=call.num_cached_tokens,
             num_output_tokens=call.num_output_tokens,
             engine_ids=call.engine_ids,
+            pieces=said.pieces,
         )
 
     async def release(self, params: bytes) -> None:
