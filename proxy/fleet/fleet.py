@@ -187,6 +187,7 @@ class Fleet:
             if other is not None and other != peer:
                 self.by_peer.pop(other, None)
                 effects.append(Refuse(other, f"the worker's other link is lost: {reason}", final=False))
+        worker.agent = worker.host = None  # whoever still has a place there sees that it does not answer
         self.workers.pop(worker.key, None)
         self.proven = {pair for pair in self.proven if worker.key not in pair}
         self.unproven = {pair: why for pair, why in self.unproven.items() if worker.key not in pair}

@@ -100,6 +100,17 @@ def test_prefill_then_decode_then_end() -> None:
     assert world.fleet.workers["prefill-0", 0].pinned_blocks == 0
 
 
+def test_who_was_to_be_decoded_by_a_worker_that_is_lost_meanwhile_goes_elsewhere() -> None:
+    world = World(num_decode=2)
+    (prefill,) = sent(world.apply(fl.Arrived(flight(1))), Submit)
+    lost = world.flights.open[1].route.decode.key
+    world.lose(lost)
+    effects = world.apply(Prefilled(prefill.rid, ticket("t", ("prefill-0", 0)), 0))
+    assert len(sent(effects, Release)) == 1
+    (again,) = [effect for effect in effects if isinstance(effect, fl.Send) and isinstance(effect.message, Submit)]
+    assert again.worker == ("prefill-0", 0) and world.flights.open[1].route.decode.key != lost
+
+
 def test_a_scrape_takes_nobodys_place_and_nobodys_turn() -> None:
     world = World()
     worker = world.fleet.workers["decode-0", 0]
@@ -326,6 +337,7 @@ class Histories(RuleBasedStateMachine):
                 self.ends[effect.flight.id] = self.ends.get(effect.flight.id, 0) + 1
                 self.streams.end(effect.flight)
             elif isinstance(effect, fl.Send) and isinstance(effect.message, Submit):
+                assert effect.worker in self.world.fleet.workers, "nobody else would ever answer"
                 resume = effect.message.resume or Resume(b"", 0, 0, 0)
                 had = [token for group in groups(resume.output_ids) for token in group]
                 assert had == list(range(len(had))), "the tokens of an answer so far, each once"
