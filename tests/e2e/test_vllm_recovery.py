@@ -18,7 +18,7 @@ from tests.streaming import Answer, Streaming
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
-LONG: dict[str, Any] = {"max_tokens": 400, "temperature": 0, "ignore_eos": True}
+LONG: dict[str, Any] = {"max_tokens": 1000, "temperature": 0, "ignore_eos": True}
 USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": prompt(700, 150)}]}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
