@@ -30,7 +30,7 @@ from proxy.routing.router import Demand, Router, estimated_tokens
 from proxy.spec import ProxySpec
 from workers.protocol import Leg, Submit
 
-BATCH_PRIORITY = 1
+BATCH_PRIORITY = 1  # engines serve lower numbers first
 
 
 class App:
@@ -118,11 +118,6 @@ class App:
             demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
 
-    def _priority(self, exchange: Exchange) -> int:
-        """Engines serve lower numbers first."""
-        key = self._key(exchange)
-        return BATCH_PRIORITY if key is not None and key.kind == "batch" else 0
-
     def _look(self, exchange: Exchange, fields: BodyFields, policy: str) -> Seen:
         """Only for a policy that asks where the KV lies: it costs time."""
         loaded = self._dispatch.fleet.any_loaded() if Router.wants_chain(policy) else None
@@ -160,6 +155,7 @@ class App:
         streams: bool,
         prompt: PromptKey | None = None,
     ) -> None:
+        key = self._key(exchange)  # None: it was taken out while the body came
         envelope = Submit(
             rid=0,
             request_id=client.request_id,
@@ -171,16 +167,11 @@ class App:
             body=exchange.body,
             wants_trace=prompt is not None,
             wants_ids=streams and demand.whole_because is None,
-            priority=self._priority(exchange),
+            priority=BATCH_PRIORITY if key is not None and key.kind == "batch" else 0,
         )
-        flight = self._dispatch.fly(envelope, client, demand, streams=streams, account=self._account(exchange))
+        flight = self._dispatch.fly(envelope, client, demand, streams=streams, account="" if key is None else key.name)
         flight.prompt = prompt
         exchange.on_gone = lambda: self._dispatch.leave(flight)
-
-    def _account(self, exchange: Exchange) -> str:
-        """The name of its key. One that was taken out while the body came is nobody's."""
-        key = self._key(exchange)
-        return "" if key is None else key.name
 
     def _count(self, path: str, status: int) -> None:
         self._dispatch.totals.answered(path, status)
