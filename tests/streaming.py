@@ -71,6 +71,8 @@ class Streaming:
         heard_at = time.monotonic()
         with self._run.client() as client, client.stream("POST", path, json=body) as response:
             self.headers = dict(response.headers)
+            if response.status_code != 200:
+                self.answer.error = msgspec.json.decode(response.read())["error"]
             for line in response.iter_lines():
                 if line.startswith("data: "):
                     self.answer.take(line.removeprefix("data: ").encode())
@@ -86,7 +88,11 @@ class Streaming:
         assert self.begun.wait(60)
         return self.headers["x-sluice-decode"]
 
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
     def end(self) -> Answer:
-        self._thread.join(60)
+        self._thread.join(120)
         assert not self._thread.is_alive()
         return self.answer

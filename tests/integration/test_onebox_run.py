@@ -54,6 +54,14 @@ def ask(run: RunDir) -> int:
     return httpx.post(f"{endpoint['url']}/completions", json=body, headers=headers, timeout=60).status_code
 
 
+def answers(run: RunDir) -> bool:
+    """For the moment in which one proxy has gone and `endpoint.json` does not name the next yet."""
+    try:
+        return ask(run) == 200
+    except httpx.TransportError:
+        return False
+
+
 def check_overview(run: RunDir) -> None:
     """Which GPUs a worker has on which node, by its agent and by the queue: what the page draws."""
     url = json.loads(run.endpoint.read_text())["url"].removesuffix("/v1")
@@ -172,7 +180,7 @@ def test_a_controller_whose_job_ends_is_followed_by_one_that_waited_for_it(tmp_p
     wait_for(lambda: status(tmp_path)["source"] == "live" and status(tmp_path)["ready"], "the run to be ready", 60)
     after = live_rows(run)
     assert {name: after[name].job for name in before} == {name: row.job for name, row in before.items()}
-    assert ask(run) == 200
+    wait_for(lambda: answers(run), "the endpoint to answer again", 60)
     stopped = launch(tmp_path, "action=stop", "run=demo")
     assert stopped.returncode == 0 and live_rows(run) == {}
 
