@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 LONG: dict[str, Any] = {"max_tokens": 1200, "temperature": 0, "ignore_eos": True}
 USAGE: dict[str, Any] = {"stream_options": {"include_usage": True}}
+SAMPLED: dict[str, Any] = {"prompt": prompt(706, 90), "max_tokens": 1000, "temperature": 1.0, "ignore_eos": True}
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": prompt(700, 150)}]}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "a completion": ("/v1/completions", {"prompt": prompt(701, 120), **USAGE}),
@@ -79,10 +80,7 @@ def test_streams_go_on_token_for_token(real: Real, victim: str, kill: Callable[[
 
 
 def test_a_sampled_stream_goes_on_and_says_so(real: Real, victim: str) -> None:
-    streams = [
-        Streaming(real.run, after=20, prompt=prompt(706, 90), max_tokens=1000, temperature=1.0, ignore_eos=True, **USAGE)
-        for _ in range(4)
-    ]
+    streams = [Streaming(real.run, after=20, **SAMPLED, **USAGE) for _ in range(4)]
     lost = [stream for stream in streams if stream.decode == victim and not stream.ended]
     kill_host(real.run, victim)
     for stream in streams:
