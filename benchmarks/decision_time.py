@@ -14,9 +14,9 @@ from typing import Any
 import msgspec
 
 from benchmarks.load import prompt
-from benchmarks.report import percentile
-from benchmarks.routing.card import Card
-from benchmarks.routing.setup import MODEL, Setup
+from launcher.twin.card import Card
+from launcher.twin.percentiles import percentile
+from launcher.twin.setup import MODEL, equal_engines
 from proxy.flights import flight_events as ev
 from proxy.flights.flight import Flight
 from proxy.flights.flights import Flights
@@ -63,14 +63,14 @@ class Cores:
     def __init__(self, case: Case) -> None:
         routing = RoutingSpec(policy=case.policy, whole_below_tokens=0)
         card = msgspec.structs.replace(Card(), block_size=case.block_size)
-        setup = Setup(card=card, num_workers=case.num_workers, routing=routing)
+        setup = equal_engines(card, "whole", case.num_workers, routing=routing)
         self.fleet = setup.fleet()
         self.index = PrefixIndex()
         limits = Limits(max_queued=1 << 20)
         router = Router(routing, random.Random(case.seed))
         self.flights = Flights(self.fleet, self.index, router, limits, Deadlines())
         self.prompts = Prompts(setup.proxy_spec(), b"secret")
-        self.loaded = setup.capabilities()
+        self.loaded = setup.capabilities("any")
         self.wants_chain = router.wants_chain(case.policy)
         self._number = 0
 

@@ -22,7 +22,7 @@ from benchmarks.direct import DirectCost
 from benchmarks.floor import MODEL
 from benchmarks.load import Ask, Endpoint, Outcome, Rhythm, ask, drive, prompt
 from benchmarks.processes import cpu_s
-from benchmarks.report import percentile
+from launcher.twin.percentiles import percentile
 
 STREAM_ROUNDS = 2  # streams that each user reads, one after the other
 START_STEPS = 25

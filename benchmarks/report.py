@@ -51,11 +51,6 @@ def medians(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: statistics.median(run[name] for run in runs if name in run) for name in names}
 
 
-def percentile(values: Sequence[float], fraction: float) -> float:
-    """Of no values: 0, as there was nothing to wait for."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * fraction))] if values else 0.0
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The first column is text, the others are figures."""
     lines = [header, *rows]

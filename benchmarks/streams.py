@@ -29,6 +29,7 @@ from benchmarks.direct import engine_spec
 from benchmarks.load import ask, prompt
 from benchmarks.processes import Fleet, cpu_s, fleet, rss_mib
 from benchmarks.proxy import say
+from launcher.twin.percentiles import percentile
 from workers.spec import EngineSpec
 
 WORKERS = {"any-0": "any"}
@@ -126,7 +127,7 @@ def crowd_figures(crowd: Crowd, sample: Sample) -> dict[str, float]:
     gaps_s = sample.seen.gaps_s(sample.all_open_at)
     if not gaps_s:
         raise SystemExit(f"{crowd.streams} streams were not all open at once: raise hold_s, or lower tokens_per_s")
-    p50, p99 = (report.percentile(gaps_s, fraction) for fraction in (0.5, 0.99))
+    p50, p99 = (percentile(gaps_s, fraction) for fraction in (0.5, 0.99))
     return {
         "streams": crowd.streams,
         "dropped": sample.seen.num_dropped,

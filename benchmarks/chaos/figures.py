@@ -11,7 +11,7 @@ from itertools import pairwise
 import msgspec
 
 from benchmarks.chaos.users import Stream
-from benchmarks.report import percentile
+from launcher.twin.percentiles import percentile
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

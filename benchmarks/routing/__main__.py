@@ -18,7 +18,7 @@ from benchmarks.routing.live import compare
 from benchmarks.routing.measure import Measured, executor, measure
 from benchmarks.routing.options import Options, base_requests, requests_of
 from benchmarks.routing.picture import draw
-from benchmarks.traces import BadTrace
+from launcher.twin.traces import BadTrace
 
 COLUMNS = (
     ("TTFT mean", "ttft_mean_s", 3),
@@ -71,7 +71,7 @@ def run(options: Options) -> None:
 
 
 def run_virtual(options: Options) -> None:
-    card = options.setup(options.baseline).card
+    card = options.card
     print(f"card: {msgspec.json.encode(card).decode()}", flush=True)
     with executor(options.processes) as pool:
         measured = measure(options, pool)
@@ -92,7 +92,7 @@ def run_virtual(options: Options) -> None:
 def run_live(options: Options) -> None:
     """Each policy once, live and virtual, at `rate`."""
     requests = requests_of(options, options.rate or 1.0, 0)
-    found = {name: compare(options.setup(name), requests, options.live_speed) for name in options.policy_names}
+    found = {name: compare(options, name, requests) for name in options.policy_names}
     names = list(next(iter(found.values())))
     print(report.table(["", *names], [[policy, *(f"{found[policy][n]:.3f}" for n in names)] for policy in found]))
     result = report.report("routing", {f"{policy}.{n}": found[policy][n] for policy in found for n in names})

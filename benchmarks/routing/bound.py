@@ -9,8 +9,8 @@ import statistics
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from benchmarks.routing.card import Card
-from benchmarks.traces import Request, leading
+from launcher.twin.card import Card
+from launcher.twin.traces import Request, leading
 
 
 def ttft_mean_s(requests: Sequence[Request], card: Card) -> float:

@@ -17,10 +17,11 @@ import uvloop
 
 from benchmarks.load import PATH, Ask, Client, Endpoint, check
 from benchmarks.processes import fleet
-from benchmarks.routing.records import Record
-from benchmarks.routing.replay import Replay
-from benchmarks.routing.setup import MAX_MODEL_LEN, MODEL, Setup
-from benchmarks.traces import Request
+from benchmarks.routing.options import Options
+from launcher.twin.card import Card
+from launcher.twin.records import Record
+from launcher.twin.setup import MAX_MODEL_LEN, MODEL
+from launcher.twin.traces import Request
 from workers.spec import EngineSpec, HandoffSpec
 
 FIRST_TOKEN_ID = 256  # of the simulator's tokens of one byte
@@ -28,7 +29,7 @@ PATIENCE_S = 600.0
 START_S = 0.5  # for all requests to be waiting for their time
 
 
-def engine_spec(setup: Setup, speed: float) -> EngineSpec:
+def engine_spec(card: Card, speed: float) -> EngineSpec:
     return EngineSpec(
         kind="sim",
         device="cpu",
@@ -36,13 +37,13 @@ def engine_spec(setup: Setup, speed: float) -> EngineSpec:
         model_path=MODEL,
         served_names=(MODEL,),
         max_model_len=MAX_MODEL_LEN,
-        block_size=setup.card.block_size,
+        block_size=card.block_size,
         tensor_parallel=1,
         pipeline_parallel=1,
-        args=setup.card.sim_args(speed),
+        args=card.sim_args(speed),
         environment={},
         prefix=(),
-        handoff=HandoffSpec(connector="NixlConnector", buffer_device="cpu", lease_s=setup.card.lease_s, redeem_s=30.0),
+        handoff=HandoffSpec(connector="NixlConnector", buffer_device="cpu", lease_s=card.lease_s, redeem_s=30.0),
     )
 
 
@@ -92,25 +93,24 @@ async def _all(endpoint: Endpoint, asks: Sequence[Ask], records: Sequence[Record
             tasks.create_task(_one(endpoint, asked, record, start_s, speed))
 
 
-def replay_live(setup: Setup, requests: Sequence[Request], speed: float) -> list[Record]:
+def replay_live(options: Options, policy: str, requests: Sequence[Request]) -> list[Record]:
     """Of which worker did what, only the answers' times are known."""
+    setup, card, speed = options.setup(policy), options.card, options.live_speed
     records = [Record(request) for request in requests]
     with (
         tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder,
-        fleet(Path(folder) / "run", setup.workers, engine_spec(setup, speed), routing=setup.routing) as running,
+        fleet(Path(folder) / "run", setup.workers, engine_spec(card, speed), routing=setup.routing) as running,
     ):
-        asks = [
-            ask(running.endpoint, request, number, setup.card.block_size) for number, request in enumerate(requests)
-        ]
+        asks = [ask(running.endpoint, request, number, card.block_size) for number, request in enumerate(requests)]
         uvloop.run(_all(running.endpoint, asks, records, speed))
     return records
 
 
-def compare(setup: Setup, requests: Sequence[Request], speed: float) -> dict[str, float]:
+def compare(options: Options, policy: str, requests: Sequence[Request]) -> dict[str, float]:
     """Mean times of both, and the live one's to the virtual one's. In a short slice the means depend on a few requests
     that went to another worker: so also the median of each request's own ratio.
     """
-    live, virtual = replay_live(setup, requests, speed), Replay(setup, requests).run().records
+    live, virtual = replay_live(options, policy, requests), options.replay(policy, requests).run().records
     figures = {}
     for name, records in (("live", live), ("virtual", virtual)):
         figures[f"{name}.ttft_mean_s"] = statistics.fmean(record.ttft_s for record in records)

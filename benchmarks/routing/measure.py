@@ -15,11 +15,10 @@ import msgspec
 
 from benchmarks import report
 from benchmarks.routing import bound
-from benchmarks.routing.figures import figures_of, growth
 from benchmarks.routing.options import Options, base_requests, requests_of
-from benchmarks.routing.replay import Replay
 from benchmarks.routing.saturation import first_rate, saturation
-from benchmarks.traces import shared_hits
+from launcher.twin.figures import figures_of, growth
+from launcher.twin.traces import shared_hits
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,21 +58,19 @@ def executor(num_processes: int) -> Iterator[Executor]:
 
 
 def one(options: Options, policy: str, rate: float, seed: int) -> dict[str, float]:
-    replayed = Replay(options.setup(policy), requests_of(options, rate, seed)).run()
+    replayed = options.replay(policy, requests_of(options, rate, seed)).run()
     found = figures_of(replayed, options.ttft_s, options.itl_s)
     say(f"{policy} at {rate:g}, {options.roles}: TTFT {found['ttft_mean_s']:.3f} s, {found['good']:.3f} good")
     return found
 
 
 def saturation_of(options: Options, policy: str) -> float:
-    setup = options.setup(policy)
-
     def growth_at(rate: float) -> float:
-        found = growth(Replay(setup, requests_of(options, rate, 0)).run().records)
+        found = growth(options.replay(policy, requests_of(options, rate, 0)).run().records)
         say(f"{policy}: at rate {rate:.3f} p90 TTFT grows {found:.2f} times")
         return found
 
-    return saturation(growth_at, first_rate(base_requests(options), setup.card, setup.num_workers))
+    return saturation(growth_at, first_rate(base_requests(options), options.card, options.workers))
 
 
 def measure(options: Options, pool: Executor) -> Measured:
@@ -84,7 +81,7 @@ def measure(options: Options, pool: Executor) -> Measured:
     cases = {case: report.medians(runs) for case, runs in _runs(options, rates, pool).items()}
     for case in cases.values():
         case |= {f"hits_to_{name}": case["hits"] / value if value else 1.0 for name, value in caches.items()}
-    bound_s = bound.ttft_mean_s(base_requests(options), options.setup(options.baseline).card)
+    bound_s = bound.ttft_mean_s(base_requests(options), options.card)
     return Measured(cases, rates, saturations, caches, bound_s)
 
 
@@ -96,7 +93,7 @@ def _saturations(options: Options, pool: Executor) -> dict[str, float]:
 
 def _caches(options: Options) -> dict[str, float]:
     base = base_requests(options)
-    num_blocks = options.workers * options.setup(options.baseline).card.num_blocks
+    num_blocks = options.workers * options.card.num_blocks
     return {"shared": shared_hits(base, num_blocks), "infinite": shared_hits(base, None)}
 
 

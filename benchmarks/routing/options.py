@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -10,9 +11,11 @@ import msgspec
 
 from benchmarks.arguments import Count, Duration
 from benchmarks.routing import dynamo
-from benchmarks.routing.card import card
-from benchmarks.routing.setup import Roles, Setup
-from benchmarks.traces import HOT, Request, Synthetic, coarse_step_s, jittered, part, read, synthetic
+from launcher.twin.card import Card, card
+from launcher.twin.replay import Replay
+from launcher.twin.setup import Roles, Setup, equal_engines
+from launcher.twin.traces import HOT, Request, Synthetic, coarse_step_s, jittered, part, read, synthetic
+from proxy.routing.load_policies import SCORES
 from proxy.spec import LatencyTargets, RoutingSpec
 
 SHAPES = {"chats": Synthetic(), "hot": HOT}
@@ -54,19 +57,21 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     def load_parts(self) -> list[float]:
         return [float(load) for load in self.loads.split(",")]
 
+    @property
+    def card(self) -> Card:
+        return card(self.timing)
+
     def setup(self, policy: str) -> Setup:
-        setting = dynamo.setting_of(policy)
-        return Setup(
-            card=card(self.timing),
-            roles=self.roles,
-            num_workers=self.workers,
-            num_prefill=self.prefill_workers,
-            routing=RoutingSpec(
-                policy=policy if setting is None else dynamo.POLICY,
-                targets=LatencyTargets(ttft_s=self.ttft_s, itl_s=self.itl_s),
-            ),
-            dynamo=setting or dynamo.Setting(),
+        routing = RoutingSpec(
+            policy=policy if dynamo.setting_of(policy) is None else dynamo.POLICY,
+            targets=LatencyTargets(ttft_s=self.ttft_s, itl_s=self.itl_s),
         )
+        return equal_engines(self.card, self.roles, self.workers, self.prefill_workers, routing)
+
+    def replay(self, policy: str, requests: Sequence[Request]) -> Replay:
+        """In virtual time Dynamo's router is asked with its settings."""
+        scores = dynamo.scores(dynamo.setting_of(policy) or dynamo.Setting())
+        return Replay(self.setup(policy), requests, {**SCORES, dynamo.POLICY: scores})
 
 
 @lru_cache(maxsize=1)

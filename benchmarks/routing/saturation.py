@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.routing.card import Card
-from benchmarks.traces import Request
+from launcher.twin.card import Card
+from launcher.twin.traces import Request
 
 MAX_GROWTH = 2.0
 PRECISION = 1.01

@@ -8,11 +8,10 @@ import pytest
 
 from benchmarks.routing.bound import ttft_mean_s
 from benchmarks.routing.dynamo import GRID, Setting, scores, setting_of
-from benchmarks.routing.figures import figures_of, growth
-from benchmarks.routing.links import NEVER, Links
 from benchmarks.routing.options import Options, requests_of
-from benchmarks.routing.replay import Replay
 from benchmarks.routing.saturation import PRECISION, saturation
+from launcher.twin.figures import figures_of, growth
+from launcher.twin.links import NEVER, Links
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.load_policies import SCORES
 from proxy.routing.router import Demand, Router
@@ -22,7 +21,7 @@ SLICE = Options(length_s=12.0, workers=4)
 
 
 def test_transfers_share_the_link_of_either_end() -> None:
-    links = Links(100.0)
+    links = Links(dict.fromkeys("abcd", 100.0))
     links.start(1, "a", "c", 100, 0.0)
     assert links.next_at == 1.0
     links.start(2, "b", "c", 100, 0.5)  # both into c: half of it each
@@ -46,7 +45,7 @@ def test_saturation_is_the_first_rate_from_below_at_which_waiting_grows(limit: f
 def test_a_replay_answers_every_request_once_and_its_figures_agree(roles: str) -> None:
     options = Options(length_s=12.0, workers=4, prefill_workers=2, roles=roles)  # type: ignore[arg-type]
     requests = requests_of(options, 1.0, 0)
-    replayed = Replay(options.setup("least_loaded"), requests).run()
+    replayed = options.replay("least_loaded", requests).run()
     records = replayed.records
     assert [record.request for record in records] == requests
     assert all(r.request.at_s < r.first_s <= r.end_s <= replayed.end_s for r in records)
@@ -60,7 +59,7 @@ def test_a_replay_answers_every_request_once_and_its_figures_agree(roles: str) -
 
 
 def test_the_same_replay_gives_the_same_times() -> None:
-    runs = [Replay(SLICE.setup("least_loaded"), requests_of(SLICE, 1.0, 3)).run() for _ in range(2)]
+    runs = [SLICE.replay("least_loaded", requests_of(SLICE, 1.0, 3)).run() for _ in range(2)]
     assert [(r.first_s, r.end_s) for r in runs[0].records] == [(r.first_s, r.end_s) for r in runs[1].records]
 
 
@@ -68,7 +67,7 @@ def test_dynamo_at_its_defaults_is_the_policy_of_the_proxy_and_other_settings_ar
     requests = requests_of(SLICE, 2.0, 1)
 
     def chosen(policy: str) -> list[str]:
-        return [record.decode for record in Replay(SLICE.setup(policy), requests).run().records]
+        return [record.decode for record in SLICE.replay(policy, requests).run().records]
 
     defaults = {**SCORES, "dynamo": scores(Setting())}
     made = [Router(RoutingSpec(policy="dynamo"), Random(0), each) for each in (SCORES, defaults)]
@@ -92,13 +91,13 @@ def test_each_setting_of_the_grid_is_asked_for_by_its_name() -> None:
 
 def test_no_replay_beats_the_bound() -> None:
     requests = requests_of(SLICE, 0.1, 0)
-    found = figures_of(Replay(SLICE.setup("kv"), requests).run(), 1.0, 1.0)["ttft_mean_s"]
-    least_s = ttft_mean_s(requests, SLICE.setup("kv").card)
+    found = figures_of(SLICE.replay("kv", requests).run(), 1.0, 1.0)["ttft_mean_s"]
+    least_s = ttft_mean_s(requests, SLICE.card)
     assert least_s < found < 1.5 * least_s
 
 
 def test_a_hot_prompt_spreads_by_itself() -> None:
     """All requests share 6,000 tokens; nobody is left to compute them alone."""
     hot = Options(shape="hot", length_s=60.0)
-    found = figures_of(Replay(hot.setup("kv"), requests_of(hot, 4.0, 0)).run(), 1.0, 1.0)
+    found = figures_of(hot.replay("kv", requests_of(hot, 4.0, 0)).run(), 1.0, 1.0)
     assert found["imbalance"] <= 1.3 and found["hits"] > 0.8

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.traces import (
+from launcher.twin.traces import (
     BadTrace,
     Request,
     Synthetic,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from benchmarks.routing.card import Card
-from benchmarks.routing.engine import NEVER, Engine
-from benchmarks.routing.work import Ended, Fetch, First, Work
+from launcher.twin.card import Card
+from launcher.twin.engine import NEVER, Engine
+from launcher.twin.work import Ended, Fetch, First, Work
 from workers.engines.sim import events as ev
 from workers.engines.sim.core import Scheduler
 from workers.engines.sim.events import Timing

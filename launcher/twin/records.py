@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.traces import Request
+from launcher.twin.traces import Request
 from proxy.routing.router import Route
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from benchmarks.report import percentile
-from benchmarks.routing.records import Record, Replayed
-from benchmarks.traces import BLOCK_SIZE
+from launcher.twin.percentiles import percentile
+from launcher.twin.records import Record, Replayed
+from launcher.twin.traces import BLOCK_SIZE
 
 MAX_WAIT = 0.05  # of the time in which requests arrive: who waits longer is not kept up with
 STEADY_FROM = 0.25  # of the requests; before that caches and queues fill

@@ -6,6 +6,7 @@ Pure. A transfer runs at the smaller of its shares at both ends; all rates are w
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 NEVER = float("inf")
@@ -21,7 +22,7 @@ class _Transfer:
 
 
 class Links:
-    def __init__(self, bytes_per_s: float) -> None:
+    def __init__(self, bytes_per_s: Mapping[str, float]) -> None:
         self._bytes_per_s = bytes_per_s
         self._transfers: dict[int, _Transfer] = {}
         self._now = 0.0
@@ -51,5 +52,8 @@ class Links:
         incoming = Counter(transfer.target for transfer in self._transfers.values())
         self.next_at = NEVER
         for transfer in self._transfers.values():
-            transfer.bytes_per_s = self._bytes_per_s / max(outgoing[transfer.source], incoming[transfer.target])
+            transfer.bytes_per_s = min(
+                self._bytes_per_s[transfer.source] / outgoing[transfer.source],
+                self._bytes_per_s[transfer.target] / incoming[transfer.target],
+            )
             self.next_at = min(self.next_at, now + max(0.0, transfer.left_bytes) / transfer.bytes_per_s)

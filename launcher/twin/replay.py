@@ -10,23 +10,22 @@ import heapq
 import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.routing import dynamo
-from benchmarks.routing.engine import Engine
-from benchmarks.routing.links import Links
-from benchmarks.routing.records import Record, Replayed
-from benchmarks.routing.setup import NO_LIMITS, Setup
-from benchmarks.routing.work import Effect, Ended, Fetch, First, Work
-from benchmarks.traces import Request
+from launcher.twin.engine import Engine
+from launcher.twin.links import Links
+from launcher.twin.records import Record, Replayed
+from launcher.twin.setup import NO_LIMITS, Setup
+from launcher.twin.traces import Request
+from launcher.twin.work import Effect, Ended, Fetch, First, Work
 from proxy.fleet.fleet_events import LoadTold
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fe
 from proxy.flights.flight import Flight
 from proxy.flights.flights import Flights
 from proxy.prefixes.prefix_index import PrefixIndex
-from proxy.routing.load_policies import SCORES
+from proxy.routing.load_policies import SCORES, Scores
 from proxy.routing.router import Demand, Route, Router
 from proxy.spec import Deadlines
 from workers.kv_messages import Computed
@@ -51,17 +50,16 @@ class _TimedRouter(Router):
 class Replay:
     """Of one trace, once: `run`."""
 
-    def __init__(self, setup: Setup, requests: Sequence[Request]) -> None:
+    def __init__(self, setup: Setup, requests: Sequence[Request], scores: Mapping[str, Scores] = SCORES) -> None:
         self._setup = setup
         self._requests = requests
         self._fleet = setup.fleet()
         self._index = PrefixIndex()
-        scores = {**SCORES, dynamo.POLICY: dynamo.scores(setup.dynamo)}
         self._router = _TimedRouter(setup.routing, random.Random(0), scores)
         self._router.decision_s = []
         self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, PATIENT)
-        self._engines = {key: Engine(setup.card) for key in self._fleet.workers}
-        self._links = Links(setup.card.link_bytes_per_s)
+        self._engines = {key: Engine(setup.card(key)) for key in self._fleet.workers}
+        self._links = Links({key[0]: engine.card.link_bytes_per_s for key, engine in self._engines.items()})
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._records = [Record(request) for request in requests]
@@ -184,7 +182,7 @@ class Replay:
         leg = self._flights.legs[rid]
         num_cached = self._records[leg.flight.id].num_cached
         if submit.leg == Leg.PREFILL:
-            blocks = -(-work.num_prompt // self._setup.card.block_size)
+            blocks = -(-work.num_prompt // self._setup.block_size)
             ticket = Ticket(str(rid), key[0], key[1], b"", blocks, work.num_prompt)
             self._tell(Prefilled(rid, ticket, work.num_prompt, num_cached), now)
             return
@@ -194,7 +192,7 @@ class Replay:
     def _fetch(self, key: Key, fetch: Fetch, now: float) -> None:
         ticket = self._legs[fetch.id][1].ticket
         assert ticket is not None
-        num_bytes = self._setup.card.transfer_bytes(fetch.num_tokens)
+        num_bytes = self._engines[key].card.transfer_bytes(fetch.num_tokens)
         self._received[key] += fetch.num_tokens
         self._links.start(fetch.id, ticket.worker, key[0], num_bytes, now)
         self._at(self._links.next_at, self._transferred, self._links.next_at)

@@ -13,9 +13,9 @@ from array import array
 from bisect import bisect_left
 from collections import deque
 
-from benchmarks.routing.cache import Cache
-from benchmarks.routing.card import Card
-from benchmarks.routing.work import Effect, Ended, Fetch, First, Job, Work
+from launcher.twin.cache import Cache
+from launcher.twin.card import Card
+from launcher.twin.work import Effect, Ended, Fetch, First, Job, Work
 
 MAX_PLANNED_PASSES = 512
 NEVER = float("inf")

@@ -1,4 +1,4 @@
-"""The simulated card: what every engine of the benchmark has and how long its passes take.
+"""A simulated engine's figures: what it has and how long its passes take.
 
 Owns the figures. They are a record so that they are printed, compared and handed to live engines as they are.
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.traces import BLOCK_SIZE
+from launcher.twin.traces import BLOCK_SIZE
 from workers.engines.sim.events import CoreConfig, Timing
 
 
