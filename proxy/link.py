@@ -22,14 +22,13 @@ from workers.links.wire import DecodeError, decode_to_proxy, encode_batch
 from workers.links.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
 from workers.message import Message
 from workers.protocol import (
-    AGENT_SILENCE_S,
     BEAT_INTERVAL_S,
     HOST_SILENCE_S,
+    NODE_SILENCE_S,
     WINDOW_BYTES,
     Beat,
     Chunk,
     Goodbye,
-    Part,
     Refused,
     Register,
 )
@@ -47,6 +46,7 @@ CONTROLLER_SILENCE_S = 10.0
 class PeerState:
     session: Session
     who: str
+    incarnation: str = ""  # of the worker, whose agent and host have a link each
     outbox: list[Message] = field(default_factory=list)
     flush_scheduled: bool = False
 
@@ -159,7 +159,9 @@ class Links:
         if who != needed:
             self._tell_stranger(peer, f"the {who} key does not open a {needed} session", final=True)
             return None
-        state = PeerState(Session(WINDOW_BYTES, _silence_s(hello), time.monotonic()), who)
+        incarnation = "" if isinstance(hello, ControllerHello) else hello.incarnation
+        silence_s = CONTROLLER_SILENCE_S if isinstance(hello, ControllerHello) else HOST_SILENCE_S
+        state = PeerState(Session(WINDOW_BYTES, silence_s, time.monotonic()), who, incarnation)
         self._peers[peer] = state
         return state
 
@@ -198,12 +200,24 @@ class Links:
     def _beat(self, lag_s: float) -> None:
         """Also how a vanished connection is noticed: a ROUTER refuses to send to it."""
         now = time.monotonic()
-        for peer, state in list(self._peers.items()):
+        for state in self._peers.values():
             state.session.forgive(lag_s)
+        gone = self._vanished(now)
+        for peer, state in list(self._peers.items()):
             if state.session.silent(now):
-                self._lose(peer, f"no word for {state.session.silence_s:.0f} s", tell=True)
+                self._lose(peer, f"no word for {state.session.silence_s:g} s", tell=True)
+            elif state.incarnation in gone:
+                self._lose(peer, f"no word from its node for {NODE_SILENCE_S:g} s", tell=True)
             else:
                 self.send(peer, Beat())
+
+    def _vanished(self, now: float) -> set[str]:
+        """Workers whose agent and host are both linked and both silent."""
+        heard: dict[str, list[float]] = {}
+        for state in self._peers.values():
+            if state.incarnation:
+                heard.setdefault(state.incarnation, []).append(state.session.heard_at)
+        return {worker for worker, at in heard.items() if len(at) > 1 and now - max(at) > NODE_SILENCE_S}
 
     def _lose(self, peer: bytes, reason: str, *, tell: bool, as_asked: bool = False) -> None:
         state = self._peers.get(peer)
@@ -214,12 +228,6 @@ class Links:
         else:
             del self._peers[peer]
         self._listener.on_lost(peer, reason, as_asked=as_asked)
-
-
-def _silence_s(hello: Register | ControllerHello) -> float:
-    if isinstance(hello, ControllerHello):
-        return CONTROLLER_SILENCE_S
-    return AGENT_SILENCE_S if hello.part == Part.AGENT else HOST_SILENCE_S
 
 
 def _bind(socket: zmq.Socket[Any], address: str, port: int) -> int:
