@@ -200,6 +200,16 @@ def shared_hits(requests: Sequence[Request], num_blocks: int | None) -> float:
     return num_found / num_asked if num_asked else 0.0
 
 
+def leading_cached(requests: Sequence[Request]) -> list[int]:
+    """Tokens of each prompt that an endless cache would hold."""
+    cached: OrderedDict[int, None] = OrderedDict()
+    found = []
+    for request in requests:
+        found.append(leading(request.chain, cached) * BLOCK_SIZE)
+        cached.update(dict.fromkeys(request.chain))
+    return found
+
+
 def leading(chain: Iterable[int], cached: OrderedDict[int, None]) -> int:
     found = 0
     for block in chain:

@@ -7,10 +7,13 @@ are up, the phase is ready, and a real completion has proven it (`proven`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from proxy.fleet.fleet_events import (
     Accept,
+    CapsTold,
     Changed,
     Effect,
     Event,
@@ -26,8 +29,9 @@ from proxy.fleet.fleet_events import (
     RunTold,
     WorkerLost,
 )
+from proxy.fleet.roles import caps_of
 from proxy.fleet.worker import Key, Life, Pair, Peer, Proof, Worker
-from proxy.spec import ProxySpec
+from proxy.spec import PoolCaps, ProxySpec
 from workers.agent.lifecycle import NEXT, READY
 from workers.protocol import OLDEST_PROTOCOL, PROTOCOL, Capabilities, Part, Register
 
@@ -52,6 +56,7 @@ class Fleet:
         self.refusals: list[str] = []
         self._wanted = frozenset(spec.workers)
         self.awaited = False  # where nobody serves, somebody will again
+        self._moved: Mapping[str, PoolCaps] = {}  # of workers whose role has been moved
 
     def apply(self, event: Event, now: float) -> list[Effect]:
         if isinstance(event, LoadTold):
@@ -65,7 +70,15 @@ class Fleet:
 
     def _change(
         self,
-        event: Registering | PhaseTold | PeerLost | Proven | ProofFailed | ProvenElsewhere | Leaving | RunTold,
+        event: Registering
+        | PhaseTold
+        | PeerLost
+        | Proven
+        | ProofFailed
+        | ProvenElsewhere
+        | Leaving
+        | RunTold
+        | CapsTold,
     ) -> list[Effect]:
         match event:
             case Registering(peer, register):
@@ -91,10 +104,15 @@ class Fleet:
                 self._wanted = frozenset(wanted or self._spec.workers)
                 self.awaited = serves
                 return [Changed()]
+            case CapsTold(caps):
+                self._moved = caps
+                return [Changed()]
 
     def _find_able(self) -> None:
         proven = {decode for _, decode in self.proven}
         up = [worker for worker in self.workers.values() if worker.up]
+        for key, caps in caps_of(self.workers.values(), self._spec.pools, self._moved).items():
+            self.workers[key].caps = caps
         self._stand_in(up, needed=not any(self._decodes(w) and w.key in proven for w in up))
         self.decoders = tuple(w for w in up if w.caps.max_decodes and (w.key in proven or not self._decodes(w)))
         self.prefillers = {d.key: tuple(p for p in up if (p.key, d.key) in self.proven) for d in self.decoders}
@@ -223,7 +241,7 @@ class Fleet:
         for decode in up:
             if not self._decodes(decode):
                 continue
-            partners = [p for p in up if p.caps.max_prefill_tokens and self.pair_allowed(p, decode)]
+            partners = [p for p in up if self._spec.pools[p.pool].max_prefill_tokens and self.pair_allowed(p, decode)]
             pairs += [(p.key, decode.key) for p in partners] or [(None, decode.key)]
         return pairs
 

@@ -5,9 +5,11 @@ Owns the shapes only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from proxy.fleet.worker import Key, Pair, Peer, Proof
+from proxy.spec import PoolCaps
 from workers.protocol import Load, Register
 from workers.stages import StageTimes
 
@@ -74,7 +76,25 @@ class RunTold:
     serves: bool
 
 
-Event = Registering | PhaseTold | LoadTold | PeerLost | Proven | ProofFailed | ProvenElsewhere | Leaving | RunTold
+@dataclass(frozen=True, slots=True)
+class CapsTold:
+    """All that is to differ from the pools' caps, by worker; nothing beyond those."""
+
+    caps: Mapping[str, PoolCaps]
+
+
+Event = (
+    Registering
+    | PhaseTold
+    | LoadTold
+    | PeerLost
+    | Proven
+    | ProofFailed
+    | ProvenElsewhere
+    | Leaving
+    | RunTold
+    | CapsTold
+)
 
 # ---------------------------------------------------------------- effects
 

@@ -3,9 +3,20 @@
 import pytest
 
 from proxy.fleet.fleet import Fleet
-from proxy.fleet.fleet_events import Accept, PeerLost, PhaseTold, ProofFailed, Proven, Refuse, Registering, WorkerLost
+from proxy.fleet.fleet_events import (
+    Accept,
+    CapsTold,
+    PeerLost,
+    PhaseTold,
+    ProofFailed,
+    Proven,
+    Refuse,
+    Registering,
+    WorkerLost,
+)
 from proxy.fleet.turns import Turns
 from proxy.monitoring.view import fleet_view
+from proxy.spec import PoolCaps
 from tests.unit.proxies import bring_up, capabilities, peer, proxy_spec, register
 from workers.agent.lifecycle import DRAINING, FAILED, READY, STOPPED
 from workers.protocol import Part
@@ -150,3 +161,45 @@ def test_the_controller_is_told_why_a_hand_over_is_not_proven() -> None:
     assert fleet_view(fleet, Turns(0)).faults == ("prefill-0 -> decode-0: no KV came",)
     fleet.apply(Proven((prefill, decode)), 1.0)
     assert fleet_view(fleet, Turns(0)).faults == ()
+
+
+def moved(**caps: tuple[int, int]) -> CapsTold:
+    return CapsTold(
+        {name.replace("_", "-"): PoolCaps(max_prefill_tokens=p, max_decodes=d) for name, (p, d) in caps.items()}
+    )
+
+
+def both(*names: str) -> Fleet:
+    able = PoolCaps(max_prefill_tokens=4096, max_decodes=4)
+    fleet = Fleet(proxy_spec(pools={"any": able}, pairs=(("any", "any"),), workers=dict.fromkeys(names, "any")))
+    for name in names:
+        bring_up(fleet, name)
+    return fleet
+
+
+def test_a_moved_role_holds_until_it_is_taken_back() -> None:
+    fleet = both("any-0", "any-1")
+    assert len(fleet.decoders) == 2
+    fleet.apply(moved(any_0=(4096, 0), any_1=(0, 4)), 1.0)
+    assert [worker.key[0] for worker in fleet.decoders] == ["any-1"]
+    assert fleet.ready  # what has been proven stays so, and nothing else has to be
+    fleet.apply(CapsTold({}), 2.0)
+    assert len(fleet.decoders) == 2
+
+
+def test_a_role_is_moved_within_what_the_pool_may() -> None:
+    fleet = both("any-0", "any-1")
+    fleet.apply(moved(any_0=(9999, 9999)), 1.0)
+    assert fleet.workers["any-0", 0].caps == PoolCaps(max_prefill_tokens=4096, max_decodes=4)
+
+
+@pytest.mark.parametrize("left", ["any-0", "any-1"])
+def test_who_is_left_alone_does_everything(left: str) -> None:
+    """What was told of roles may be older than who is there."""
+    fleet = both("any-0", "any-1")
+    fleet.apply(moved(any_0=(4096, 0), any_1=(0, 4)), 1.0)
+    other = ({"any-0", "any-1"} - {left}).pop()
+    fleet.apply(PeerLost(peer(other, Part.AGENT), "gone"), 2.0)
+    fleet.apply(Proven((None, (left, 0))), 3.0)
+    assert [worker.key[0] for worker in fleet.decoders] == [left]
+    assert fleet.workers[left, 0].caps == PoolCaps(max_prefill_tokens=4096, max_decodes=4)
