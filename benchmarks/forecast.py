@@ -10,15 +10,15 @@ import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import msgspec
 
 from benchmarks import report
 from benchmarks.arguments import Count
 from benchmarks.command import command
-from benchmarks.traces import leading_cached, read
 from launcher.planner.forecast import BUCKET_S, WINDOW, Bucket, Series
+from launcher.twin.traces import BadTrace, leading_cached, read
 
 WARM_UP = 15  # buckets; before that both know hardly anything
 TRENDING = ("ramp", "day")
@@ -105,7 +105,7 @@ def ratio(values: Sequence[float]) -> float:
 
 def measure(options: Options) -> dict[str, float]:
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    found = {name: report.percentile([ratio(made_up(name, options.hours, s)) for s in seeds], 0.5) for name in SHAPES}
+    found = {name: median(ratio(made_up(name, options.hours, s)) for s in seeds) for name in SHAPES}
     for path in filter(None, options.traces.split(",")):
         for kind, values in of_trace(Path(path)).items():
             if any(values):
@@ -119,7 +119,10 @@ def figures_of(found: Mapping[str, float]) -> dict[str, float]:
 
 
 def run(options: Options) -> None:
-    found = measure(options)
+    try:
+        found = measure(options)
+    except (OSError, BadTrace) as fault:
+        raise SystemExit(f"traces: {fault}") from None
     result = report.report("forecast", figures_of(found))
     path = report.write(Path(options.output), result, {"options": options})
     print(report.table(["demand", "error to last value's"], [[name, f"{value:.3f}"] for name, value in found.items()]))

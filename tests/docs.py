@@ -88,6 +88,7 @@ HOW = {
     "python -m benchmarks.routing": How.SMALL,
     "python -m benchmarks.routing trace=conversation_trace.jsonl policies=kv,dynamo,round_robin loads=0.9": How.SMALL,
     "python -m benchmarks.roles": How.SMALL,
+    "python -m benchmarks.forecast": How.SMALL,
     "python -m benchmarks.chaos": How.SMALL,
     "python -m benchmarks.chaos rows=rolling_restart,scancel_decode": How.SMALL,
     "make bench-peers": How.MAKE,
