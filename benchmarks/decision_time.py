@@ -24,7 +24,7 @@ from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.prefixes.prompts import Prompts, Seen
 from proxy.routing.router import Demand, Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
-from workers.digest.chains import chain, pack
+from workers.digest.chains import Hasher, pack
 from workers.kv_messages import PromptTrace
 from workers.protocol import End, Leg, Start, Submit
 
@@ -69,7 +69,8 @@ class Cores:
         limits = Limits(max_queued=1 << 20)
         router = Router(routing, random.Random(case.seed))
         self.flights = Flights(self.fleet, self.index, router, limits, Deadlines())
-        self.prompts = Prompts(setup.proxy_spec(), b"secret")
+        self.hasher = Hasher(b"secret")
+        self.prompts = Prompts(setup.proxy_spec(), b"secret", self.hasher)
         self.loaded = setup.capabilities("any")
         self.wants_chain = router.wants_chain(case.policy)
         self._number = 0
@@ -83,7 +84,7 @@ class Cores:
         if seen.known is None:
             demand = Demand(len(body) // BYTES_PER_TOKEN, None)
         else:
-            demand = Demand(seen.known.num_tokens, None, chain=seen.known.chain)
+            demand = Demand(seen.known.num_tokens, None, chain=seen.known.chain, marks=seen.known.marks)
         flight = Flight(self._number, "r", submit, demand, streams=True)
         flight.prompt = seen.key
         return flight
@@ -92,12 +93,11 @@ class Cores:
         """All that a worker says."""
         rid = flight.leg
         assert rid is not None and flight.route is not None
-        hashes = chain(token_ids, self.loaded.block_size)
+        hashes = self.hasher.chain(token_ids, self.loaded.block_size)
         worker = self.flights.legs[rid].worker
         if flight.prompt is not None:
             trace = PromptTrace(rid, pack(hashes), len(token_ids))
             self.prompts.traced(self.flights.legs[rid], trace)
-            self.flights.apply(trace, now)
         self.flights.apply(Start(rid, 200, ()), now)
         self.flights.apply(End(rid, len(token_ids), 0, 4), now + 0.1)
         self.index.store((worker.key, 0), hashes)

@@ -21,6 +21,7 @@ from proxy.fleet.worker import Key
 from proxy.prefixes.digests import Digests, Met, Told
 from proxy.prefixes.prefix_index import PrefixIndex
 from workers.digest import kv_events
+from workers.digest.chains import Hasher
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_telling import Telling
 from workers.digest.kv_events import BlockRemoved, BlockStored
@@ -54,7 +55,7 @@ def batches(options: Options, block_size: int) -> Iterator[bytes]:
 
 def host(payloads: list[bytes], block_size: int) -> tuple[list[bytes], HeldBlocks]:
     """What leaves for one proxy, batch by batch."""
-    feed, held, sent = Feed(), HeldBlocks(block_size), []
+    feed, held, sent = Feed(), HeldBlocks(Hasher(b"secret"), block_size), []
     telling = Telling(held, 0)
     feed.apply(Tick(), 0.0)
     feed.apply(Answered(), 0.0)

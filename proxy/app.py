@@ -113,7 +113,8 @@ class App:
         if seen.known is None:
             demand = Demand(self._estimate(exchange.body, fields.prompt), whole, policy=policy)
         else:
-            demand = Demand(seen.known.num_tokens, whole, chain=seen.known.chain, policy=policy)
+            known = seen.known
+            demand = Demand(known.num_tokens, whole, chain=known.chain, marks=known.marks, policy=policy)
         if ASK in exchange.headers:
             demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)

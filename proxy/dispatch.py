@@ -81,12 +81,13 @@ class Dispatch:
         zap: Zap,
         num_connections: Callable[[], int],
         accounts: Accounts,
+        prompts: Prompts,
     ) -> None:
         """Binds the links to `port`, or to any free one where it is taken or 0. Raises zmq.ZMQError."""
         self.spec = spec
         self.fleet = Fleet(spec)
         self.index = PrefixIndex()
-        self.prompts = Prompts(spec, secrets.token_bytes(16))
+        self.prompts = prompts
         router = Router(spec.routing, random.Random())
         self.flights = Flights(self.fleet, self.index, router, spec.limits, spec.deadlines)
         self.num_connections = num_connections
@@ -249,9 +250,9 @@ class Dispatch:
         elif kind in _OF_A_LEG:
             if kind is End:
                 self._count_end(message)
-            elif kind is PromptTrace:
-                self.prompts.traced(self.flights.legs.get(message.rid), message)
             self._apply(message)
+        elif kind is PromptTrace:
+            self.prompts.traced(self.flights.legs.get(message.rid), message)
         elif kind is Digest:
             self.digests.told(self.fleet.by_peer[peer], message)
         elif kind is Load:
@@ -346,4 +347,4 @@ class Dispatch:
             self._proofs.prove()
 
 
-_OF_A_LEG = frozenset({PromptTrace, Computed, Prefilled, Start, End, Failed, Cancelled})
+_OF_A_LEG = frozenset({Computed, Prefilled, Start, End, Failed, Cancelled})

@@ -12,6 +12,7 @@ import zmq
 
 from proxy.prefixes.digests import Digests, Met, Told
 from proxy.prefixes.prefix_index import PrefixIndex, Target
+from workers.digest.chains import Hasher
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_publisher import END_OF_REPLAY, DigestPublisher
 from workers.digest.kv_events import decode, events_endpoint, replay_endpoint
@@ -20,6 +21,7 @@ from workers.kv_messages import Digest
 from workers.links.link import Link
 from workers.links.zmq_loop import LoopSocket, new_socket
 
+HASHER = Hasher(b"secret")
 TARGET: Target = (("decode-0", 0), 0)
 PATIENCE_S = 30.0
 
@@ -96,7 +98,7 @@ async def followed(engine_dir: str, block_size: int) -> AsyncIterator[tuple[Loss
     with TemporaryDirectory(prefix="sluice-") as local_dir:
         way = LossyWay(context, engine_dir, local_dir)
         try:
-            with DigestPublisher(context, local_dir, block_size) as publisher:
+            with DigestPublisher(context, local_dir, HASHER, block_size) as publisher:
                 yield way, publisher
         finally:
             way.close()
@@ -106,7 +108,7 @@ async def followed(engine_dir: str, block_size: int) -> AsyncIterator[tuple[Loss
 async def held_by(engine_dir: str, block_size: int) -> HeldBlocks:
     """By all that the engine has ever told, of which it still keeps every batch."""
     context: zmq.Context[Any] = zmq.Context()
-    held, ended = HeldBlocks(block_size), asyncio.Event()
+    held, ended = HeldBlocks(HASHER, block_size), asyncio.Event()
 
     def take(frames: list[zmq.Frame]) -> None:
         if frames[2].bytes == END_OF_REPLAY:

@@ -42,7 +42,7 @@ def setting_of(policy: str) -> Setting | None:
 
 def scores(setting: Setting) -> Scores:
     def of_request(fleet: Fleet, index: PrefixIndex, demand: Demand, random: Random) -> tuple[Score, Score]:
-        held = index.leading(demand.chain)
+        held = index.leading(demand.chain, demand.marks)
         least = min((worker.all_prefill_tokens for worker in fleet.decoders), default=0)
 
         def cost(worker: Worker, cached_blocks: int) -> float:

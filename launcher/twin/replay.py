@@ -24,7 +24,7 @@ from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fe
 from proxy.flights.flight import Flight
 from proxy.flights.flights import Flights
-from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.prefixes.prefix_index import PrefixIndex, marks_of
 from proxy.routing.load_policies import SCORES, Scores
 from proxy.routing.router import Demand, Route, Router
 from proxy.spec import Deadlines
@@ -93,9 +93,8 @@ class Replay:
 
     def _arrive(self, number: int, now: float) -> None:
         request = self._requests[number]
-        demand = Demand(
-            num_tokens=request.num_prompt, whole_because=None, chain=request.chain if self._sees_cache else ()
-        )
+        chain = request.chain if self._sees_cache else ()
+        demand = Demand(request.num_prompt, None, chain=chain, marks=marks_of(chain))
         flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
         self._tell(fe.Arrived(flight), now)
 

@@ -10,11 +10,11 @@ Owns what a step may be, not when it is taken: that is `flights`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from proxy.fleet.worker import Worker
+from proxy.prefixes.prefix_index import NO_MARKS, Marks
 from proxy.prefixes.prompt_key import PromptKey
 from proxy.routing.router import Demand, Route
 from workers.protocol import Submit
@@ -102,4 +102,4 @@ class LegRecord:
     sent_at: float = 0.0
     computed_at: float | None = None
     stalls_before_s: float = 0.0  # what prompts had taken there by then
-    promised: Sequence[int] = ()  # blocks that the index takes `worker` to hold until then
+    promised: Marks = NO_MARKS  # until then the index takes `worker` to hold this

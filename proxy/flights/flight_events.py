@@ -1,6 +1,6 @@
 """What `flights` is told, and what it wants done: its events and effects, as values.
 
-A worker's own messages about a leg are events as they came: PromptTrace, Computed,
+A worker's own messages about a leg are events as they came: Computed,
 Prefilled, Start, End, Failed, Cancelled.
 """
 
@@ -11,7 +11,7 @@ import msgspec
 from proxy.errors import ApiError
 from proxy.fleet.worker import Key
 from proxy.flights.flight import Flight
-from workers.kv_messages import Computed, PromptTrace
+from workers.kv_messages import Computed
 from workers.message import Message
 from workers.protocol import Cancelled, End, Failed, Prefilled, Start
 
@@ -39,7 +39,7 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
 
-_OfALeg = PromptTrace | Computed | Prefilled | Start | End | Failed | Cancelled
+_OfALeg = Computed | Prefilled | Start | End | Failed | Cancelled
 Event = Arrived | _OfALeg | ClientGone | WorkerGone | RoomMade | Tick
 
 # ---------------------------------------------------------------- effects

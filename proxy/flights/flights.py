@@ -27,8 +27,7 @@ from proxy.flights.waiting import Waiting
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Route, Router
 from proxy.spec import Deadlines, Limits
-from workers.digest.chains import unpack
-from workers.kv_messages import Computed, PromptTrace
+from workers.kv_messages import Computed
 from workers.output_ids import ID_BYTES
 from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Start, Ticket
 
@@ -149,11 +148,6 @@ class Flights:
         if leg is not None:
             given_work.end(leg, self._index)
         return leg
-
-    def _prompt_traced(self, trace: PromptTrace, now: float) -> None:
-        leg = self.legs.get(trace.rid)
-        if leg is not None:
-            given_work.promise(leg, unpack(trace.chain), self._index)
 
     def _prompt_computed(self, computed: Computed, now: float) -> None:
         leg = self.legs.get(computed.rid)
@@ -336,7 +330,6 @@ class Flights:
 
 _HANDLERS: dict[type[ev.Event], Callable[[Flights, Any, float], None]] = {
     ev.Arrived: Flights._arrive,
-    PromptTrace: Flights._prompt_traced,
     Computed: Flights._prompt_computed,
     Prefilled: Flights._prefill_done,
     Start: Flights._answer_started,

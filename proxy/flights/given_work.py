@@ -6,11 +6,9 @@ placed, so that once prefilled it does not wait. Knows no queue and no message.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from proxy.fleet.worker import Worker
 from proxy.flights.flight import Flight, LegRecord
-from proxy.prefixes.prefix_index import PrefixIndex, Target
+from proxy.prefixes.prefix_index import NO_MARKS, PrefixIndex, Target
 from proxy.routing.router import Route
 from workers.protocol import Leg
 
@@ -39,15 +37,9 @@ def begin(leg: LegRecord, rid: int, index: PrefixIndex, now: float) -> None:
         worker.prefill_tokens += leg.compute_tokens
     if leg.place is not None:
         worker.last_chosen = leg.place.last_chosen = rid
-    promise(leg, leg.flight.demand.chain, index)
-
-
-def promise(leg: LegRecord, chain: Sequence[int], index: PrefixIndex) -> None:
-    """Its worker will hold these blocks."""
-    if chain and leg.computed_at is None:
-        index.keep(_target(leg), leg.promised)
-        leg.promised = chain
-        index.promise(_target(leg), chain)
+    if leg.flight.demand.marks.hashes:
+        leg.promised = leg.flight.demand.marks
+        index.promise(_target(leg), leg.promised)
 
 
 def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: float) -> None:
@@ -90,9 +82,9 @@ def _settle(leg: LegRecord, index: PrefixIndex) -> None:
     if leg.kind != Leg.DECODE:
         leg.worker.num_prompts -= 1
         leg.worker.prefill_tokens -= leg.compute_tokens
-    if leg.promised:
+    if leg.promised.hashes:
         index.keep(_target(leg), leg.promised)
-        leg.promised = ()
+        leg.promised = NO_MARKS
 
 
 def _target(leg: LegRecord) -> Target:

@@ -8,7 +8,9 @@ nothing of prompts, and of requests only the promise that a target is about to h
 from __future__ import annotations
 
 import sys
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from proxy.fleet.worker import Key
 
@@ -23,13 +25,39 @@ SPARSE_BYTES = 64  # per entry: a dictionary that entries leave and enter grows 
 
 Shard = dict[int, int]
 
-MARK_EVERY = 8  # blocks
+MARK_EVERY = 8  # blocks, and an 8th to a 16th of those before
+MAX_MARKED = 1 << 20  # blocks of a chain
 
 
-def _marks(chain: Sequence[int]) -> Sequence[int]:
-    """The blocks of a chain that stand for those before them, its last among them."""
-    marks = chain[MARK_EVERY - 1 :: MARK_EVERY]
-    return marks if len(chain) % MARK_EVERY == 0 else [*marks, chain[-1]]
+def _grid() -> list[int]:
+    depths = [MARK_EVERY]
+    while depths[-1] < MAX_MARKED:
+        depths.append(depths[-1] + max(MARK_EVERY, 1 << depths[-1].bit_length() >> 4))
+    return depths
+
+
+_GRID = _grid()
+
+
+class Marks(NamedTuple):
+    """What a prompt is promised by: `hashes[i]` stands for its first `blocks[i]` blocks, or about so many."""
+
+    hashes: Sequence[int]
+    blocks: Sequence[int]
+
+
+NO_MARKS = Marks((), ())
+
+
+def mark_depths(num_blocks: int) -> list[int]:
+    """Behind how many blocks of a chain one is looked at: it stands for those before it. The last is among them."""
+    return [*_GRID[: bisect_left(_GRID, num_blocks)], num_blocks] if num_blocks else []
+
+
+def marks_of(chain: Sequence[int]) -> Marks:
+    """Of a prompt that is known block by block."""
+    depths = mark_depths(len(chain))
+    return Marks([chain[depth - 1] for depth in depths], depths)
 
 
 class PrefixIndex:
@@ -98,40 +126,34 @@ class PrefixIndex:
 
     # ------------------------------------------------------------ what they are about to hold
 
-    def promise(self, target: Target, chain: Sequence[int]) -> None:
-        """A request on its way there will make it hold this whole chain; `keep` ends that."""
-        bit, promised, masks = 1 << self._slot(target), self._promised, self._masks
-        for block in _marks(chain):
-            mask = promised.get(block >> _KEY_SHIFT, 0) | bit
-            promised[block >> _KEY_SHIFT] = masks.setdefault(mask, mask)
+    def promise(self, target: Target, marks: Marks) -> None:
+        """A request on its way there will make it hold this prompt; `keep` ends that."""
+        bit, promised = 1 << self._slot(target), self._promised
+        for part in marks.hashes:
+            promised[part] = promised.get(part, 0) | bit
 
-    def keep(self, target: Target, chain: Sequence[int]) -> None:
+    def keep(self, target: Target, marks: Marks) -> None:
         """From here on only what the target says counts."""
-        slot = self._slots.get(target)
-        gone, promised, masks = ~(0 if slot is None else 1 << slot), self._promised, self._masks
-        for block in _marks(chain):
-            mask = promised.get(block >> _KEY_SHIFT, 0) & self._live & gone
-            if mask:
-                promised[block >> _KEY_SHIFT] = masks.setdefault(mask, mask)
-            else:
-                promised.pop(block >> _KEY_SHIFT, None)
+        slot, promised = self._slots.get(target), self._promised
+        others = self._live if slot is None else self._live & ~(1 << slot)
+        for part in marks.hashes:
+            if mask := promised.pop(part, 0) & others:
+                promised[part] = mask
 
     # ------------------------------------------------------------ the question
 
-    def leading(self, chain: Sequence[int]) -> dict[Target, int]:
+    def leading(self, chain: Sequence[int], marks: Marks = NO_MARKS) -> dict[Target, int]:
         """How many leading blocks each target holds or is promised; those without any are left out.
 
         Engines give up the last blocks of a prompt first: who holds a block is taken to hold those before it, and
         only where a target's blocks end each is looked at. What is promised ends at a mark.
         """
-        held, promised = self._held, self._promised
         found: dict[Target, int] = {}
-        still, past = self._live, 0
-        for block in _marks(chain):
-            at = min(past + MARK_EVERY, len(chain))
-            key = block >> _KEY_SHIFT
-            lost = still & ~(held[block & _LAST_SHARD].get(key, 0) | promised.get(key, 0))
-            if lost:
+        self._find_promised(marks, found)
+        held, still, past = self._held, self._live, 0
+        for at in mark_depths(len(chain)):
+            block = chain[at - 1]
+            if lost := still & ~held[block & _LAST_SHARD].get(block >> _KEY_SHIFT, 0):
                 still ^= lost
                 self._find_ends(lost, chain, past, at, found)
                 if not still:
@@ -139,6 +161,17 @@ class PrefixIndex:
             past = at
         self._note(still, past, found)
         return found
+
+    def _find_promised(self, marks: Marks, found: dict[Target, int]) -> None:
+        still, past = self._live, 0
+        for part, depth in zip(marks.hashes, marks.blocks, strict=True):
+            if lost := still & ~self._promised.get(part, 0):
+                self._note(lost, past, found)
+                still ^= lost
+                if not still:
+                    return
+            past = depth
+        self._note(still, past, found)
 
     def _find_ends(self, bits: int, chain: Sequence[int], past: int, end: int, found: dict[Target, int]) -> None:
         """Of targets that lack the last of these blocks."""
@@ -154,7 +187,8 @@ class PrefixIndex:
     def _note(self, bits: int, depth: int, found: dict[Target, int]) -> None:
         while bits and depth:
             lowest = bits & -bits
-            found[self._targets[lowest.bit_length() - 1]] = depth
+            target = self._targets[lowest.bit_length() - 1]
+            found[target] = max(depth, found.get(target, 0))
             bits ^= lowest
 
     # ------------------------------------------------------------ slots

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from struct import Struct
 from typing import NamedTuple
 
+from proxy.prefixes.prefix_index import Marks
 from proxy.prefixes.prompt_key import PromptKey
 from workers.digest.chains import HASH_BYTES, unpack
 
@@ -24,13 +24,13 @@ MAX_BYTES_PER_TOKEN = 16  # more, and what the bytes are is no text: an image's 
 class Known(NamedTuple):
     """What is known of a prompt before an engine has seen it.
 
-    `chain` begins with the blocks of its known part. Others follow that stand for the rest: of two prompts that share
-    bytes they are the same, and no engine holds them, so that prompts can be kept together which are new to all.
+    `chain` is the blocks of its known part. By `marks` it is kept together with others that share bytes with it, while
+    it is new to all.
     """
 
     num_tokens: int  # of the whole prompt: the known part's, and an estimate for the rest
     chain: array[int]
-    num_known_tokens: int
+    marks: Marks
 
 
 class _Trace:
@@ -45,7 +45,6 @@ class _Trace:
         self.num_nodes = 0
 
 
-_pack = Struct("<q").pack
 # A leading part of prompts: it is the first so many tokens of one that was traced.
 _Node = tuple[_Trace, int]
 
@@ -53,7 +52,6 @@ _Node = tuple[_Trace, int]
 class PromptBook:
     def __init__(self, max_bytes: int, bytes_per_token: float) -> None:
         self._max_bytes = max_bytes
-        self._stand_in_bytes_per_token = bytes_per_token  # the same for all, whatever is learnt
         self._nodes: OrderedDict[int, _Node] = OrderedDict()
         self._num_bytes = 0
         self._seen_tokens = float(PRIOR_TOKENS)
@@ -79,21 +77,8 @@ class PromptBook:
             trace, num_tokens = self._nodes[key.hashes[place]]
             chain = unpack(trace.chain[: num_tokens // trace.block_size * HASH_BYTES])
             num_bytes = key.ends[place]
-        if place + 1 < len(key.hashes):
-            chain.frombytes(self._stand_ins(key, place + 1, block_size))
-        return Known(num_tokens + int((key.num_bytes - num_bytes) / self.bytes_per_token), chain, num_tokens)
-
-    def _stand_ins(self, key: PromptKey, first: int, block_size: int) -> bytes:
-        """For each part from the `first` on, one hash for as many blocks as it may have."""
-        block_bytes = self._stand_in_bytes_per_token * block_size
-        past = int(key.ends[first - 1] / block_bytes) if first else 0
-        hashes = []
-        for part, end in zip(key.hashes[first:], key.ends[first:], strict=True):
-            last = int(end / block_bytes)
-            if last > past:
-                hashes.append(_pack(part) * (last - past))
-                past = last
-        return b"".join(hashes)
+        num_tokens += int((key.num_bytes - num_bytes) / self.bytes_per_token)
+        return Known(num_tokens, chain, _marks(key, num_tokens / block_size))
 
     def learn(self, key: PromptKey, chain: bytes, num_tokens: int, block_size: int) -> None:
         """An engine has told which blocks this prompt is."""
@@ -137,6 +122,12 @@ class PromptBook:
         self._seen_bytes = self._seen_bytes * kept + num_bytes
 
 
+def _marks(key: PromptKey, num_blocks: float) -> Marks:
+    """As if all of its bytes made as many tokens."""
+    each = num_blocks / max(1, key.context_bytes + key.num_bytes)
+    return Marks(key.hashes, [int(each * (key.context_bytes + end)) for end in key.ends])
+
+
 def _agreed(node: _Node, trace: _Trace) -> int:
     """How many tokens a part has that two prompts share: as many as these do. Until now its bytes told.
 
@@ -144,6 +135,10 @@ def _agreed(node: _Node, trace: _Trace) -> int:
     prompt comes.
     """
     before, num_tokens = node
+    guess = num_tokens // trace.block_size * HASH_BYTES
+    at, behind = slice(max(0, guess - HASH_BYTES), guess), slice(guess, guess + HASH_BYTES)
+    if before.chain[at] == trace.chain[at] and before.chain[behind] != trace.chain[behind]:
+        return num_tokens
     shared = num_shared(before.chain, trace.chain) * trace.block_size
     return num_tokens if shared <= num_tokens < shared + trace.block_size else shared
 

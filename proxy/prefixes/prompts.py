@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from proxy.flights.flight import LegRecord
+from proxy.prefixes.prefix_index import marks_of
 from proxy.prefixes.prompt_key import HARMLESS, REGIONS, PromptKey, fields_of, prompt_key
 from proxy.prefixes.prompt_trace import Known, PromptBook
 from proxy.spec import ProxySpec
-from workers.digest.chains import chain
+from workers.digest.chains import Hasher
 from workers.kv_messages import PromptTrace
 from workers.protocol import Capabilities
 
@@ -30,7 +31,8 @@ NOTHING_SEEN = Seen(None, None)
 
 
 class Prompts:
-    def __init__(self, spec: ProxySpec, secret: bytes) -> None:
+    def __init__(self, spec: ProxySpec, secret: bytes, hasher: Hasher) -> None:
+        self._hasher = hasher
         self.book = PromptBook(spec.limits.max_prompt_trace_bytes, spec.routing.bytes_per_token)
         self._secret = secret
         self._own_models = spec.models
@@ -50,9 +52,10 @@ class Prompts:
         if not own or len(ids) > loaded.max_model_len or not fields_of(body).keys() <= _WITH_TOKEN_IDS:
             return NOTHING_SEEN
         try:
-            return Seen(Known(len(ids), chain(ids, loaded.block_size), len(ids)), None)
+            hashes = self._hasher.chain(ids, loaded.block_size)
         except TypeError:  # several prompts, or no tokens
             return NOTHING_SEEN
+        return Seen(Known(len(ids), hashes, marks_of(hashes)), None)
 
     def traced(self, leg: LegRecord | None, trace: PromptTrace) -> None:
         """The word of the worker that computes it. None: the leg is over."""

@@ -36,6 +36,7 @@ from proxy.http.serve import Server
 from proxy.link import CONTROLLER, WORKER
 from proxy.monitoring.accounts import Accounts
 from proxy.own_routes import OwnRoutes
+from proxy.prefixes.prompts import Prompts
 from proxy.processes.family import (
     PARENT_WORDS,
     AcceptOn,
@@ -55,6 +56,7 @@ from proxy.spec import ProxySpec
 from proxy.zap import Zap
 from workers.agent.channel import Channel
 from workers.agent.network import address_of
+from workers.digest.chains import Hasher
 from workers.links.proxy_file import ProxyFile
 from workers.links.zmq_loop import read_keys
 from workers.logs import start_logging
@@ -95,8 +97,17 @@ class Process:
         self._server = Server()
         address = address_of(spec.interface)
         accounts = Accounts(given.id, secrets.token_hex(3), os.getpid(), time.time())
+        prompts = Prompts(spec, secrets.token_bytes(16), Hasher(read_keys(spec.run_dir, WORKER).secret.encode()))
         self._dispatch = dispatch = Dispatch(
-            spec, context, address, given.link_port, self._curve, zap, lambda: self._server.connections, accounts
+            spec,
+            context,
+            address,
+            given.link_port,
+            self._curve,
+            zap,
+            lambda: self._server.connections,
+            accounts,
+            prompts,
         )
         self._keeper = AccountKeeper(run_dir / "accounting", accounts, lambda: len(dispatch.flights.open))
         self._routes = OwnRoutes(spec, given.id, zap, self._dispatch)

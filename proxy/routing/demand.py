@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from proxy.fleet.worker import Pair, Worker
+from proxy.prefixes.prefix_index import NO_MARKS, Marks
 from proxy.spec import RoutingSpec
 
 
@@ -22,6 +23,7 @@ class Demand:
     forced: Pair | None = None  # a proof or a scrape goes where it must, proven or not
     scrape: bool = False  # of an engine's metrics: no work, it takes nobody's place
     chain: Sequence[int] = ()  # hashes of the prompt's leading blocks, as far as they are known
+    marks: Marks = NO_MARKS  # what it is promised by, wherever it goes
     policy: str | None = None  # instead of the run's
     yields: bool = False  # of a batch: it leaves room for those that are not
     explain: bool = False  # its client asks for the decision's numbers

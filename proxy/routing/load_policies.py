@@ -61,7 +61,7 @@ def _dynamo(fleet: Fleet, index: PrefixIndex, demand: Demand, random: Random) ->
     Where prefill and decode are two workers' the decode worker is chosen by load alone. Blocks that requests
     share count for each of them.
     """
-    held = index.leading(demand.chain)
+    held = index.leading(demand.chain, demand.marks)
 
     def cost(worker: Worker, cached_blocks: int) -> float:
         assert worker.capabilities is not None
@@ -126,7 +126,7 @@ class ByScore:
     def _reason(self, index: PrefixIndex, demand: Demand, worker: Worker, why: str) -> Reason:
         cached = 0
         if self._policy in SEE_THE_CACHE:
-            cached = cached_tokens(worker, demand, index.leading(demand.chain).get((worker.key, 0), 0))
+            cached = cached_tokens(worker, demand, index.leading(demand.chain, demand.marks).get((worker.key, 0), 0))
         return Reason(self._policy, why, cached, demand.num_tokens - cached)
 
 

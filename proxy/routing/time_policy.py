@@ -46,7 +46,7 @@ class ByTime:
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:
-        held = index.leading(demand.chain) if demand.chain else {}
+        held = index.leading(demand.chain, demand.marks)
         able = [w for w in fleet.decoders if can_decode(w, demand)]
         whole = self._best_whole(able, demand, held, now)
         if demand.whole_because is not None or not fleet.can_split:

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from workers.digest import kv_events
-from workers.digest.chains import Media, unpack
+from workers.digest.chains import Hasher, Media, unpack
 from workers.digest.digest import HeldBlocks
 from workers.digest.kv_feed import Take
 from workers.host.prompt import Prompt, trace_of
 
 pytestmark = [pytest.mark.vllm]
 
+HASHER = Hasher(b"secret")
 BLOCK_SIZE = 4
 NUM_BLOCKS = 24
 
@@ -97,7 +98,7 @@ def prompts(rng: random.Random) -> list[Prompt]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_the_digest_holds_what_vllms_pool_holds(seed: int) -> None:
-    rng, cache, held = random.Random(seed), Cache(), HeldBlocks(BLOCK_SIZE)
+    rng, cache, held = random.Random(seed), Cache(), HeldBlocks(HASHER, BLOCK_SIZE)
     asked = [(prompt, cache.request(prompt)) for prompt in prompts(rng)]
     for _ in range(150):
         for _ in range(rng.randrange(3)):
@@ -111,7 +112,7 @@ def test_the_digest_holds_what_vllms_pool_holds(seed: int) -> None:
         assert len(held) == len(cache.pool.cached_block_hash_to_block)
         ours = set(held.snapshot())
         for prompt, request in asked:
-            blocks = unpack(trace_of(prompt, 1, BLOCK_SIZE).chain)
+            blocks = unpack(trace_of(prompt, 1, HASHER, BLOCK_SIZE).chain)
             assert [block in ours for block in blocks] == cache.holds(request)
     assert held.fault is None
 

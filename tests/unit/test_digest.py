@@ -9,13 +9,14 @@ import msgspec
 import pytest
 
 from workers.digest import kv_events
-from workers.digest.chains import Media, chain, extras, unpack
+from workers.digest.chains import Hasher, Media, extras, unpack
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_telling import MAX_QUEUED_BLOCKS, PIECE_BLOCKS, Telling
 from workers.digest.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
 from workers.digest.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Lost, Take, Tick
 from workers.kv_messages import Digest
 
+HASHER = Hasher(b"secret")
 BLOCK_SIZE = 4
 PROMPT = list(range(100, 112))
 KEYS: list[kv_events.Key] = [1, 2, 3]
@@ -33,7 +34,7 @@ def take(*events: kv_events.Event, ts: float = 0.0) -> Take:
 
 @pytest.fixture
 def held() -> HeldBlocks:
-    return HeldBlocks(BLOCK_SIZE)
+    return HeldBlocks(HASHER, BLOCK_SIZE)
 
 
 def changes(held: HeldBlocks) -> tuple[int, list[int], list[int]]:
@@ -47,12 +48,12 @@ def changes(held: HeldBlocks) -> tuple[int, list[int], list[int]]:
 def test_blocks_stored_in_several_steps_are_one_chain(held: HeldBlocks) -> None:
     held.apply(take(stored([1], PROMPT[:4])))
     held.apply(take(stored([2, 3], PROMPT[4:], parent=1)))
-    assert changes(held) == (0, chain(PROMPT, BLOCK_SIZE).tolist(), [])
-    assert held.snapshot() == chain(PROMPT, BLOCK_SIZE)
+    assert changes(held) == (0, HASHER.chain(PROMPT, BLOCK_SIZE).tolist(), [])
+    assert held.snapshot() == HASHER.chain(PROMPT, BLOCK_SIZE)
 
 
 def test_what_comes_and_goes_within_one_turn_is_not_told(held: HeldBlocks) -> None:
-    blocks = chain(PROMPT, BLOCK_SIZE).tolist()
+    blocks = HASHER.chain(PROMPT, BLOCK_SIZE).tolist()
     held.apply(take(stored(KEYS, PROMPT)))
     assert changes(held) == (0, blocks, [])
     held.apply(take(BlockRemoved([3]), stored([3], PROMPT[8:], parent=2), stored([4], [7] * 4), BlockRemoved([4, 2])))
@@ -72,7 +73,7 @@ def test_a_block_is_gone_with_its_last_copy(held: HeldBlocks) -> None:
 def test_a_cleared_cache_is_a_new_epoch(held: HeldBlocks) -> None:
     held.apply(take(stored(KEYS, PROMPT)))
     held.apply(take(AllBlocksCleared(), stored([9], [5] * 4)))
-    assert changes(held) == (1, chain([5] * 4, BLOCK_SIZE).tolist(), [])
+    assert changes(held) == (1, HASHER.chain([5] * 4, BLOCK_SIZE).tolist(), [])
     held.apply(take(BlockRemoved([1])))
     assert changes(held) == (1, [], [])
 
@@ -90,9 +91,9 @@ def test_what_kv_depends_on_is_read_as_it_is_made_from_a_prompt(held: HeldBlocks
     held.apply(take(stored([4, 5, 6], PROMPT, extra_keys=[["salt"], None, None])))
     held.apply(take(stored([7, 8, 9], PROMPT)))
     expected = [
-        *chain(PROMPT, BLOCK_SIZE, extras(3, BLOCK_SIZE, "tuned", "salt", [Media("cat", 5, 6)])),
-        *chain(PROMPT, BLOCK_SIZE, extras(3, BLOCK_SIZE, None, "salt", [])),
-        *chain(PROMPT, BLOCK_SIZE),
+        *HASHER.chain(PROMPT, BLOCK_SIZE, extras(3, BLOCK_SIZE, "tuned", "salt", [Media("cat", 5, 6)])),
+        *HASHER.chain(PROMPT, BLOCK_SIZE, extras(3, BLOCK_SIZE, None, "salt", [])),
+        *HASHER.chain(PROMPT, BLOCK_SIZE),
     ]
     assert held.snapshot().tolist() == expected
     assert len(set(expected)) == 9
@@ -100,7 +101,7 @@ def test_what_kv_depends_on_is_read_as_it_is_made_from_a_prompt(held: HeldBlocks
 
 def test_blocks_on_other_media_are_not_counted(held: HeldBlocks) -> None:
     held.apply(take(stored([1], PROMPT[:4], medium="CPU"), stored([2], PROMPT[:4]), BlockRemoved([2], medium="CPU")))
-    assert held.snapshot() == chain(PROMPT[:4], BLOCK_SIZE)
+    assert held.snapshot() == HASHER.chain(PROMPT[:4], BLOCK_SIZE)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def flush(held: HeldBlocks, telling: Telling) -> None:
 
 
 def test_a_proxy_is_told_a_snapshot_and_then_what_changes(held: HeldBlocks) -> None:
-    blocks = chain(PROMPT, BLOCK_SIZE)
+    blocks = HASHER.chain(PROMPT, BLOCK_SIZE)
     held.apply(take(stored(KEYS, PROMPT)))
     telling = Telling(held, 0)
     flush(held, telling)
@@ -218,7 +219,7 @@ def test_a_proxy_is_told_a_snapshot_and_then_what_changes(held: HeldBlocks) -> N
     held.apply(take(BlockRemoved([3]), ts=8.0))
     held.apply(take(stored([4], [1] * 4), ts=9.0))
     flush(held, telling)
-    fresh = chain([1] * 4, BLOCK_SIZE)
+    fresh = HASHER.chain([1] * 4, BLOCK_SIZE)
     assert told(telling, 10.0) == [
         Digest(0, 0, 2, b"", blocks[2:].tobytes(), age_s=2.0),
         Digest(0, 0, 3, fresh.tobytes(), age_s=2.0),

@@ -15,12 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from proxy.fleet.worker import Key
 from proxy.prefixes.digests import Digests, Left, Met, Told, Want
 from proxy.prefixes.prefix_index import PrefixIndex, Target
-from workers.digest.chains import chain
+from workers.digest.chains import Hasher
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_telling import Telling
 from workers.digest.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
 from workers.digest.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Take, Tick
 
+HASHER = Hasher(b"secret")
 BLOCK_SIZE = 2
 KEPT = 5  # batches that the engine can replay
 Prefix = tuple[int, ...]
@@ -32,7 +33,7 @@ def engine_hash(prefix: Prefix) -> int:
 
 
 def our_hash(prefix: Prefix) -> int:
-    return chain([token for token in prefix for _ in range(BLOCK_SIZE)], BLOCK_SIZE)[-1]
+    return HASHER.chain([token for token in prefix for _ in range(BLOCK_SIZE)], BLOCK_SIZE)[-1]
 
 
 class Engine:
@@ -85,7 +86,7 @@ class DigestMachine(RuleBasedStateMachine):
         self.start_engine()
 
     def start_engine(self) -> None:
-        self.engine, self.feed, self.held = Engine(), Feed(), HeldBlocks(BLOCK_SIZE)
+        self.engine, self.feed, self.held = Engine(), Feed(), HeldBlocks(HASHER, BLOCK_SIZE)
         self.delayed: list[Heard] = []
         self.asked: list[Ask] = []
         self.hear(Tick())

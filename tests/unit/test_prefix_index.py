@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from proxy.prefixes import prefix_index
-from proxy.prefixes.prefix_index import PrefixIndex, Target
+from proxy.prefixes.prefix_index import PrefixIndex, Target, mark_depths, marks_of
 
 TARGETS: list[Target] = [
     ((f"decode-{i}", generation), rank) for i in range(2) for generation in (0, 1) for rank in (0, 1)
 ]
 HASHES = [(number + 1) * 0x9E3779B97F4A7C15 % 2**64 for number in range(40)]
-TRUNK, *BRANCHES = [[Random(seed).getrandbits(64) for seed in range(part, part + 20)] for part in (100, 200, 300)]
+TRUNK, *BRANCHES = [[Random(seed).getrandbits(64) for seed in range(part, part + 80)] for part in (100, 200, 300)]
 targets = st.sampled_from(TARGETS)
 branches = st.sampled_from(BRANCHES)
-lengths = st.integers(0, 40)
+lengths = st.integers(0, 160)
 
 
 def chain_of(branch: list[int], length: int) -> array[int]:
@@ -56,11 +56,11 @@ class Model(RuleBasedStateMachine):
     def promise(self, at: Target, branch: list[int], length: int) -> None:
         if at not in self.promised:
             self.promised[at] = chain_of(branch, length)
-            self.index.promise(at, self.promised[at])
+            self.index.promise(at, marks_of(self.promised[at]))
 
     @rule(at=targets)
     def keep(self, at: Target) -> None:
-        self.index.keep(at, self.promised.pop(at, ()))
+        self.index.keep(at, marks_of(self.promised.pop(at, ())))
 
     @rule(at=targets)
     def clear(self, at: Target) -> None:
@@ -82,11 +82,12 @@ class Model(RuleBasedStateMachine):
     def ask(self, branch: list[int], length: int) -> None:
         """What is held is told exactly; of what is promised, the blocks between two marks may be left out."""
         chain = chain_of(branch, length)
-        told = self.index.leading(chain)
+        told = self.index.leading(chain, marks_of(chain))
         assert all(told.values())
         for target in TARGETS:
             held, promised = (depth_in(of, chain) for of in (self.held[target], self.promised.get(target, ())))
-            least = promised if promised == len(chain) == len(self.promised.get(target, ())) else promised // 8 * 8
+            whole = promised == len(chain) == len(self.promised.get(target, ()))
+            least = promised if whole else max((at for at in mark_depths(160) if at <= promised), default=0)
             assert max(held, least) <= told.get(target, 0) <= max(held, promised)
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from workers.digest.chains import Media, chain, extra, unpack
+from workers.digest.chains import Hasher, Media, extra, unpack
 from workers.host.calls import Call
 from workers.host.prompt import Prompt, trace_of
 from workers.protocol import Leg
 
+HASHER = Hasher(b"secret")
 IDS = list(range(1000, 1041))
 
 
 def test_a_trace_is_the_chain_of_the_full_blocks() -> None:
-    trace = trace_of(Prompt(IDS), 7, 16)
+    trace = trace_of(Prompt(IDS), 7, HASHER, 16)
     assert (trace.rid, trace.num_prompt_tokens) == (7, 41)
-    assert unpack(trace.chain) == chain(IDS, 16)
+    assert unpack(trace.chain) == HASHER.chain(IDS, 16)
     assert len(unpack(trace.chain)) == 2
 
 
@@ -28,8 +29,8 @@ def test_a_trace_is_the_chain_of_the_full_blocks() -> None:
     ],
 )
 def test_what_else_the_kv_depends_on_is_in_the_chain(prompt: Prompt, extras: dict[int, bytes]) -> None:
-    assert unpack(trace_of(prompt, 7, 16).chain) == chain(IDS, 16, extras)
-    assert trace_of(prompt, 7, 16).chain != trace_of(Prompt(IDS), 7, 16).chain
+    assert unpack(trace_of(prompt, 7, HASHER, 16).chain) == HASHER.chain(IDS, 16, extras)
+    assert trace_of(prompt, 7, HASHER, 16).chain != trace_of(Prompt(IDS), 7, HASHER, 16).chain
 
 
 def test_only_the_first_prompt_of_a_call_is_told() -> None:

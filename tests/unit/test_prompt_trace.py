@@ -11,10 +11,12 @@ from zlib import crc32
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.prefixes.prompt_key import PromptKey, prompt_key
 from proxy.prefixes.prompt_trace import PromptBook, num_shared
-from workers.digest.chains import chain, pack
+from workers.digest.chains import Hasher, pack
 
+HASHER = Hasher(b"secret")
 BLOCK = 16
 BYTES_PER_TOKEN = 4.0
 
@@ -36,7 +38,7 @@ def tokens(*messages: str) -> list[int]:
 
 
 def chain_of(*messages: str) -> array[int]:
-    return chain(tokens(*messages), BLOCK)
+    return HASHER.chain(tokens(*messages), BLOCK)
 
 
 def learn(to: PromptBook, *messages: str) -> None:
@@ -44,9 +46,7 @@ def learn(to: PromptBook, *messages: str) -> None:
 
 
 def known(to: PromptBook, *messages: str) -> list[int]:
-    """The blocks that were learnt, without those that stand for the rest."""
-    found = to.find(key_of(*messages), BLOCK)
-    return list(found.chain[: found.num_known_tokens // BLOCK])
+    return list(to.find(key_of(*messages), BLOCK).chain)
 
 
 def words(letter: str, count: int) -> str:
@@ -58,7 +58,7 @@ def test_a_prompt_is_known_whole_when_it_comes_again() -> None:
     learn(learnt, words("a", 500))
     found = learnt.find(key_of(words("a", 500)), BLOCK)
     assert found.chain == chain_of(words("a", 500))
-    assert found.num_tokens == found.num_known_tokens == 502
+    assert found.num_tokens == 502
 
 
 def test_a_conversation_that_grows_is_known_up_to_the_last_prompt() -> None:
@@ -72,7 +72,7 @@ def test_a_conversation_that_grows_is_known_up_to_the_last_prompt() -> None:
 def test_of_an_unknown_prompt_only_the_length_is_guessed() -> None:
     key = key_of(words("a", 500))
     found = book().find(key, BLOCK)
-    assert found.num_known_tokens == 0
+    assert not found.chain
     assert found.num_tokens == int((key.num_bytes + key.context_bytes) / BYTES_PER_TOKEN)
 
 
@@ -94,8 +94,8 @@ def test_a_template_that_writes_prompts_anew_is_noticed() -> None:
 
     def learn_on(day: str, *messages: str) -> array[int]:
         ids = [ord(day), *tokens(*messages)]
-        learnt.learn(key_of(*messages), pack(chain(ids, BLOCK)), len(ids), BLOCK)
-        return chain(ids, BLOCK)
+        learnt.learn(key_of(*messages), pack(HASHER.chain(ids, BLOCK)), len(ids), BLOCK)
+        return HASHER.chain(ids, BLOCK)
 
     learn_on("1", system, first)
     whole = learn_on("2", system, first, second)
@@ -121,31 +121,27 @@ def test_an_image_does_not_tell_how_long_texts_are() -> None:
     assert learnt.bytes_per_token == BYTES_PER_TOKEN
 
 
-def test_new_prompts_with_the_same_beginning_are_alike_before_anything_is_learnt() -> None:
-    learnt = book()
+def test_new_prompts_with_the_same_beginning_are_promised_together_before_anything_is_learnt() -> None:
+    learnt, index, target = book(), PrefixIndex(), (("decode-0", 0), 0)
     shared = words("s", 2000)
-    one, two = (list(learnt.find(key_of(shared, text), BLOCK).chain) for text in ("a" * 4000, "b" * 4000))
-    alike = num_shared(pack(array("Q", one)), pack(array("Q", two)))
-    assert abs(alike * BLOCK * BYTES_PER_TOKEN - len(shared)) < 2 * BLOCK * BYTES_PER_TOKEN
-    assert not set(one[alike:]) & set(two[alike:])
-
-
-def test_what_stands_for_the_rest_stays_the_same_while_the_ratio_is_learnt() -> None:
-    learnt = book()
-    before = learnt.find(key_of(words("s", 2000)), BLOCK).chain
-    learn(learnt, words("x", 9000))
-    assert learnt.find(key_of(words("s", 2000)), BLOCK).chain == before
+    one, two = (learnt.find(key_of(shared, text), BLOCK) for text in (words("a", 900), words("b", 900)))
+    index.promise(target, one.marks)
+    blocks = index.leading(two.chain, two.marks)[target]
+    assert abs(blocks * BLOCK * BYTES_PER_TOKEN - len(shared)) < 2 * BLOCK * BYTES_PER_TOKEN
+    learn(learnt, shared, words("a", 900))
+    blocks = index.leading((), learnt.find(key_of(shared, "c"), BLOCK).marks)[target]
+    assert abs(blocks - len(tokens(shared)) // BLOCK) <= 2
 
 
 def test_another_block_size_is_learnt_anew() -> None:
     learnt = book()
     text = words("a", 500)
     learn(learnt, text)
-    other = chain(tokens(text), 64)
+    other = HASHER.chain(tokens(text), 64)
     learnt.learn(key_of(text), pack(other), len(tokens(text)), 64)
     learnt.learn(key_of(text), pack(other), len(tokens(text)), 64)
     found = learnt.find(key_of(text), 64)
-    assert found.chain[: found.num_known_tokens // 64] == other
+    assert found.chain == other
 
 
 def test_the_longest_unused_is_forgotten() -> None:
@@ -176,7 +172,7 @@ def test_the_memory_is_what_it_is_said_to_be() -> None:
     assert 0.5 * learnt.num_bytes < used < 1.1 * learnt.num_bytes
 
 
-hashes = st.lists(st.integers(0, 3), max_size=40).map(lambda ids: pack(chain(ids, 1)))
+hashes = st.lists(st.integers(0, 3), max_size=40).map(lambda ids: pack(HASHER.chain(ids, 1)))
 
 
 @given(hashes, hashes)
@@ -192,8 +188,8 @@ def test_any_history_keeps_within_bounds_and_claims_no_more_than_was_learnt(prom
     told = set[int]()
     for messages in prompts:
         found = learnt.find(key_of(*messages), BLOCK)
-        assert set(found.chain[: found.num_known_tokens // BLOCK]) <= told
-        assert found.num_known_tokens <= found.num_tokens
+        assert set(found.chain) <= told
+        assert len(found.chain) * BLOCK <= found.num_tokens
         learn(learnt, *messages)
         told |= set(chain_of(*messages))
         assert learnt.num_bytes <= 30_000

@@ -9,10 +9,11 @@ import pytest
 
 from proxy.prefixes.prompts import Prompts, Seen
 from tests.unit.proxies import proxy_spec
-from workers.digest.chains import chain
+from workers.digest.chains import Hasher
 from workers.host.prompt import Prompt, trace_of
 from workers.protocol import Capabilities
 
+HASHER = Hasher(b"secret")
 LOADED = Capabilities(("tiny", "adapter"), 1000, 16, 2048, 256, 1, True, True)
 IDS = list(range(100))
 COMPLETIONS = "/v1/completions"
@@ -26,25 +27,24 @@ def look(prompts: Prompts, path: str, **fields: Any) -> Seen:
 
 @pytest.fixture
 def prompts() -> Prompts:
-    return Prompts(proxy_spec(), b"secret")
+    return Prompts(proxy_spec(), b"secret", HASHER)
 
 
 def test_what_an_engine_told_of_a_prompt_is_known_of_the_next(prompts: Prompts) -> None:
     messages = [{"role": "user", "content": "x" * 400}]
     first = look(prompts, CHAT, messages=messages)
-    assert first.key is not None and first.known is not None and not first.known.num_known_tokens
-    trace = trace_of(Prompt(IDS), 7, 16)
+    assert first.key is not None and first.known is not None and not first.known.chain
+    trace = trace_of(Prompt(IDS), 7, HASHER, 16)
     prompts.book.learn(first.key, trace.chain, trace.num_prompt_tokens, 16)
     second = look(prompts, CHAT, messages=[*messages, {"role": "assistant", "content": "y"}])
-    assert second.known is not None and second.known.num_known_tokens == 100
-    assert second.known.chain[:6] == chain(IDS, 16)
+    assert second.known is not None and second.known.chain == HASHER.chain(IDS, 16)
 
 
 @pytest.mark.parametrize("harmless", [{}, {"model": "tiny"}, {"max_tokens": 5, "stream": True, "temperature": 0}])
 def test_token_ids_are_known_at_once(prompts: Prompts, harmless: dict[str, Any]) -> None:
     seen = look(prompts, COMPLETIONS, prompt=IDS, **harmless)
     assert seen.key is None and seen.known is not None
-    assert (seen.known.chain, seen.known.num_tokens) == (chain(IDS, 16), 100)
+    assert (seen.known.chain, seen.known.num_tokens) == (HASHER.chain(IDS, 16), 100)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.rates import Line, Rates
-from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.prefixes.prefix_index import PrefixIndex, marks_of
 from proxy.routing.router import Demand, Route, Router
 from proxy.routing.time_policy import TOLERANCE_S
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
@@ -66,9 +66,9 @@ def test_a_queue_shrinks_with_time() -> None:
 def test_what_is_asked_twice_in_a_row_is_promised_to_one_place() -> None:
     """Before the first event of the engine: see also `given_work`."""
     made, index = fleet(), PrefixIndex()
-    demand = Demand(TOKENS, None, chain=CHAIN)
+    demand = Demand(TOKENS, None, marks=marks_of(CHAIN))
     first = route(made, index, demand).decode
-    index.promise((first.key, 0), CHAIN)
+    index.promise((first.key, 0), demand.marks)
     first.num_prompts, first.prefill_tokens = 1, 200
     assert route(made, index, demand).decode is first
 

@@ -1,21 +1,22 @@
 """The hashes that stand for blocks of a prompt: one function for what an engine holds and for what a prompt needs.
 
 A block's hash is 64 bits over its parent's hash, its token ids and whatever else its KV depends on, so that equal
-hashes mean equal prefixes. Never a claim that KV is right: the engine matches blocks by its own hashes. Pure.
+hashes mean equal prefixes. Never a claim that KV is right: the engine matches blocks by its own hashes. Made for
+speed and keyed by a secret of the run, so that no client can aim at the hashes of others' prompts. Pure.
 """
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, shake_128
 from typing import Any, NamedTuple
 
 import msgspec
 
 NO_PARENT = 0
 HASH_BYTES = 8
-TOKEN_BYTES = 4
+_SIGN, _RANGE = 1 << 63, 1 << 64
 _NOTHING: Mapping[int, bytes] = {}
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -28,28 +29,46 @@ class Media(NamedTuple):
     length: int
 
 
-def block_hash(parent: int, token_ids: Sequence[int], extra: bytes = b"") -> int:
-    """`parent` is NO_PARENT for a prompt's first block."""
-    tokens = _packed(token_ids)
-    digest = blake2b(parent.to_bytes(HASH_BYTES, "little") + tokens + extra, digest_size=HASH_BYTES).digest()
-    return int.from_bytes(digest, "little")
+class Hasher:
+    """Of one run. Python's hashes of integers have no seed: they are the same in all of its processes."""
 
+    def __init__(self, secret: bytes) -> None:
+        import numpy  # here: agents and controllers hash nothing, and have no time for it
 
-def chain(
-    token_ids: Sequence[int], block_size: int, extras: Mapping[int, bytes] = _NOTHING, parent: int = NO_PARENT
-) -> array[int]:
-    """The hashes of the full blocks. `extras`: by number of the block, what else its KV depends on."""
-    tokens = _packed(token_ids)
-    step = block_size * TOKEN_BYTES
-    digest = parent.to_bytes(HASH_BYTES, "little")
-    digests = bytearray()
-    for number, start in enumerate(range(0, len(tokens) - step + 1, step)):
-        data = digest + tokens[start : start + step]
-        if extras:
-            data += extras.get(number, b"")
-        digest = blake2b(data, digest_size=HASH_BYTES).digest()
-        digests += digest
-    return unpack(digests)
+        self._numpy = numpy
+        self._secret = blake2b(secret).digest()
+        self._weights: dict[int, Any] = {}
+
+    def chain(
+        self,
+        token_ids: Sequence[int],
+        block_size: int,
+        extras: Mapping[int, bytes] = _NOTHING,
+        parent: int = NO_PARENT,
+    ) -> array[int]:
+        """The hashes of the full blocks. `extras`: by number of the block, what else its KV depends on. `parent` is
+        NO_PARENT for a prompt's first block."""
+        contents = self._contents(token_ids, block_size)
+        for number, more in extras.items():
+            if number < len(contents):
+                contents[number] = hash((contents[number], self._of_bytes(more)))
+        node = parent - _RANGE if parent >= _SIGN else parent
+        hashes = array("q", [node := hash((node, content)) for content in contents])
+        return unpack(hashes.tobytes())
+
+    def _contents(self, token_ids: Sequence[int], block_size: int) -> list[int]:
+        """Per block the sum of its tokens, each times a secret of its place: equal for two blocks with luck alone."""
+        weights = self._weights.get(block_size)
+        if weights is None:
+            data = shake_128(self._secret).digest(HASH_BYTES * block_size)
+            weights = self._weights[block_size] = self._numpy.frombuffer(data, "<u8") | self._numpy.uint64(1)
+        num_blocks = len(token_ids) // block_size
+        tokens = self._numpy.frombuffer(_packed(token_ids), "<u4", num_blocks * block_size)
+        contents: list[int] = (tokens.reshape(num_blocks, block_size).astype("<u8") @ weights).tolist()
+        return contents
+
+    def _of_bytes(self, extra: bytes) -> int:
+        return int.from_bytes(blake2b(extra, digest_size=HASH_BYTES, key=self._secret).digest(), "little")
 
 
 def _packed(token_ids: Sequence[int]) -> bytes:

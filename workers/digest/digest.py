@@ -10,7 +10,7 @@ from array import array
 from dataclasses import dataclass
 
 from workers.digest import kv_events
-from workers.digest.chains import NO_PARENT, chain, extra
+from workers.digest.chains import NO_PARENT, Hasher, extra
 from workers.digest.kv_feed import Lost, Take
 
 
@@ -27,7 +27,8 @@ class Changes:
 class HeldBlocks:
     """Of one engine, or of one rank of it. `fault`: why its cache has no digest."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, hasher: Hasher, block_size: int) -> None:
+        self._hasher = hasher
         self._block_size = block_size
         self._ours: dict[kv_events.Key, int] = {}
         self._more: dict[kv_events.Key, int] = {}  # copies beyond the first
@@ -95,7 +96,7 @@ class HeldBlocks:
         parent = NO_PARENT if stored.parent_block_hash is None else self._ours.get(stored.parent_block_hash)
         if parent is None:  # it went with what was lost
             return
-        ours = chain(stored.token_ids, self._block_size, _extras(stored), parent)
+        ours = self._hasher.chain(stored.token_ids, self._block_size, _extras(stored), parent)
         for key, block in zip(stored.block_hashes, ours, strict=True):
             if key in self._ours:
                 self._more[key] = self._more.get(key, 0) + 1

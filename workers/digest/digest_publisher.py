@@ -16,6 +16,7 @@ import msgspec
 import zmq
 
 from workers.digest import kv_feed
+from workers.digest.chains import Hasher
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_telling import Telling
 from workers.digest.kv_events import decode, events_endpoint, replay_endpoint
@@ -34,8 +35,8 @@ DP_RANK = 0  # a worker has one
 class DigestPublisher:
     """Listens while its context lasts."""
 
-    def __init__(self, context: zmq.Context[Any], local_dir: str, block_size: int) -> None:
-        self._held = HeldBlocks(block_size)
+    def __init__(self, context: zmq.Context[Any], local_dir: str, hasher: Hasher, block_size: int) -> None:
+        self._held = HeldBlocks(hasher, block_size)
         self._feed = Feed()
         self._loop = asyncio.get_running_loop()
         self._tellings: dict[Link, Telling] = {}

@@ -18,6 +18,7 @@ from typing import Any
 
 import zmq
 
+from workers.digest.chains import Hasher
 from workers.digest.digest_publisher import DigestPublisher
 from workers.engines import Engine, Placement
 from workers.host.answer import Answer, scope_of
@@ -70,6 +71,7 @@ class Host:
         self._block_size = engine.capabilities.block_size
         self._placement = placement
         self._keys = keys
+        self._hasher = Hasher(keys.secret.encode())
         self._context = context
         handoff = spec.engine.handoff
         self._redeem_s = handoff.redeem_s if handoff else 0.0
@@ -88,7 +90,7 @@ class Host:
         return not self._running and not self._tickets.num_blocks
 
     async def serve(self) -> None:
-        publisher = DigestPublisher(self._context, self._placement.local_dir, self._block_size)
+        publisher = DigestPublisher(self._context, self._placement.local_dir, self._hasher, self._block_size)
         with publisher as self._digest:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
@@ -186,7 +188,9 @@ class Host:
             keeps_ids=submit.wants_ids and submit.leg != Leg.PREFILL,
         )
         if submit.wants_trace and submit.leg != Leg.DECODE:
-            call.on_prompt = lambda prompt: link.send_along(trace_of(prompt, submit.rid, self._block_size))
+            call.on_prompt = lambda prompt: link.send_along(
+                trace_of(prompt, submit.rid, self._hasher, self._block_size)
+            )
         answer = Answer(submit, call, link, lambda data: self._finish(running, data))
         running = Running(proxy, submit, link, call, answer)
         self._running[link, submit.rid] = running
