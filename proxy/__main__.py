@@ -1,7 +1,8 @@
 """`python -m proxy SPEC`: the proxy of a run, started by the controller: a parent and its processes.
 
 Owns the address that clients know. A proxy that starts again takes its old ports where it can. SIGTERM stops it,
-SIGHUP exchanges its processes one after the other without losing a request.
+SIGHUP exchanges its processes one after the other without losing a request. SIGUSR1 says that another proxy serves: it
+ends when its last answer has.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from proxy.processes.parent import Parent
 from proxy.processes.processes import Processes
 from proxy.spec import ProxySpec
 from workers.agent.network import address_of
-from workers.links.proxy_file import read_proxies
+from workers.links.proxy_file import proxy_of, read_proxies
 from workers.logs import start_logging
 from workers.spec import read_spec
 
@@ -37,7 +38,7 @@ class Before(NamedTuple):
 
 def leftovers(folder: Path, proxy: str) -> Before:
     """Takes the files away: their processes are gone, or are on their way out."""
-    files = [file for file in read_proxies(folder) if file.id.rpartition(".")[0] == proxy]
+    files = [file for file in read_proxies(folder) if proxy_of(file.id) == proxy]
     for file in files:
         (folder / f"{file.id}.json").unlink(missing_ok=True)
     numbers = [int(file.id.rpartition(".")[2]) for file in files]
@@ -71,6 +72,7 @@ async def main(path: Path, spec: ProxySpec) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, parent.stop)
     loop.add_signal_handler(signal.SIGHUP, parent.hand_over)
+    loop.add_signal_handler(signal.SIGUSR1, parent.retire)
     return await parent.run()
 
 

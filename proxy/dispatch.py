@@ -44,6 +44,7 @@ from proxy.spec import ProxySpec
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
 from workers.kv_messages import Computed, Digest, PromptTrace
+from workers.links.proxy_file import ProxyFile, proxy_of
 from workers.links.zmq_loop import CurveKeys
 from workers.message import Message
 from workers.protocol import (
@@ -108,6 +109,7 @@ class Dispatch:
         self._num_requests = 0
         self._view_scheduled = False
         self._family: Family | None = None
+        self._successors: tuple[ProxyFile, ...] = ()
         self.serves = False  # it takes connections
         self.on_change: Callable[[], None] = lambda: None  # the fleet is different now
         self._loop = asyncio.get_running_loop()
@@ -128,15 +130,19 @@ class Dispatch:
         """Peers hear of the other processes from us."""
         before, self._family = self._family, family
         if before is None or (family.processes, family.ended) != (before.processes, before.ended):
-            for peer in (*self.fleet.by_peer, *self.board.controllers):
-                self.links.send(peer, self._registered(PROTOCOL))
+            self._introduce()
         self._apply_fleet(fleet_events.ProvenElsewhere(family.proven))
         self._apply_turns(turns.First(self._first))
+
+    def _introduce(self) -> None:
+        for peer in (*self.fleet.by_peer, *self.board.controllers):
+            self.links.send(peer, self._registered(PROTOCOL))
 
     def _registered(self, protocol: int) -> Registered:
         if self._family is None:
             return Registered(self.spec.proxy, protocol)
-        return Registered(self.spec.proxy, protocol, self._family.processes, self._family.ended)
+        processes = (*self._family.processes, *self._successors)
+        return Registered(self.spec.proxy, protocol, processes, self._family.ended)
 
     @property
     def _first(self) -> bool:
@@ -281,9 +287,17 @@ class Dispatch:
         if isinstance(message, Jobs):
             self.board.told(message)
             self._apply_fleet(fleet_events.RunTold(message.wanted, message.serves))
+            self._succeed(message.successors)
         elif isinstance(message, DrainWorker):
             self._apply_all(self._drains.ask(message, self._loop.time()))
             self._drain_due()
+
+    def _succeed(self, proxies: tuple[ProxyFile, ...]) -> None:
+        """Of the proxy that is to follow this one; it may be this one that is told."""
+        successors = tuple(file for file in proxies if proxy_of(file.id) != self.spec.proxy)
+        if successors != self._successors:
+            self._successors = successors
+            self._introduce()
 
     def _drain_due(self) -> None:
         for peer, drain in self._drains.due(self._loop.time()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from workers.links.proxy_file import ProxyFile
 from workers.message import Message
 from workers.stages import StageTimes
 
@@ -46,6 +47,7 @@ class Jobs(Message, frozen=True, tag="jobs"):
     gpus_per_node: int = 0  # of the cluster
     wanted: tuple[str, ...] = ()  # workers that the run keeps; none: what the proxy's own spec says
     serves: bool = False  # whoever finds no worker may wait for one: the run has served and goes on
+    successors: tuple[ProxyFile, ...] = ()  # processes of the proxy that is to follow: peers link to them too
 
 
 class DrainWorker(Message, frozen=True, tag="drain_worker"):

@@ -73,10 +73,12 @@ class AcceptOn(msgspec.Struct, frozen=True, tag="accept_on"):
 
 
 class Leave(msgspec.Struct, frozen=True, tag="leave"):
-    """Take no more connections, finish what runs, end. `at_once`: clients that wait to ask again are cut off."""
+    """Take no more connections, finish what runs, end. `at_once`: clients that wait to ask again are cut off.
+    `accept_s`: connections are taken for so long yet, of clients that do not know of the next proxy so soon."""
 
     grace_s: float
     at_once: bool
+    accept_s: float = 0.0
 
 
 class Show(msgspec.Struct, frozen=True, tag="show"):

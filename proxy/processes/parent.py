@@ -47,9 +47,18 @@ class Parent:
         return 1 if end.failed else 0
 
     def stop(self) -> None:
+        self._close_listeners()
+        self._apply(processes.Stop())
+
+    def retire(self) -> None:
+        """The processes' own copies of the sockets live on for as long as they take connections."""
+        log.info("another proxy serves: finishing what runs")
+        self._close_listeners()
+        self._apply(processes.Retire())
+
+    def _close_listeners(self) -> None:
         for listener in self._listeners:
             listener.close()
-        self._apply(processes.Stop())
 
     def hand_over(self) -> None:
         log.info("exchanging all processes, one after the other")

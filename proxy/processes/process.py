@@ -190,6 +190,8 @@ class Process:
         """Without a parent the file stays: the next one finds the ports in it."""
         log.info("leaves, %d connections are open", self._server.connections)
         self._dispatch.retire()
+        self._server.draining = True
+        await asyncio.sleep(leave.accept_s)
         await self._server.accept_on({})
         for listener in self._given.listeners:
             listener.close()

@@ -3,7 +3,7 @@
 Pure: one mutator, `apply(event, now) -> effects`. There is a slot for each listening socket, and a process for
 each slot; a process number is never used twice. A socket is always some ready process's business: while its own
 is being replaced, another's. A hand-over exchanges one process after the other: the successor sees all that its
-predecessor sees before it takes over.
+predecessor sees before it takes over. Where another proxy takes the place of this one, all leave in their own time.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from proxy.processes.family import AcceptOn, Family, Leave, ToProcess
 from workers.links.proxy_file import ProxyFile
 
 STOP_GRACE_S = 10.0
+ACCEPT_S = 10.0  # for clients that have read the address of the proxy before the next one's was written
 KILL_AFTER_S = 3.0  # what has not ended so long after its grace does not listen
 OPEN_TIMEOUT_S = 60.0
 HANDOVER_TIMEOUT_S = 60.0  # for a successor to see what its predecessor sees
@@ -85,6 +86,11 @@ class HandOver:
 
 
 @dataclass(frozen=True, slots=True)
+class Retire:
+    """Another proxy serves: finish what runs, and end."""
+
+
+@dataclass(frozen=True, slots=True)
 class Stop:
     pass
 
@@ -94,7 +100,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Opened | Seen | Died | HandOver | Stop | Tick
+Event = Opened | Seen | Died | HandOver | Retire | Stop | Tick
 
 # ---------------------------------------------------------------- effects
 
@@ -140,6 +146,7 @@ class Processes:
     link_ports: Sequence[int] = ()
     live: dict[int, Process] = field(default_factory=dict)
     stopping: bool = False
+    retiring: bool = False
     failed: bool = False
     ended: bool = False
     handing_over: list[int] = field(default_factory=list)  # slots that still have their old process
@@ -164,6 +171,8 @@ class Processes:
             case HandOver():
                 if not self.handing_over:
                     self.handing_over = [process.slot for process in self._staying()]
+            case Retire():
+                self.retiring = True
             case Stop():
                 self.stopping = True
             case Tick():
@@ -178,7 +187,7 @@ class Processes:
         slot = self._slots[process.slot]
         if process.file is not None:
             self._ended.append(process.file.id)
-        if process.leaving or self.stopping:
+        if process.leaving or self.stopping or self.retiring:
             return
         if not self._opened:  # it will not come up the next time either: the one who started us is to know
             self.failed = self.stopping = True
@@ -213,14 +222,18 @@ class Processes:
             self._kill(process, "it is not needed any more")
             return
         process.leaving = True
-        process.kill_at = now + grace_s + KILL_AFTER_S
-        self._out.append(Say(process.number, Leave(grace_s, at_once)))
+        accept_s = ACCEPT_S if self.retiring and not at_once else 0.0
+        process.kill_at = now + accept_s + grace_s + KILL_AFTER_S
+        self._out.append(Say(process.number, Leave(grace_s, at_once, accept_s)))
 
     # ------------------------------------------------------------ what follows
 
     def _settle(self, now: float) -> None:
         if self.stopping:
             self._wind_up(now)
+            return
+        if self.retiring:
+            self._retire(now)
             return
         for slot in range(self.num_slots):
             if now >= self._slots[slot].not_before and not any(not one.leaving for one in self._of(slot)):
@@ -235,6 +248,16 @@ class Processes:
         for process in self.live.values():
             if not process.leaving or inf > process.kill_at > now + STOP_GRACE_S + KILL_AFTER_S:
                 self._send_away(process, STOP_GRACE_S, now, at_once=True)
+        self._end_if_empty()
+
+    def _retire(self, now: float) -> None:
+        for process in self.live.values():
+            if not process.leaving:
+                self._send_away(process, self.handover_grace_s, now, at_once=False)
+        self._tell()
+        self._end_if_empty()
+
+    def _end_if_empty(self) -> None:
         if not self.live and not self.ended:
             self.ended = True
             self._out.append(End(self.failed))

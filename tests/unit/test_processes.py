@@ -191,6 +191,20 @@ def test_a_hand_over_passes_by_what_is_being_replaced() -> None:
     assert not world.leaving
 
 
+def test_where_another_proxy_serves_all_leave_in_their_own_time_and_none_is_started_again() -> None:
+    world = up()
+    world.apply(core.Retire())
+    assert world.leaving == dict.fromkeys((0, 1), Leave(GRACE_S, at_once=False, accept_s=core.ACCEPT_S))
+    assert world.families[0].processes == (), "nobody is to link to them any more"
+    world.apply(core.Tick(), core.ACCEPT_S)
+    world.die(0)
+    assert len(world.started) == 2 and world.end is None and not world.killed
+    world.apply(core.Stop())
+    assert world.leaving == {1: Leave(core.STOP_GRACE_S, at_once=True)}, "there is less time by now"
+    world.die(1)
+    assert world.end == core.End(failed=False)
+
+
 def test_stopping_hurries_those_that_are_leaving_and_ends_when_all_are_gone() -> None:
     world = up()
     world.apply(core.HandOver())
@@ -255,6 +269,16 @@ class Histories(RuleBasedStateMachine):
     def stop(self) -> None:
         self.world.apply(core.Stop())
 
+    @precondition(lambda self: self.alive() and len(self.world.started) > 5)
+    @rule()
+    def retire(self) -> None:
+        self.world.apply(core.Retire())
+
+    @invariant()
+    def none_starts_once_another_proxy_serves(self) -> None:
+        if hasattr(self, "world") and self.world.core.retiring:
+            assert all(process.leaving for process in self.world.core.live.values())
+
     @invariant()
     def numbers_are_never_used_twice(self) -> None:
         if hasattr(self, "world"):
@@ -263,7 +287,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def every_socket_is_one_living_processs_business(self) -> None:
-        if not hasattr(self, "world") or self.world.core.stopping:
+        if not hasattr(self, "world") or self.world.core.stopping or self.world.core.retiring:
             return
         staying = [process.number for process in self.world.core.live.values() if process.stays]
         dealt = sorted(slot for number in staying for slot in self.world.accepts.get(number, ()))
@@ -282,7 +306,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def all_that_stay_know_each_other(self) -> None:
-        if not hasattr(self, "world") or self.world.core.stopping:
+        if not hasattr(self, "world") or self.world.core.stopping or self.world.core.retiring:
             return
         staying = tuple(process.file for process in self.world.core.live.values() if process.stays)
         for process in self.world.core.live.values():

@@ -91,7 +91,7 @@ EXAMPLES: dict[str, Message] = {
     "drain": protocol.Drain("the run stops", 120.0),
     "your_turn": protocol.YourTurn(),
     "controller_hello": controller_messages.ControllerHello(1, "demo", "b2"),
-    "jobs": controller_messages.Jobs((JOB,), 8),
+    "jobs": controller_messages.Jobs((JOB,), 8, ("decode-0",), True, (PROXY,)),
     "drain_worker": controller_messages.DrainWorker("decode-0", 1, "the run stops", 120.0),
     "fleet": controller_messages.FleetView(
         (WORKER,),

@@ -23,6 +23,11 @@ class ProxyFile(msgspec.Struct, frozen=True):
     pid: int
 
 
+def proxy_of(process: str) -> str:
+    """Processes are named PROXY.NUMBER."""
+    return process.rpartition(".")[0]
+
+
 def read_proxies(folder: Path) -> list[ProxyFile]:
     """A file that is gone or half of another version by now is a proxy that is not there."""
     found = []
