@@ -18,6 +18,7 @@ from launcher.resume import changes, config_tree
 from launcher.rundir import SERVE, RunDir, code_hash, snapshot_code
 from launcher.schema import CodeOf, Config
 from launcher.start import plan_run
+from proxy.spec import ProxySpec
 from workers.spec import write_json
 
 # Of an engine: workers that differ in these could not exchange KV, or would answer other requests.
@@ -40,7 +41,7 @@ def restart_run(run: RunDir, old: Plan, config: Config) -> Plan:
     if config.cluster is None:
         _refuse_settings(config)
         workers = tuple(_renewed(planned, code, old.revision + 1) for planned in old.workers)
-        plan = msgspec.structs.replace(old, workers=workers, revision=old.revision + 1)
+        plan = msgspec.structs.replace(old, workers=workers, proxy=_with_code(old, code), revision=old.revision + 1)
     else:
         if code != code_hash():
             raise CannotRestart(["code: the checkout is not the run's code any more; add code=current"])
@@ -74,10 +75,16 @@ def changed(old: Plan, made: Plan) -> Plan:
         workers.append(was if same and was else msgspec.structs.replace(planned, revision=old.revision + 1))
     if workers == list(old.workers):
         raise CannotRestart([f"run={old.run}: nothing is different; action=restart run={old.run} restarts it as it is"])
-    proxy = msgspec.structs.replace(old.proxy, pools=made.proxy.pools, workers=made.proxy.workers)
+    proxy = _with_code(old, made.proxy.code)
+    proxy = msgspec.structs.replace(proxy, pools=made.proxy.pools, workers=made.proxy.workers)
     revision = old.revision + 1
     plan = msgspec.structs.replace(old, workers=tuple(workers), proxy=proxy, revision=revision)
     return msgspec.structs.replace(plan, notes=made.notes, drain_first=made.drain_first)
+
+
+def _with_code(plan: Plan, code: str) -> ProxySpec:
+    """A controller in a job of its own is followed by one with that code, and so is its proxy."""
+    return plan.proxy if plan.controller is None else msgspec.structs.replace(plan.proxy, code=code)
 
 
 def _lasting(planned: PlannedWorker) -> tuple[Any, ...]:

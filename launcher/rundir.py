@@ -44,13 +44,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """`controller.json`: the one controller of a run."""
+    """`controller.json`: the one controller of a run; `heir.json`: the one that is to follow it."""
 
     id: str
     host: str
     pid: int
     job: str  # Slurm's, "" outside of it
     started_at: float
+    proxy: str = ""  # that it keeps; "": the plan's
+    after: str = ""  # the job of the controller before, where that gave the run on
 
 
 T = TypeVar("T")
@@ -68,6 +70,7 @@ class RunDir:
         self.status = self.path / "status.json"
         self.endpoint = self.path / "endpoint.json"
         self.owner = self.path / "controller.json"
+        self.heir = self.path / "heir.json"
         self.specs = self.path / "specs"
         self.keys = self.path / "keys"
         self.proxies = self.path / "proxies"

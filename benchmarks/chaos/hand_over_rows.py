@@ -1,4 +1,4 @@
-"""Rows where workers go as planned: at their walltime, for a restart, for a smaller run, by scancel."""
+"""Rows where parts go as planned: at their walltime, for a restart, for a smaller run, by scancel."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ def scancel(worker: str) -> Callable[[Stage], None]:
     return happen
 
 
+def proxy_hand_over(stage: Stage) -> None:
+    """At the walltime of the controller's job: another job's proxy serves before this one's has gone."""
+    before, url = stage.controller_job(), stage.url()
+    stage.until(lambda: stage.url() != url, "another proxy's address")
+    stage.until(lambda: stage.controller_job() != before, "the end of the job before")
+    if stage.ask(url) is not None:
+        raise StageFault(f"{url} still answers")
+
+
 def controller_killed(stage: Stage) -> None:
     """In the middle of a rolling restart: as soon as a successor is in the queue. Its job starts another one."""
     before = stage.serving()
@@ -61,6 +70,7 @@ ROWS = {
     "drain_first": Row(walltime, None, (*SHORT_LIFE, "cluster.drain_first=true", "proxy.deadlines.queue_s=60")),
     "rolling_restart": Row(rolling_restart, 0.2),
     "scale_down": Row(scale_down, 0.2),
+    "proxy_hand_over": Row(proxy_hand_over, 0.2, ("controller.walltime_min=2",)),
     "scancel_prefill": Row(scancel("prefill-0"), 1.0),
     "controller_killed": Row(controller_killed, 0.2),
     "scancel_decode": Row(scancel("decode-0"), 1.0),

@@ -85,15 +85,22 @@ class Stage:
 
     # ------------------------------------------------------------ looking
 
+    def url(self) -> str:
+        """Where the proxy is now."""
+        endpoint = read_endpoint(self.run.endpoint)
+        return f"http://{endpoint.host}:{endpoint.port}"
+
     def fleet(self) -> dict[str, Any]:
         """What the proxy knows; nothing while it does not answer."""
-        endpoint = read_endpoint(self.run.endpoint)
+        return self.ask(self.url()) or {"workers": [], "ready": False}
+
+    def ask(self, url: str) -> dict[str, Any] | None:
         headers = {"authorization": f"Bearer {(self.run.keys / 'reader_key').read_text()}"}
         try:
-            answer = httpx.get(f"http://{endpoint.host}:{endpoint.port}/fleet", headers=headers, timeout=5)
+            answer = httpx.get(f"{url}/fleet", headers=headers, timeout=5)
             found: dict[str, Any] = answer.raise_for_status().json()
         except httpx.HTTPError:
-            return {"workers": [], "ready": False}
+            return None
         return found
 
     def serving(self) -> dict[str, int]:
@@ -118,7 +125,8 @@ class Stage:
         return next(row.job for row in self.rows() if row.name == job_name(RUN, worker, generation))
 
     def controller_job(self) -> str:
-        return next(row.job for row in self.rows() if row.name == controller_name(RUN))
+        """The elder one, where another one follows it."""
+        return min((row.job for row in self.rows() if row.name == controller_name(RUN)), key=int, default="")
 
     def controller(self) -> int:
         """Its process."""

@@ -14,7 +14,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -38,20 +37,22 @@ from launcher.control.effects import (
     Submitted,
     Tick,
 )
+from launcher.control.following import Following, see_off
+from launcher.control.heir import Heir, followed, predecessor
 from launcher.control.kept_process import KeptProcess
 from launcher.control.ownership import OwnedByOther, claim
 from launcher.control.proxy_links import ProxyLinks
+from launcher.control.proxy_process import name_before, name_of, proxy_process, renew_spec
 from launcher.control.reconcile import Reconciler
-from launcher.control.renewal import follower, is_due
 from launcher.control.reporter import Reporter
 from launcher.control.succession import Policy
 from launcher.job import Plan, PlannedWorker
-from launcher.jobs import JobError, JobSystem, Row, controller_name
+from launcher.jobs import JobError, JobSystem
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.local import LocalJobs
 from launcher.scheduler.steps import StepJobs, stop_at
-from launcher.scheduler.submit import SlurmJobs, submit_controller
+from launcher.scheduler.submit import SlurmJobs
 from launcher.view.status import jobs_message
 from workers.controller_messages import DrainWorker
 from workers.logs import start_logging
@@ -67,9 +68,18 @@ class PlanMissing(Exception):
 
 
 class Controller:
-    """`run` returns when the run has stopped, or when another controller has taken it over."""
+    """`run` returns when the run has stopped, or when another controller has taken it over. `proxy`: one that lives
+    already."""
 
-    def __init__(self, run: RunDir, plan: Plan, owner: Owner, core: Reconciler, jobs: JobSystem) -> None:
+    def __init__(
+        self,
+        run: RunDir,
+        plan: Plan,
+        owner: Owner,
+        core: Reconciler,
+        jobs: JobSystem,
+        proxy: KeptProcess | None = None,
+    ) -> None:
         self._run = run
         self._plan = plan
         self._owner = owner
@@ -78,21 +88,21 @@ class Controller:
         self._planned = _by_revision(plan)
         self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._finished = asyncio.Event()
+        self._ended = asyncio.Event()  # there is no time for anything any more
         self._stop_asked = False
-        self._follower: str | None = None  # the controller's job after this one
-        self._proxies = ProxyLinks(run, plan.run, lambda view: self._apply(FleetSeen(view)))
+        self._acting = asyncio.Lock()
+        self._given = False  # to another controller: this one acts no more
+        self._name = name_of(plan, owner)
+        self._proxy = proxy or proxy_process(run, plan, self._name)
+        self._proxy.on_death = self._proxy_died
+        self._proxies = ProxyLinks(run, plan.run, self._name, lambda view: self._apply(FleetSeen(view)))
+        self._following = Following(run, owner, self._proxies)
         self._diary = Diary(run, owner)
         self._reporter = Reporter(run, plan, owner, core, self._proxies, self._diary)
 
     async def run(self) -> None:
-        log_file = self._run.log_dir(self._plan.proxy.proxy) / "proxy.log"
-        await asyncio.to_thread(log_file.parent.mkdir, mode=0o700, exist_ok=True)
-        spec = self._run.proxy_spec(self._plan.proxy.proxy)
-        # A proxy of an earlier start has no file any more: nobody would find it.
-        proxy = KeptProcess("proxy", spec, log_file, self._proxy_died, lambda: any(self._run.proxies.glob("*.json")))
-        batches = KeptProcess(
-            "launcher.batch.service", self._run.path, log_file.with_name("batches.log"), lambda reason, deaths: None
-        )
+        log_folder = self._run.log_dir(self._plan.proxy.proxy)
+        batches = KeptProcess("launcher.batch.service", self._run.path, log_folder / "batches.log")
         try:
             async with asyncio.TaskGroup() as group:
                 work = (
@@ -100,8 +110,9 @@ class Controller:
                     self._ask_queue,
                     self._carry_out,
                     self._report,
+                    self._hand_on,
                     self._proxies.run,
-                    proxy.run,
+                    self._proxy.run,
                     batches.run,
                 )
                 tasks = [group.create_task(part()) for part in work]
@@ -111,6 +122,8 @@ class Controller:
         finally:
             self._proxies.close("the controller ends")
         await self._reporter.last_words()
+        if self._given:
+            await see_off(self._proxy, self._ended)
 
     def stop(self, why: str) -> None:
         """Stop the whole run, whatever `desired.json` says."""
@@ -123,11 +136,14 @@ class Controller:
         """End without touching the jobs: the next controller adopts them."""
         log.info("leaving the run as it is: %s", why)
         self._diary.end(why)
+        self._ended.set()
         self._finished.set()
 
     async def _report(self) -> None:
         await self._reporter.run()
-        self.leave("another controller has taken it over")
+        async with self._acting:
+            if not self._given:
+                self.leave("another controller has taken it over")
 
     # ------------------------------------------------------------ what comes in
 
@@ -160,6 +176,8 @@ class Controller:
         plan = await asyncio.to_thread(self._run.read_plan)
         if plan.revision < desired.revision:
             raise PlanMissing(f"revision {desired.revision} is wanted, {self._run.plan} is revision {plan.revision}")
+        if self._name != plan.proxy.proxy:
+            await asyncio.to_thread(renew_spec, self._run, plan, self._name)
         self._plan = self._reporter.plan = plan
         self._core.policy = policy_of(plan)
         self._planned |= _by_revision(plan)
@@ -175,20 +193,9 @@ class Controller:
                 log.error("%s", fault)
             else:
                 self._apply(QueueRead(tuple(rows), asked_at))
-                await self._be_followed(rows)
+                if self._plan.controller is not None and self._owner.job and not self._core.stopping:
+                    await self._following.see(self._plan, rows)
             await asyncio.sleep(self._jobs.look_every_s * random.uniform(1.0, 1.2))
-
-    async def _be_followed(self, rows: Sequence[Row]) -> None:
-        """By another controller, when this one's job ends."""
-        job = self._owner.job
-        if self._plan.controller is None or not job:
-            return
-        self._follower = follower(rows, controller_name(self._plan.run), job)
-        if self._follower is None and not self._core.stopping and is_due(rows, job, time.time()):
-            try:
-                self._follower = await asyncio.to_thread(submit_controller, self._run, self._plan, follows=True)
-            except JobError as fault:
-                log.error("nobody follows this controller: %s; it will be tried again", fault)
 
     def _proxy_died(self, reason: str, deaths: int) -> None:
         self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
@@ -199,22 +206,44 @@ class Controller:
         """One effect after the other: a record is on disk before the next submission."""
         while True:
             effect = await self._effects.get()
-            match effect:
-                case Submit(worker, generation, revision):
-                    await self._submit(worker, generation, self._planned[worker, revision])
-                case Cancel(job, force):
-                    await self._cancel(job, force)
-                case Record(records):
-                    await asyncio.to_thread(self._run.write_jobs, list(records))
-                case Drain(worker, generation, reason, timeout_s):
-                    self._proxies.say(DrainWorker(worker, generation, reason, timeout_s))
-                case GiveUp(failure):
-                    log.error("giving up: %s: %s", failure.name, failure.reason)
-                case Done():
-                    self._diary.end("the run has stopped")
-                    if self._follower is not None:
-                        await self._cancel(self._follower, force=False)
-                    self._finished.set()
+            async with self._acting:
+                if not self._given:
+                    await self._act(effect)
+
+    async def _act(self, effect: Effect) -> None:
+        match effect:
+            case Submit(worker, generation, revision):
+                await self._submit(worker, generation, self._planned[worker, revision])
+            case Cancel(job, force):
+                await self._cancel(job, force)
+            case Record(records):
+                await asyncio.to_thread(self._run.write_jobs, list(records))
+            case Drain(worker, generation, reason, timeout_s):
+                self._proxies.say(DrainWorker(worker, generation, reason, timeout_s))
+            case GiveUp(failure):
+                log.error("giving up: %s: %s", failure.name, failure.reason)
+            case Done():
+                self._diary.end("the run has stopped")
+                if self._following.job is not None:
+                    await self._cancel(self._following.job, force=False)
+                self._finished.set()
+
+    async def _hand_on(self) -> None:
+        """To the controller of the job after this one. What is not carried out by then is for that one to find."""
+        while not self._given:
+            heir = await self._following.heir(self._plan.proxy.processes)
+            async with self._acting:
+                if self._core.stopping or not self._core.served:
+                    continue
+                try:
+                    await asyncio.to_thread(self._following.give, heir, self._reporter.endpoint(""))
+                except (OSError, OwnedByOther) as fault:
+                    log.error("cannot give the run on: %s; it will be tried again", fault)
+                    continue
+                self._given = True
+                self._proxy.leave_alone()
+                self._diary.end(f"job {heir.job} follows")
+                self._finished.set()
 
     async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:
         spec = msgspec.structs.replace(planned.spec, generation=generation, revision=planned.revision)
@@ -270,8 +299,31 @@ def policy_of(plan: Plan) -> Policy:
     )
 
 
-async def main(run: RunDir, plan: Plan, owner: Owner) -> None:
-    controller = Controller(run, plan, owner, restore(run, plan), job_system(run, plan))
+async def follow(run: RunDir, plan: Plan, job: str, other: Owner) -> None:
+    """Be `other`'s heir, then what it was. SIGTERM: not even the heir."""
+    heir = Heir(run, plan, job, other)
+    waiting = asyncio.create_task(heir.inherit())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, waiting.cancel)
+    try:
+        owner = await waiting
+    except asyncio.CancelledError:
+        log.info("ended before the run was given on")
+        return
+    await main(run, run.read_plan(), owner, heir.proxy)
+
+
+async def finish(run: RunDir, plan: Plan, heir: Owner) -> None:
+    """The run was given on by a controller of this job that was killed then: its proxy is still to be seen off."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await see_off(proxy_process(run, plan, name_before(heir.proxy)), ended)
+
+
+async def main(run: RunDir, plan: Plan, owner: Owner, proxy: KeptProcess | None = None) -> None:
+    controller = Controller(run, plan, owner, restore(run, plan), job_system(run, plan), proxy)
     loop = asyncio.get_running_loop()
     # In a job of its own it may be preempted or requeued: that must not take the run's workers along.
     end = controller.stop if plan.controller is None else controller.leave
@@ -308,8 +360,13 @@ def start(run: RunDir) -> int:
     listener = start_logging("controller")
     try:
         plan = run.read_plan()
-        owner = claim(run, plan.allocation.job if plan.allocation else job)
-        uvloop.run(main(run, plan, owner))
+        if (heir := followed(run, job)) is not None:
+            uvloop.run(finish(run, plan, heir))
+        elif (other := predecessor(run, plan, job)) is not None:
+            uvloop.run(follow(run, plan, job, other))
+        else:
+            owner = claim(run, plan.allocation.job if plan.allocation else job)
+            uvloop.run(main(run, plan, owner))
         return 0
     except OwnedByOther as fault:
         log.error("%s", fault)

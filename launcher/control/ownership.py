@@ -12,6 +12,8 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
+
 from launcher.rundir import Owner, RunDir, read_optional
 from launcher.view.status import STALE_S, RunStatus
 from workers.spec import write_json
@@ -31,12 +33,36 @@ def claim(run: RunDir, job: str) -> Owner:
         if other.host == socket.gethostname() or time.time() > deadline:
             raise OwnedByOther(f"run folder {run.path} has a controller: process {other.pid} on {other.host}")
         time.sleep(1.0)
-    owner = Owner(id=secrets.token_hex(4), host=socket.gethostname(), pid=os.getpid(), job=job, started_at=time.time())
+    before = read_optional(run.owner, Owner)
+    return take(run, this_process(job, before.proxy if before is not None else ""))
+
+
+def this_process(job: str, proxy: str, after: str = "") -> Owner:
+    return Owner(
+        id=secrets.token_hex(4),
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        job=job,
+        started_at=time.time(),
+        proxy=proxy,
+        after=after,
+    )
+
+
+def take(run: RunDir, owner: Owner) -> Owner:
+    """Where nobody has it. Raises OwnedByOther."""
     write_json(run.owner, owner)
     time.sleep(SETTLE_S)
     if not is_owner(run, owner):
         raise OwnedByOther(f"run folder {run.path}: another controller started at the same time")
     return owner
+
+
+def give(run: RunDir, owner: Owner, heir: Owner) -> None:
+    """From here on `heir` acts. Raises OwnedByOther."""
+    if not is_owner(run, owner):
+        raise OwnedByOther(f"run folder {run.path}: another controller has taken it over")
+    write_json(run.owner, msgspec.structs.replace(heir, started_at=time.time()))
 
 
 def is_owner(run: RunDir, owner: Owner) -> bool:

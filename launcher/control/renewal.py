@@ -1,7 +1,4 @@
-"""When the controller's own job needs another one to follow it. Pure.
-
-Two controllers do not live at once: the follower waits in the queue until this job has ended, however it ends.
-"""
+"""When the controller's own job needs another one to follow it. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ LEAD_PART = 0.5  # of a shorter job's life
 
 
 def follower(rows: Iterable[Row], name: str, job: str) -> str | None:
-    """The job that waits for this one's end already."""
+    """The other controller's job that there is already."""
     return next((row.job for row in rows if row.name == name and row.job != job and not row.ended), None)
 
 

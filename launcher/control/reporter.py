@@ -56,7 +56,7 @@ class Reporter:
                 last = status
             if status.served and status.url and status.url != endpoint:
                 endpoint = status.url
-                await _write(self._run.endpoint, self._endpoint(endpoint))
+                await _write(self._run.endpoint, self.endpoint(endpoint))
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _write_diary(self) -> None:
@@ -75,7 +75,7 @@ class Reporter:
         url = f"{self._proxies.http}/v1" if self._proxies.http else ""
         return run_status(self.plan, self._core, self._owner.id, url, time.time())
 
-    def _endpoint(self, url: str) -> Endpoint:
+    def endpoint(self, url: str) -> Endpoint:
         return Endpoint(url=url, api_key_file=str(api_key_file(self._run.keys)), models=self.plan.proxy.models)
 
 

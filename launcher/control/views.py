@@ -10,6 +10,7 @@ from itertools import chain
 
 import msgspec
 
+from workers.agent import lifecycle
 from workers.controller_messages import FleetView, WorkerView
 
 
@@ -28,6 +29,17 @@ def merged(views: Iterable[FleetView]) -> FleetView | None:
         refusals=tuple(dict.fromkeys(chain.from_iterable(view.refusals for view in views))),
         faults=tuple(dict.fromkeys(chain.from_iterable(view.faults for view in views))),
     )
+
+
+def sees_as_much(view: FleetView, other: FleetView | None) -> bool:
+    """Whoever serves in the other one's eyes does in this one's; None: nobody is left to be measured by."""
+    if other is None:
+        return view.ready
+    return _serving(other) <= _serving(view) and other.ready <= view.ready
+
+
+def _serving(view: FleetView) -> set[tuple[str, int]]:
+    return {(seen.worker, seen.generation) for seen in view.workers if seen.phase == lifecycle.READY and seen.proven}
 
 
 def _workers(views: list[FleetView]) -> tuple[WorkerView, ...]:

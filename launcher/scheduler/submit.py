@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from submitit import SlurmExecutor
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 
@@ -62,14 +61,11 @@ class SlurmJobs:
         slurm.cancel(jobs)
 
 
-def submit_controller(run: RunDir, plan: Plan, *, follows: bool = False) -> str:
-    """Returns the id of the controller's job. `follows`: it starts when the one that lives has ended. Raises
-    JobError."""
+def submit_controller(run: RunDir, plan: Plan) -> str:
+    """Returns the id of the controller's job. Raises JobError."""
     assert plan.controller is not None
-    job, name = plan.controller, controller_name(plan.run)
-    if follows:
-        job = msgspec.structs.replace(job, additional={**job.additional, "dependency": "singleton"})
-    return submit(run, job, name, CONTROLLER, plan.proxy.code, run_controller, str(run.path))
+    name = controller_name(plan.run)
+    return submit(run, plan.controller, name, CONTROLLER, plan.proxy.code, run_controller, str(run.path))
 
 
 def submit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 
 from launcher.config import load
 from launcher.control.controller import Controller, restore
-from launcher.control.ownership import claim
-from launcher.rundir import STOP, Desired, Endpoint, RunDir, read_optional
+from launcher.control.following import see_off
+from launcher.control.heir import Heir, followed
+from launcher.control.ownership import OwnedByOther, claim, give, is_owner
+from launcher.rundir import STOP, Desired, Endpoint, Owner, RunDir, read_optional
 from launcher.start import plan_run, write_run
 from tests.timed_jobs import TimedJobs
+from workers.links.proxy_file import read_proxies
 
 LIFE_S = 44.0
 NUM_USERS = 6
@@ -99,3 +103,34 @@ def test_streams_go_on_while_prefill_and_decode_workers_hand_over_twice(run: Run
     assert len(users.texts) > 10 * NUM_USERS and len(set(users.texts)) == 1, "all as the first, which was undisturbed"
     ended = [record for record in run.read_jobs() if "has taken over" in record.reason]
     assert len(ended) >= 2 * NUM_HAND_OVERS and {record.state for record in ended} == {"COMPLETED"}
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "left"])
+def test_an_heir_keeps_a_proxy_of_its_own_until_the_run_is_its(run: RunDir, given: bool) -> None:
+    async def scenario() -> None:
+        owner = await asyncio.to_thread(claim, run, "7")
+        heir = Heir(run, run.read_plan(), "8", owner)
+        inheriting = asyncio.create_task(heir.inherit())
+        try:
+            await until(lambda: run.heir.exists() and read_proxies(run.proxies), "its proxy")
+            assert is_owner(run, owner) and followed(run, "7") is None
+            if given:
+                give(run, owner, read_optional(run.heir, Owner) or owner)
+            else:
+                run.owner.unlink()
+            found = await inheriting
+            assert is_owner(run, found) and followed(run, "7") == found
+            assert (found.job, found.proxy) == ("8", "proxy-1") and not run.heir.exists()
+            with pytest.raises(OwnedByOther):
+                give(run, owner, owner)
+            [file] = read_proxies(run.proxies)
+            assert file.id == "proxy-1.0", "it goes on"
+            os.kill(file.pid, 0)
+        finally:
+            inheriting.cancel()
+            ended = asyncio.Event()
+            ended.set()
+            await see_off(heir.proxy, ended)
+        assert read_proxies(run.proxies) == []
+
+    asyncio.run(scenario())

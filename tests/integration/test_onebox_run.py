@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,21 +46,25 @@ def status(folder: Path) -> dict[str, Any]:
     return shown
 
 
+def endpoint(run: RunDir) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run.endpoint.read_text())
+    return found
+
+
 def ask(run: RunDir) -> int:
     """A completion through the endpoint, as a client would."""
-    endpoint = json.loads(run.endpoint.read_text())
-    key = Path(endpoint["api_key_file"]).read_text()
-    body = {"model": "tiny", "prompt": "word " * 200, "max_tokens": 4}
-    headers = {"authorization": f"Bearer {key}"}
-    return httpx.post(f"{endpoint['url']}/completions", json=body, headers=headers, timeout=60).status_code
+    return post(run, max_tokens=4).status_code
 
 
-def answers(run: RunDir) -> bool:
-    """For the moment in which one proxy has gone and `endpoint.json` does not name the next yet."""
-    try:
-        return ask(run) == 200
-    except httpx.TransportError:
-        return False
+def read_stream(run: RunDir, num_tokens: int) -> str:
+    return post(run, max_tokens=num_tokens, stream=True, ignore_eos=True).text
+
+
+def post(run: RunDir, **fields: Any) -> httpx.Response:
+    found = endpoint(run)
+    headers = {"authorization": f"Bearer {Path(found['api_key_file']).read_text()}"}
+    body = {"model": "tiny", "prompt": "word " * 200, **fields}
+    return httpx.post(f"{found['url']}/completions", json=body, headers=headers, timeout=60)
 
 
 def check_overview(run: RunDir) -> None:
@@ -167,20 +172,27 @@ def test_workers_hand_over_before_their_walltime_though_the_controller_is_killed
     assert stopped.returncode == 0 and live_rows(run) == {}
 
 
-def test_a_controller_whose_job_ends_is_followed_by_one_that_waited_for_it(tmp_path: Path, run: RunDir) -> None:
-    assert launch(tmp_path, *ARGUMENTS, "controller.walltime_min=1").returncode == 0
+def test_a_controller_whose_job_ends_is_followed_by_one_whose_proxy_serves_already(tmp_path: Path, run: RunDir) -> None:
+    slow = "+engine.engine_args.timing={decode_ms:[0,0,20]}"
+    assert launch(tmp_path, *ARGUMENTS, slow, "controller.walltime_min=1").returncode == 0
     before = live_rows(run)
     first = before.pop(controller_name("demo"))
+    url = endpoint(run)["url"]
 
-    def follows() -> bool:
-        now = live_rows(run).get(controller_name("demo"))
-        return now is not None and now.job != first.job and now.state == "RUNNING"
+    def controllers() -> set[str]:
+        rows = slurm.run_rows("demo", run.path)
+        return {row.job for row in rows if row.name == controller_name("demo") and not row.ended}
 
-    wait_for(follows, "another controller", 120)
+    wait_for(lambda: len(controllers()) == 2, "another controller's job", 60)
+    with ThreadPoolExecutor() as askers:
+        stream = askers.submit(read_stream, run, 500)
+        while first.job in controllers():
+            assert ask(run) == 200, "there is a proxy at every moment"
+        assert stream.result().endswith("data: [DONE]\n\n"), "its proxy has waited for it"
+    assert endpoint(run)["url"] != url and len(controllers()) == 1
     wait_for(lambda: status(tmp_path)["source"] == "live" and status(tmp_path)["ready"], "the run to be ready", 60)
     after = live_rows(run)
     assert {name: after[name].job for name in before} == {name: row.job for name, row in before.items()}
-    wait_for(lambda: answers(run), "the endpoint to answer again", 60)
     stopped = launch(tmp_path, "action=stop", "run=demo")
     assert stopped.returncode == 0 and live_rows(run) == {}
 

@@ -1,0 +1,89 @@
+"""The controller's job after this one: asked for in time, made known to the workers, given the run when it may serve.
+
+Owns what is known of that job. Whoever gives the run on acts no more: that is the controller's to keep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+
+import msgspec
+
+from launcher.control.kept_process import KeptProcess
+from launcher.control.ownership import give
+from launcher.control.proxy_links import ProxyLinks
+from launcher.control.renewal import follower, is_due
+from launcher.job import Plan
+from launcher.jobs import JobError, Row, controller_name
+from launcher.rundir import SOURCE, Endpoint, Owner, RunDir, read_optional
+from launcher.scheduler.submit import submit_controller
+from workers.links.proxy_file import ProxyFile, proxy_of, read_proxies
+from workers.spec import write_json
+
+log = logging.getLogger("sluice.following")
+
+LOOK_S = 1.0
+
+
+class Following:
+    """`job`: of another controller of the run, whether it is to follow or was followed."""
+
+    def __init__(self, run: RunDir, owner: Owner, proxies: ProxyLinks) -> None:
+        self._run = run
+        self._owner = owner
+        self._proxies = proxies
+        self._files: tuple[ProxyFile, ...] = ()
+        self.job: str | None = None
+
+    async def see(self, plan: Plan, rows: Sequence[Row]) -> None:
+        """The queue's answer, of a run that is to go on."""
+        self.job = follower(rows, controller_name(plan.run), self._owner.job)
+        if self.job is None and (is_outdated(plan) or is_due(rows, self._owner.job, time.time())):
+            try:
+                self.job = await asyncio.to_thread(submit_controller, self._run, plan)
+            except JobError as fault:
+                log.error("nobody follows this controller: %s; it will be tried again", fault)
+
+    async def heir(self, num_processes: int) -> Owner:
+        """Returns when there is one whose proxy sees the fleet as ours does."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            heir = None
+            if self.job is not None:
+                with suppress(OSError, msgspec.DecodeError):
+                    heir = await asyncio.to_thread(self._look)
+            self._proxies.introduce(self._files if heir is not None else ())
+            if heir is not None and len(self._files) >= num_processes and self._proxies.may_follow(self._files):
+                return heir
+
+    def _look(self) -> Owner | None:
+        heir = read_optional(self._run.heir, Owner)
+        if heir is None or heir.job != self.job:
+            return None
+        self._files = tuple(file for file in read_proxies(self._run.proxies) if proxy_of(file.id) == heir.proxy)
+        return heir
+
+    def give(self, heir: Owner, endpoint: Endpoint) -> None:
+        """Raises OwnedByOther, or OSError where the run folder takes no file."""
+        write_json(self._run.endpoint, msgspec.structs.replace(endpoint, url=f"{self._files[0].http}/v1"))
+        give(self._run, self._owner, heir)
+        log.info("given on to job %s", heir.job)
+
+
+def is_outdated(plan: Plan) -> bool:
+    """The plan wants controller and proxy from another snapshot of the code than this runs from."""
+    return SOURCE.parent.name == "code" and SOURCE.name != plan.proxy.code
+
+
+async def see_off(proxy: KeptProcess, ended: asyncio.Event) -> None:
+    """The proxy that another one follows finishes what it has, until it is `ended`."""
+    both = [asyncio.create_task(proxy.see_off(signal.SIGUSR1)), asyncio.create_task(ended.wait())]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+    for task in both:
+        task.cancel()
+    await asyncio.gather(*both, return_exceptions=True)
