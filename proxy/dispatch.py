@@ -38,13 +38,13 @@ from proxy.prefixes.digest_follower import DigestFollower
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.prefixes.prompts import Prompts
 from proxy.processes.family import Family
+from proxy.processes.relatives import Relatives
 from proxy.routing.explain import headers_of
 from proxy.routing.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.zap import Zap
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
 from workers.kv_messages import Computed, Digest, PromptTrace
-from workers.links.proxy_file import ProxyFile, proxy_of
 from workers.links.zmq_loop import CurveKeys
 from workers.message import Message
 from workers.protocol import (
@@ -56,7 +56,6 @@ from workers.protocol import (
     Phase,
     Prefilled,
     Register,
-    Registered,
     Start,
     Submit,
     YourTurn,
@@ -108,8 +107,7 @@ class Dispatch:
         self._session = secrets.token_hex(3)
         self._num_requests = 0
         self._view_scheduled = False
-        self._family: Family | None = None
-        self._successors: tuple[ProxyFile, ...] = ()
+        self._relatives = Relatives(spec.proxy)
         self.serves = False  # it takes connections
         self.on_change: Callable[[], None] = lambda: None  # the fleet is different now
         self._loop = asyncio.get_running_loop()
@@ -128,26 +126,14 @@ class Dispatch:
 
     def meet(self, family: Family) -> None:
         """Peers hear of the other processes from us."""
-        before, self._family = self._family, family
-        if before is None or (family.processes, family.ended) != (before.processes, before.ended):
+        if self._relatives.met(family):
             self._introduce()
         self._apply_fleet(fleet_events.ProvenElsewhere(family.proven))
-        self._apply_turns(turns.First(self._first))
+        self._apply_turns(turns.First(self._relatives.proves))
 
     def _introduce(self) -> None:
         for peer in (*self.fleet.by_peer, *self.board.controllers):
-            self.links.send(peer, self._registered(PROTOCOL))
-
-    def _registered(self, protocol: int) -> Registered:
-        if self._family is None:
-            return Registered(self.spec.proxy, protocol)
-        processes = (*self._family.processes, *self._successors)
-        return Registered(self.spec.proxy, protocol, processes, self._family.ended)
-
-    @property
-    def _first(self) -> bool:
-        """Of several processes it is this one that does what must be done once."""
-        return self._family is not None and self._family.proves
+            self.links.send(peer, self._relatives.registered(PROTOCOL))
 
     def serve(self) -> None:
         """It takes connections from now on: what it sees counts for the controller."""
@@ -246,7 +232,7 @@ class Dispatch:
             self._apply_fleet(fleet_events.Registering(peer, hello))
             return
         self.board.joined(peer)
-        self.links.send(peer, self._registered(hello.protocol))
+        self.links.send(peer, self._relatives.registered(hello.protocol))
         self._tell_controllers()
 
     def on_message(self, peer: Peer, message: Any) -> None:
@@ -287,17 +273,11 @@ class Dispatch:
         if isinstance(message, Jobs):
             self.board.told(message)
             self._apply_fleet(fleet_events.RunTold(message.wanted, message.serves))
-            self._succeed(message.successors)
+            if self._relatives.followed(message.successors):
+                self._introduce()
         elif isinstance(message, DrainWorker):
             self._apply_all(self._drains.ask(message, self._loop.time()))
             self._drain_due()
-
-    def _succeed(self, proxies: tuple[ProxyFile, ...]) -> None:
-        """Of the proxy that is to follow this one; it may be this one that is told."""
-        successors = tuple(file for file in proxies if proxy_of(file.id) != self.spec.proxy)
-        if successors != self._successors:
-            self._successors = successors
-            self._introduce()
 
     def _drain_due(self) -> None:
         for peer, drain in self._drains.due(self._loop.time()):
@@ -313,7 +293,7 @@ class Dispatch:
         for effect in self.fleet.apply(event, self._loop.time()):
             match effect:
                 case fleet_events.Accept(peer, protocol):
-                    self.links.send(peer, self._registered(protocol))
+                    self.links.send(peer, self._relatives.registered(protocol))
                     self.digests.met(peer, self.fleet.by_peer[peer])
                 case fleet_events.Refuse(peer, reason, final):
                     self.links.refuse(peer, reason, final=final)
@@ -357,7 +337,7 @@ class Dispatch:
         self._drain_due()
 
     def _prove(self) -> None:
-        if self._first:
+        if self._relatives.proves:
             self._proofs.prove()
 
 

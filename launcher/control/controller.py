@@ -45,18 +45,16 @@ from launcher.control.proxy_links import ProxyLinks
 from launcher.control.proxy_process import name_before, name_of, proxy_process, renew_spec
 from launcher.control.reconcile import Reconciler
 from launcher.control.reporter import Reporter
-from launcher.control.succession import Policy
+from launcher.control.restoring import job_system, policy_of, restore
 from launcher.job import Plan, PlannedWorker
 from launcher.jobs import JobError, JobSystem
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
-from launcher.scheduler.local import LocalJobs
-from launcher.scheduler.steps import StepJobs, stop_at
-from launcher.scheduler.submit import SlurmJobs
+from launcher.scheduler.steps import stop_at
 from launcher.view.status import jobs_message
 from workers.controller_messages import DrainWorker
 from workers.logs import start_logging
-from workers.spec import WorkerSpec, read_spec, write_json
+from workers.spec import write_json
 
 log = logging.getLogger("sluice.controller")
 
@@ -270,35 +268,6 @@ def _by_revision(plan: Plan) -> dict[tuple[str, int], PlannedWorker]:
     return {(planned.spec.worker, planned.revision): planned for planned in plan.workers}
 
 
-def restore(run: RunDir, plan: Plan) -> Reconciler:
-    """All that a controller has to know of the past lies in the run folder."""
-    generations = {planned.spec.worker: planned.spec.generation - 1 for planned in plan.workers}
-    revisions = {}
-    for path in run.specs.glob("*.g*.json"):
-        worker, _, generation = path.name.removesuffix(".json").rpartition(".g")
-        generations[worker] = max(generations.get(worker, -1), int(generation))
-        revisions[worker, int(generation)] = read_spec(path, WorkerSpec).revision
-    return Reconciler.restore(
-        plan.run,
-        run.read_jobs(),
-        generations,
-        served=run.endpoint.exists(),
-        policy=policy_of(plan),
-        revisions=revisions,
-    )
-
-
-def policy_of(plan: Plan) -> Policy:
-    """Local GPUs and a job's nodes are shared out: there is no room for two lives of a worker, and no walltime each."""
-    shared = plan.executor == "steps" or (plan.executor == "local" and plan.gpus_per_node > 0)
-    return Policy(
-        drain_s=max(planned.spec.drain_timeout_s for planned in plan.workers),
-        by_clock=plan.executor != "steps",
-        overlap=not shared,
-        drain_first=plan.drain_first,
-    )
-
-
 async def follow(run: RunDir, plan: Plan, job: str, other: Owner) -> None:
     """Be `other`'s heir, then what it was. SIGTERM: not even the heir."""
     heir = Heir(run, plan, job, other)
@@ -335,12 +304,6 @@ async def main(run: RunDir, plan: Plan, owner: Owner, proxy: KeptProcess | None 
         left_s = stop_at(plan, plan.allocation.end_time, time.time()) - time.time()
         loop.call_later(left_s, controller.stop, "the job's walltime ends")
     await controller.run()
-
-
-def job_system(run: RunDir, plan: Plan) -> JobSystem:
-    if plan.allocation is not None:
-        return StepJobs(run, plan.allocation)
-    return LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
 
 
 def _end_with_parent(loop: asyncio.AbstractEventLoop, controller: Controller) -> None:

@@ -12,10 +12,11 @@ import httpx
 import pytest
 
 from launcher.config import load
-from launcher.control.controller import Controller, restore
+from launcher.control.controller import Controller
 from launcher.control.following import see_off
 from launcher.control.heir import Heir, followed
 from launcher.control.ownership import OwnedByOther, claim, give, is_owner
+from launcher.control.restoring import restore
 from launcher.rundir import STOP, Desired, Endpoint, Owner, RunDir, read_optional
 from launcher.start import plan_run, write_run
 from tests.timed_jobs import TimedJobs
