@@ -62,7 +62,7 @@ class SlurmJobs:
 
 
 def submit_controller(run: RunDir, plan: Plan) -> str:
-    """Returns the id of the controller's job. Raises JobError."""
+    """The first one's, or one that is to follow. Returns the job's id. Raises JobError."""
     assert plan.controller is not None
     name = controller_name(plan.run)
     return submit(run, plan.controller, name, CONTROLLER, plan.proxy.code, run_controller, str(run.path))
