@@ -28,6 +28,7 @@ class Experts(msgspec.Struct, frozen=True, kw_only=True):
     """A mixture of experts in all layers but the first `num_dense_layers`."""
 
     num_routed: int
+    num_active: int  # of them, those that one token takes; 0: not told
     intermediate_size: int  # of one routed expert
     shared_size: int = 0  # intermediate size of the experts that every token takes
     num_dense_layers: int = 0
@@ -117,6 +118,7 @@ class ConfigJson(msgspec.Struct, kw_only=True):
     num_experts: int = 0  # Qwen3
     n_routed_experts: int = 0  # DeepSeek
     n_shared_experts: int | None = None
+    num_experts_per_tok: int = 0
     moe_intermediate_size: int = 0
     first_k_dense_replace: int = 0
     mlp_only_layers: list[int] = []
@@ -175,10 +177,15 @@ def _shape(read: ConfigJson, architecture: str) -> Shape:
 
 def _experts(read: ConfigJson, architecture: str) -> Experts | None:
     if architecture == "GptOssForCausalLM":
-        return Experts(num_routed=read.num_local_experts, intermediate_size=read.intermediate_size)
+        return Experts(
+            num_routed=read.num_local_experts,
+            num_active=read.num_experts_per_tok,
+            intermediate_size=read.intermediate_size,
+        )
     if architecture == "DeepseekV3ForCausalLM":
         return Experts(
             num_routed=read.n_routed_experts,
+            num_active=read.num_experts_per_tok,
             intermediate_size=read.moe_intermediate_size,
             shared_size=(read.n_shared_experts or 0) * read.moe_intermediate_size,
             num_dense_layers=read.first_k_dense_replace,
@@ -188,6 +195,7 @@ def _experts(read: ConfigJson, architecture: str) -> Experts | None:
             raise ValueError(f"decoder_sparse_step {read.decoder_sparse_step} is not understood")
         return Experts(
             num_routed=read.num_experts,
+            num_active=read.num_experts_per_tok,
             intermediate_size=read.moe_intermediate_size,
             num_dense_layers=len(read.mlp_only_layers),
         )

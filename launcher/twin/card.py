@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.twin.step_model import SimSteps, StepModel, Steps
 from launcher.twin.traces import BLOCK_SIZE
 from workers.engines.sim.events import CoreConfig, Timing
 
@@ -20,11 +21,16 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 8192
     link_bytes_per_s: float = 50e9  # of each engine and direction, shared fairly by its transfers
     timing: Timing = Timing()
+    model: StepModel | None = None  # of the time of a step, instead of `timing`
     lease_s: float = 120.0
 
     @property
     def num_blocks(self) -> int:
         return self.kv_tokens // self.block_size
+
+    @property
+    def steps(self) -> Steps:
+        return self.model or SimSteps(self.timing)
 
     def core(self) -> CoreConfig:
         """The same card for the scheduler of the live engine."""

@@ -10,14 +10,18 @@ from __future__ import annotations
 import heapq
 import itertools
 from array import array
-from bisect import bisect_left
 from collections import deque
+
+import numpy
 
 from launcher.twin.cache import Cache
 from launcher.twin.card import Card
 from launcher.twin.work import Effect, Ended, Fetch, First, Job, Work
 
 MAX_PLANNED_PASSES = 512
+_PASSES = numpy.arange(MAX_PLANNED_PASSES + 1)
+_NO_PASSES = numpy.zeros(0)
+_NO_BLOCKS = numpy.zeros(0, dtype=numpy.int64)
 NEVER = float("inf")
 _ANSWERS = 1 << 63  # hashes of answers' blocks begin here; prompts' are mixed over all 64 bits
 
@@ -39,9 +43,14 @@ class Engine:
         self._decoding: dict[int, Job] = {}
         self._held: dict[int, Job] = {}
         self._chunks: list[tuple[Job, int]] = []
-        self._plan: list[float] = []  # ends of the passes of this step
+        self._plan = _NO_PASSES  # ends of the passes of this step
+        self._plan_blocks = _NO_BLOCKS  # that passes of the plan need beyond its first one's
+        self._steps = card.steps
         self._pass = 0  # begun and over
-        self._grows = [0] * card.block_size  # how many that decode need a block, by pass modulo block size
+        self._bases = 0  # of all that decode
+        self._grows = numpy.zeros(
+            card.block_size, dtype=numpy.int64
+        )  # how many that decode need a block, by pass modulo block size
         self._ends: list[tuple[int, int, Job]] = []  # heap of last passes
         self._order = itertools.count()
         self._answer_blocks = itertools.count(_ANSWERS)
@@ -94,16 +103,16 @@ class Engine:
     def _reach(self, now: float, changes: bool) -> list[Effect]:
         """`changes`: what follows may begin in the next pass, so the plan ends with this one."""
         effects: list[Effect] = []
-        if changes and len(self._plan) > 1:
-            del self._plan[bisect_left(self._plan, now) + 1 :]
-        if self._plan and now >= self._plan[-1]:
+        if changes and self._plan.size > 1:
+            self._plan = self._plan[: int(self._plan.searchsorted(now)) + 1]
+        if self._plan.size and now >= self._plan[-1]:
             self._finish(effects)
         return effects
 
     def _go_on(self, effects: list[Effect], now: float) -> list[Effect]:
-        if not self._plan:
+        if not self._plan.size:
             self._begin(now, effects)
-        self.next_at = self._plan[-1] if self._plan else NEVER
+        self.next_at = float(self._plan[-1]) if self._plan.size else NEVER
         return effects
 
     # ------------------------------------------------------------ the beginning of a pass
@@ -114,28 +123,33 @@ class Engine:
         if not (preempted or also) or not (self._decoding or self._chunks):
             self._admit(budget, effects)
         if self._chunks:
-            num_tokens = sum(new for _, new in self._chunks if new > 1)
-            num_ones = len(self._decoding) + sum(new == 1 for _, new in self._chunks)
-            self._plan = [now + self.card.timing.pass_s(num_tokens, num_ones, self.usage)]
+            self._plan = numpy.array([now + self._chunk_step_s()])
         elif self._decoding:
             self._plan_decodes(now, 1 if preempted or also else MAX_PLANNED_PASSES)
 
     def _plan_decodes(self, now: float, max_passes: int) -> None:
         """Up to the first end, or to where blocks run out. This pass's blocks are allocated, later ones' are not."""
-        cache, grows, size = self.cache, self._grows, self._size
-        pass_s, share, num_decodes = self.card.timing.pass_s, 1 / cache.num_blocks, len(self._decoding)
-        used, left, number = cache.num_used, cache.num_available, self._pass
-        last = min(self._first_end(), number + max_passes - 1)
-        plan = self._plan
-        while True:
-            now += pass_s(0, num_decodes, used * share)
-            plan.append(now)
-            number += 1
-            more = grows[number % size]
-            if number > last or more > left:
-                return
-            used += more
-            left -= more
+        cache, num_decodes = self.cache, len(self._decoding)
+        most = min(self._first_end() - self._pass + 1, max_passes)
+        blocks = self._grows[(_PASSES[:most] + self._pass) % self._size]
+        blocks[0] = 0
+        blocks = blocks.cumsum()
+        count = int(blocks.searchsorted(cache.num_available, side="right"))
+        self._plan_blocks = blocks[:count]
+        kv_tokens = self._bases + num_decodes * (_PASSES[:count] + float(self._pass + 1))
+        steps_s = self._steps.decode_steps_s(
+            num_decodes, kv_tokens, (cache.num_used + blocks[:count]) / cache.num_blocks
+        )
+        self._plan = now + steps_s.cumsum()
+
+    def _chunk_step_s(self) -> float:
+        """Who has one token to compute is to the engine like one that decodes."""
+        chunks = [(sequence.num_computed, new) for sequence, new in self._chunks if new > 1]
+        ones = [sequence.num_computed for sequence, new in self._chunks if new == 1]
+        num_decodes, num_pairs = len(self._decoding), sum(new * (before + new / 2) for before, new in chunks)
+        kv_tokens = self._bases + num_decodes * (self._pass + 1) + sum(ones)
+        num_tokens = sum(new for _, new in chunks)
+        return self._steps.chunk_step_s(num_tokens, num_pairs, num_decodes + len(ones), kv_tokens, self.usage)
 
     def _first_end(self) -> int:
         ends = self._ends
@@ -146,10 +160,10 @@ class Engine:
     def _grow(self) -> bool:
         """Blocks for those that decode, in this pass."""
         preempted = False
-        while self._grows[self._pass % self._size] > self.cache.num_available:
+        while (blocks := int(self._grows[self._pass % self._size])) > self.cache.num_available:
             self._preempt()
             preempted = True
-        self.cache.allocate(self._grows[self._pass % self._size])
+        self.cache.allocate(blocks)
         return preempted
 
     def _continue_prefills(self, budget: int) -> tuple[int, bool]:
@@ -226,11 +240,11 @@ class Engine:
 
     def _finish(self, effects: list[Effect]) -> None:
         """All passes of the plan are over."""
-        grows, size = self._grows, self._size
-        before, self._pass = self._pass, self._pass + len(self._plan)
-        self._plan = []
-        if self._pass > before + 1:
-            self.cache.allocate(sum(grows[number % size] for number in range(before + 1, self._pass)))
+        num_passes = self._plan.size
+        self._pass += num_passes
+        self._plan = _NO_PASSES
+        if num_passes > 1:
+            self.cache.allocate(int(self._plan_blocks[num_passes - 1]))
         ends = self._ends
         while ends and ends[0][0] < self._pass:
             number, _, sequence = heapq.heappop(ends)
@@ -264,12 +278,14 @@ class Engine:
         sequence.base = sequence.num_computed - self._pass
         sequence.last_pass = sequence.end - 2 - sequence.base
         self._decoding[sequence.id] = sequence
+        self._bases += sequence.base
         self._grows[-sequence.base % self._size] += 1
         heapq.heappush(self._ends, (sequence.last_pass, next(self._order), sequence))
 
     def _stop_decoding(self, sequence: Job, num_computed: int) -> None:
         """Its full blocks that no prompt has are named now: nobody could have asked for them before."""
         self._grows[-sequence.base % self._size] -= 1
+        self._bases -= sequence.base
         sequence.last_pass = -1
         sequence.num_computed = num_computed
         sequence.num_blocks = self._blocks(num_computed)
