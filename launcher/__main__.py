@@ -24,6 +24,7 @@ from launcher.site.doctor import doctor
 from launcher.site.new_cluster import new_cluster
 from launcher.start import CannotStart
 from launcher.stopping import StillThere
+from launcher.twin.simulate import simulate
 
 USAGE = """\
 python -m launcher +cluster=NAME [model=NAME] [run=NAME] [key=value ...]   start a run
@@ -39,6 +40,7 @@ python -m launcher +cluster=NAME ... run=NAME key=value action=restart      the 
 python -m launcher action=stop run=NAME
 python -m launcher action=batch run=NAME batch.input=FILE batch.output=FILE   requests from a file, results into one
 python -m launcher +cluster=NAME ... action=batch batch.input=...             the same on a run of its own
+python -m launcher +cluster=NAME ... action=simulate [workload.trace=FILE]    what it would do with a workload
 python -m launcher action=doctor [+cluster=NAME] [submit=true] [output=json]   what the site is like, what to set
 python -m launcher action=new-cluster name=NAME                            writes conf/cluster/NAME.yaml
 
@@ -63,6 +65,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.doctor: doctor,
     Action.new_cluster: new_cluster,
     Action.batch: batch,
+    Action.simulate: simulate,
 }
 
 

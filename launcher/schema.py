@@ -26,6 +26,7 @@ class Action(Enum):
     doctor = "doctor"
     new_cluster = "new_cluster"
     batch = "batch"
+    simulate = "simulate"
 
 
 class CodeOf(Enum):
@@ -72,6 +73,7 @@ class ClusterConfig:
     nodes: int = MISSING
     gpus_per_node: int = MISSING
     gpu_memory_gib: float | None = None
+    gpu: str | None = None  # whose data sheet predictions use: a100, b200, h100, h200, l40s
     cpus_per_node: int = MISSING
     mem_gb: int | None = None  # per node, shared out by GPUs; null: the site's default per job
     gres: str | None = None  # null: --gpus-per-node=N; gpu or gpu:TYPE: --gres=gpu:TYPE:N
@@ -217,6 +219,26 @@ class BatchConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class WorkloadConfig:
+    """Of action=simulate: a trace, or a description."""
+
+    trace: str | None = None  # a Mooncake .jsonl or an Azure .csv
+    rate: float | None = None  # requests per second; null: the trace's own, or 1
+    requests: int | None = None  # how many; null: all of the trace, or 2000
+    prompt_tokens: float = 2000.0  # these describe it where there is no trace; lengths are means
+    output_tokens: float = 250.0
+    spread: float = 0.6  # of the logarithms of lengths
+    reuse: float = 0.0  # the part of prompts that is one of a few beginnings
+    seed: int = 1
+
+
+@dataclass(slots=True, kw_only=True)
+class PredictConfig:
+    profiles: dict[str, str] = field(default_factory=dict)  # of measured engines, by layout: tp1, tp8, tp4pp2
+    output: str | None = None  # a folder for JSON and picture
+
+
+@dataclass(slots=True, kw_only=True)
 class ControllerConfig:
     """Controller and proxy together: one small CPU job, or this terminal."""
 
@@ -252,3 +274,5 @@ class Config:
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)

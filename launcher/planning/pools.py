@@ -107,10 +107,18 @@ def _memory(
     if config.engine.simulated:
         return None
     assert shape is not None
+    demand = engine_demand(config, pool.tensor_parallel, pool.pipeline_parallel, args, shape)
+    if "kv_cache_memory_bytes" in args:
+        return memory_with_kv(shape, demand, args["kv_cache_memory_bytes"])
+    assert budget is not None
+    return memory_in_budget(shape, demand, budget)
+
+
+def engine_demand(config: Config, tensor: int, pipeline: int, args: dict[str, Any], shape: Shape) -> Demand:
     dtype = given(args, "dtype") or shape.dtype
-    demand = Demand(
-        tensor_parallel=pool.tensor_parallel,
-        pipeline_parallel=pool.pipeline_parallel,
+    return Demand(
+        tensor_parallel=tensor,
+        pipeline_parallel=pipeline,
         block_size=config.engine.block_size,
         dtype=dtype,
         kv_dtype=given(args, "kv_cache_dtype") or dtype,
@@ -118,10 +126,6 @@ def _memory(
         max_num_seqs=args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS),
         hybrid_kv=config.engine.device is Device.cuda and not args.get("disable_hybrid_kv_cache_manager"),
     )
-    if "kv_cache_memory_bytes" in args:
-        return memory_with_kv(shape, demand, args["kv_cache_memory_bytes"])
-    assert budget is not None
-    return memory_in_budget(shape, demand, budget)
 
 
 def _share(config: Config, layout: PoolLayout) -> tuple[int, int | None]:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from launcher.twin.percentiles import percentile
 from launcher.twin.records import Record, Replayed
-from launcher.twin.traces import BLOCK_SIZE
 
 MAX_WAIT = 0.05  # of the time in which requests arrive: who waits longer is not kept up with
 STEADY_FROM = 0.25  # of the requests; before that caches and queues fill
@@ -25,7 +24,7 @@ def figures_of(replayed: Replayed, ttft_s: float, itl_s: float) -> dict[str, flo
         **{f"ttft_{name}_s": percentile(ttft, point) for name, point in POINTS},
         "itl_mean_ms": 1e3 * statistics.fmean(itl) if itl else 0.0,
         **{f"itl_{name}_ms": 1e3 * percentile(itl, point) for name, point in POINTS},
-        "hits": hits(records),
+        "hits": hits(records, replayed.block_size),
         "good": good / len(records),
         "goodput_per_s": good / span_s(records),
         "split": sum(record.prefill is not None for record in records) / len(records),
@@ -41,10 +40,10 @@ def span_s(records: Sequence[Record]) -> float:
     return max(1e-9, records[-1].request.at_s - records[0].request.at_s)
 
 
-def hits(records: Sequence[Record]) -> float:
+def hits(records: Sequence[Record], block_size: int) -> float:
     """The part of all prompts' full blocks that was cached where the prompt was computed."""
     num_asked = sum(len(record.request.chain) for record in records)
-    return sum(record.num_cached // BLOCK_SIZE for record in records) / num_asked if num_asked else 0.0
+    return sum(record.num_cached // block_size for record in records) / num_asked if num_asked else 0.0
 
 
 def imbalance(records: Sequence[Record], workers: Sequence[str]) -> float:

@@ -10,12 +10,14 @@ from collections.abc import Mapping
 
 import msgspec
 
+NETWORK_BYTES_PER_S = 50e9  # a port of 400 Gb/s for each GPU
+
 
 class Gpu(msgspec.Struct, frozen=True, kw_only=True):
     flops: Mapping[str, float]  # bfloat16 is always there; what is missing is computed in it
     memory_bytes_per_s: float
     link_bytes_per_s: float
-    network_bytes_per_s: float = 50e9  # a port of 400 Gb/s for each
+    network_bytes_per_s: float = NETWORK_BYTES_PER_S
 
 
 GPUS = {

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 NEVER = float("inf")
-_DONE_BYTES = 1e-3  # what rounding leaves
+_DONE_S = 1e-9  # what rounding of the clock leaves
 
 
 @dataclass(slots=True)
@@ -36,7 +36,7 @@ class Links:
     def take_done(self, now: float) -> list[int]:
         """Due at `next_at`."""
         self._move_on(now)
-        done = [id for id, transfer in self._transfers.items() if transfer.left_bytes <= _DONE_BYTES]
+        done = [id for id, transfer in self._transfers.items() if transfer.left_bytes <= transfer.bytes_per_s * _DONE_S]
         for id in done:
             del self._transfers[id]
         self._share(now)

@@ -118,7 +118,9 @@ def fit(profile: Profile, budget: int) -> Fit:
         chunk_s=prefill[0] - fixed_s,
         source="profile",
     )
-    return Fit(model=model, prefill_error=_error(chunks, prefill, ttft_s), decode_error=_error(steps, decode, itl_s - more_s))
+    return Fit(
+        model=model, prefill_error=_error(chunks, prefill, ttft_s), decode_error=_error(steps, decode, itl_s - more_s)
+    )
 
 
 def _nonnegative(columns: Points, values: Points) -> list[float]:

@@ -43,4 +43,5 @@ class Replayed:
     workers: Sequence[str]
     decision_s: Sequence[float]
     num_preemptions: int
+    block_size: int
     end_s: float

@@ -83,6 +83,7 @@ class Replay:
             workers=[key[0] for key in self._engines],
             decision_s=self._router.decision_s,
             num_preemptions=sum(engine.num_preemptions for engine in self._engines.values()),
+            block_size=self._setup.block_size,
             end_s=now,
         )
 

@@ -7,6 +7,7 @@ no hashes of their own here, so what a next turn repeats of an answer counts as 
 from __future__ import annotations
 
 import csv
+import math
 import random
 from array import array
 from collections import OrderedDict
@@ -50,25 +51,25 @@ def _hashes(numbers: NDArray[numpy.uint64]) -> array[int]:
     return array("Q", ((numbers + numpy.uint64(1)) * _MIX).tobytes())
 
 
-def _own_chain(index: int, num_prompt: int) -> array[int]:
-    return _hashes(numpy.arange(num_prompt // BLOCK_SIZE, dtype=numpy.uint64) + numpy.uint64(_OWN * (index + 1)))
+def _own_chain(index: int, num_prompt: int, block_size: int) -> array[int]:
+    return _hashes(numpy.arange(num_prompt // block_size, dtype=numpy.uint64) + numpy.uint64(_OWN * (index + 1)))
 
 
 # ---------------------------------------------------------------- files
 
 
-def read(path: Path) -> list[Request]:
-    """By its ending: .jsonl is Mooncake's, .csv is Azure's. In order of arrival. Raises BadTrace."""
-    readers: dict[str, Callable[[Path], list[Request]]] = {".jsonl": _read_mooncake, ".csv": _read_azure}
+def read(path: Path, block_size: int = BLOCK_SIZE) -> list[Request]:
+    """By its ending: .jsonl is Mooncake's, .csv is Azure's. In order of arrival. Raises BadTrace, OSError."""
+    readers: dict[str, Callable[[Path, int], list[Request]]] = {".jsonl": _read_mooncake, ".csv": _read_azure}
     if path.suffix not in readers:
         raise BadTrace(f"{path}: a trace ends in .jsonl (Mooncake) or .csv (Azure)")
-    requests = readers[path.suffix](path)
+    requests = readers[path.suffix](path, block_size)
     if not requests:
         raise BadTrace(f"{path}: no requests")
     return sorted(requests, key=lambda request: request.at_s)
 
 
-def _read_mooncake(path: Path) -> list[Request]:
+def _read_mooncake(path: Path, block_size: int) -> list[Request]:
     decode = msgspec.json.Decoder(_Mooncake).decode
     requests = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
@@ -77,20 +78,20 @@ def _read_mooncake(path: Path) -> list[Request]:
         except msgspec.DecodeError as error:
             raise BadTrace(f"{path}:{number}: {error}") from None
         requests.append(
-            Request(row.timestamp / 1000, row.input_length, max(1, row.output_length), _mooncake_chain(row))
+            Request(row.timestamp / 1000, row.input_length, max(1, row.output_length), _mooncake_chain(row, block_size))
         )
     return requests
 
 
-def _mooncake_chain(row: _Mooncake) -> array[int]:
+def _mooncake_chain(row: _Mooncake, block_size: int) -> array[int]:
     """Its ids stand for whole prefixes already; ours are parts of them."""
-    parts = MOONCAKE_BLOCK_SIZE // BLOCK_SIZE
+    parts = MOONCAKE_BLOCK_SIZE // block_size
     first = numpy.array(row.hash_ids, dtype=numpy.uint64) * numpy.uint64(parts)
     numbers = (first[:, None] + numpy.arange(parts, dtype=numpy.uint64)).reshape(-1)
-    return _hashes(numbers[: row.input_length // BLOCK_SIZE])
+    return _hashes(numbers[: row.input_length // block_size])
 
 
-def _read_azure(path: Path) -> list[Request]:
+def _read_azure(path: Path, block_size: int) -> list[Request]:
     requests: list[Request] = []
     start: datetime | None = None
     with path.open(newline="") as file:
@@ -103,7 +104,7 @@ def _read_azure(path: Path) -> list[Request]:
                 raise BadTrace(f"{path}:{number + 2}: {error}") from None
             start = start or at
             at_s = (at - start).total_seconds()
-            requests.append(Request(at_s, num_prompt, num_output, _own_chain(number, num_prompt)))
+            requests.append(Request(at_s, num_prompt, num_output, _own_chain(number, num_prompt, block_size)))
     return requests
 
 
@@ -159,6 +160,41 @@ def _chat(shape: Synthetic, chat: int, at_s: float, rng: random.Random) -> Itera
             return
         num_prompt += num_output + length(shape.turn_tokens)
         at_s += rng.expovariate(1 / shape.think_s)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """Requests that come by chance, each once. Lengths are means of lognormals."""
+
+    num_requests: int
+    per_s: float
+    prompt_tokens: float
+    output_tokens: float
+    spread: float  # of the logarithms
+    reuse: float  # the part of prompts that is one of a few beginnings
+    block_size: int = BLOCK_SIZE
+
+
+NUM_BEGINNINGS = 8
+
+
+def described(shape: Described, seed: int) -> list[Request]:
+    rng = random.Random(seed)
+    num_shared = round(shape.reuse * shape.prompt_tokens)
+
+    def length(mean: float) -> int:
+        return max(1, round(rng.lognormvariate(math.log(mean) - shape.spread**2 / 2, shape.spread)))
+
+    requests, at_s = [], 0.0
+    for number in range(shape.num_requests):
+        at_s += rng.expovariate(shape.per_s)
+        beginning = rng.randrange(NUM_BEGINNINGS)
+        num_prompt = num_shared + length(max(1.0, shape.prompt_tokens - num_shared))
+        blocks = numpy.arange(num_prompt // shape.block_size, dtype=numpy.uint64)
+        own = blocks >= num_shared // shape.block_size
+        blocks += numpy.where(own, _OWN * (NUM_BEGINNINGS + number), _OWN * beginning).astype(numpy.uint64)
+        requests.append(Request(at_s, num_prompt, length(shape.output_tokens), _hashes(blocks)))
+    return requests
 
 
 # ---------------------------------------------------------------- what is made of a trace

@@ -101,3 +101,17 @@ def test_a_hot_prompt_spreads_by_itself() -> None:
     hot = Options(shape="hot", length_s=60.0)
     found = figures_of(hot.replay("kv", requests_of(hot, 4.0, 0)).run(), 1.0, 1.0)
     assert found["imbalance"] <= 1.3 and found["hits"] > 0.8
+
+
+def test_a_fast_link_late_in_a_replay_is_done_in_spite_of_rounding() -> None:
+    links = Links({"a": 4e11, "b": 4e11})
+    now = 1e5
+    for id in range(200):
+        now += 0.0137
+        links.start(id, "a", "b", 1_234_567_891, now)
+        for _ in range(3):
+            now = links.next_at
+            if links.take_done(now):
+                break
+        else:
+            raise AssertionError("never done")

@@ -134,7 +134,9 @@ def test_a_profile_in_two_files_is_one(tmp_path: Path) -> None:
     fields = msgspec.structs.asdict(measured(TRUE))
     for name, keys in (("prefill", profiles.PREFILL), ("decode", (*profiles.DECODE, "max_kv_tokens"))):
         (tmp_path / name).mkdir()
-        numpy.savez(tmp_path / name / "raw_data.npz", allow_pickle=False, **{key: numpy.atleast_1d(fields[key]) for key in keys})
+        numpy.savez(
+            tmp_path / name / "raw_data.npz", allow_pickle=False, **{key: numpy.atleast_1d(fields[key]) for key in keys}
+        )
     assert profiles.read(tmp_path).z_itl.size == 12
 
 

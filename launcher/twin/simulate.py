@@ -1,0 +1,72 @@
+"""`action=simulate`: the pools of a plan over a workload in virtual time, through the proxy's own cores.
+
+Thin: puts together plan, workload and prediction. All faults are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from launcher.planning.folders import folders
+from launcher.planning.models import ResolvedModel, resolve
+from launcher.planning.pools import plan_pools
+from launcher.refusal import Refused
+from launcher.schema import Config, Output, WorkloadConfig
+from launcher.start import plan_run
+from launcher.twin.cards import engine_faults, layout_name, make_card, read_profiles
+from launcher.twin.prediction import predict, prediction_text, setup_of
+from launcher.twin.traces import BadTrace
+from launcher.twin.workload import Workload, make_workload, workload_faults
+
+
+def simulate(config: Config) -> int:
+    """Raises Refused. Needs no Slurm and starts nothing."""
+    found, faults = read_profiles(config)
+    faults += prediction_faults(config)
+    try:
+        _, plan, model = plan_run(config)
+    except Refused as refused:
+        raise Refused([*refused.faults, *faults]) from None
+    if faults:
+        raise Refused(faults)
+    workload = read_workload(config.workload, config.model.max_model_len)
+    pools, _ = plan_pools(config, model)
+    cards = {pool.name: make_card(config, pool, model.shape, found, workload.block_size) for pool in pools}
+    prediction = predict(setup_of(plan, cards), workload)
+    save(config, "simulate.json", prediction)
+    if config.output is Output.json:
+        print(msgspec.json.encode(prediction).decode())
+    else:
+        print(prediction_text(prediction))
+    return 0
+
+
+def prediction_faults(config: Config) -> Iterator[str]:
+    yield from workload_faults(config.workload)
+    if config.cluster is not None:
+        layouts = [layout_name(pool.tensor_parallel, pool.pipeline_parallel) for pool in config.pools.values()]
+        yield from engine_faults(config, resolved(config), layouts)
+
+
+def resolved(config: Config) -> ResolvedModel:
+    where = folders(config)
+    return resolve(config.model, where.cache, where.hub)
+
+
+def read_workload(workload: WorkloadConfig, max_model_len: int) -> Workload:
+    try:
+        return make_workload(workload, max_model_len)
+    except BadTrace as fault:
+        raise Refused([f"workload.trace: {fault}"]) from None
+
+
+def save(config: Config, name: str, value: Any) -> None:
+    if config.predict.output is None:
+        return
+    folder = Path(config.predict.output).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
