@@ -18,7 +18,7 @@ import msgspec
 
 from benchmarks import report
 from benchmarks.arguments import BadArgument
-from benchmarks.chaos import hand_over_rows, loss_rows
+from benchmarks.chaos import hand_over_rows, loss_rows, outage_rows, preemption_rows
 from benchmarks.chaos.figures import Seen, figures
 from benchmarks.chaos.onebox import own_slurm
 from benchmarks.chaos.options import ALL, OWN_SLURM, Options
@@ -27,7 +27,7 @@ from benchmarks.chaos.stage import StageFault, staged
 from benchmarks.command import command
 from launcher.scheduler.local import run_processes
 
-ROWS: dict[str, Row] = hand_over_rows.ROWS | loss_rows.ROWS
+ROWS: dict[str, Row] = hand_over_rows.ROWS | preemption_rows.ROWS | loss_rows.ROWS | outage_rows.ROWS
 AFTER_S = 2.0  # users go on for so long after the run is whole again
 COLUMNS = (  # the calm ones are p99
     "streams",
@@ -58,7 +58,7 @@ def chosen(options: Options) -> dict[str, Row]:
 
 
 def measure(row: Row, folder: Path, options: Options) -> Seen:
-    with staged(folder, options, row.arguments) as stage:
+    with row.ground(folder / "runs"), staged(folder, options, row.arguments) as stage:
         began_at = time.perf_counter()
         time.sleep(options.calm_s)
         stage.until(stage.users.all_have_asked, "each user's first answer")

@@ -1,4 +1,4 @@
-"""Rows where workers are lost without a warning: processes that die, and one that hangs."""
+"""Rows where workers are lost: processes that die, one that hangs, and tickets that nobody has read."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import httpx
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import Stage, StageFault
 from benchmarks.chaos.users import read_endpoint
+from launcher.scheduler import slurm
 from launcher.scheduler.local import descendants
 from workers.protocol import HOST_SILENCE_S
 
@@ -45,16 +46,25 @@ def step(stage: Stage) -> Sequence[int]:
     return descendants(stage.agent(DECODE))
 
 
-def prefill_with_tickets(stage: Stage) -> None:
-    """Decode engines stand still for a moment: the prefill worker dies with tickets that nobody has read."""
-    before = {PREFILL: stage.serving()[PREFILL]}
+def prefill_killed(stage: Stage) -> None:
     prefill = descendants(stage.agent(PREFILL))
+    lost_with_tickets(stage, lambda: send(signal.SIGKILL, prefill))
+
+
+def prefill_cancelled(stage: Stage) -> None:
+    job = stage.job(PREFILL)
+    lost_with_tickets(stage, lambda: slurm.cancel([job]))
+
+
+def lost_with_tickets(stage: Stage, lose: Callable[[], None]) -> None:
+    """Decode engines stand still for a moment: the prefill worker goes with tickets that nobody has read."""
+    before = {PREFILL: stage.serving()[PREFILL]}
     decodes = [pid for name in stage.serving() if name.startswith("decode") for pid in descendants(stage.engine(name))]
     with ThreadPoolExecutor() as askers:
         with standing_still(decodes):
             answers = [askers.submit(ask, stage) for _ in range(NUM_ASKED)]
             stage.until(lambda: stage.fleet().get("open_tickets", 0) >= NUM_ASKED, "tickets that are not read")
-            send(signal.SIGKILL, prefill)
+            lose()
         if any(answer.result() != OK for answer in answers):
             raise StageFault(f"answers of {[answer.result() for answer in answers]}, where tickets were lost")
     stage.until_followed(before, f"a successor of {PREFILL}")
@@ -86,6 +96,7 @@ ROWS = {
     "engine_killed": Row(lost(DECODE, signal.SIGKILL, engine), 1.0),
     "agent_killed": Row(lost(DECODE, signal.SIGKILL, agent), 1.0),
     "step_killed": Row(lost(DECODE, signal.SIGKILL, step), 1.0),
-    "prefill_killed": Row(prefill_with_tickets, 1.0),
+    "prefill_killed": Row(prefill_killed, 1.0),
+    "scancel_prefill_tickets": Row(prefill_cancelled, 1.0),
     "engine_hangs": Row(lost(DECODE, signal.SIGSTOP, engine), HOST_SILENCE_S + 1.0),
 }

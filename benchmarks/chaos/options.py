@@ -19,5 +19,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     prompt_words: Count = 200
     replicas: Count = 2  # of each role
     generations: Count = 5  # hand-overs of each worker, where a row says so
+    outage_s: Duration = 60.0  # of Slurm, or of the run folder
     calm_s: Duration = 8.0  # before anything happens: what is normal
     output: str = "bench-results"

@@ -170,7 +170,7 @@ class Stage:
 @contextmanager
 def staged(folder: Path, options: Options, arguments: tuple[str, ...]) -> Iterator[Stage]:
     """A run that serves, under load; at its end nothing of it is left."""
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     stage = Stage(folder, options, arguments)
     try:
         stage.launch()

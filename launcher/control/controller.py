@@ -14,6 +14,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -37,17 +38,17 @@ from launcher.control.effects import (
     Submitted,
     Tick,
 )
-from launcher.control.following import Following, see_off
+from launcher.control.following import Following, finish, see_off
 from launcher.control.heir import Heir, followed, predecessor
 from launcher.control.kept_process import KeptProcess
 from launcher.control.ownership import OwnedByOther, claim
 from launcher.control.proxy_links import ProxyLinks
-from launcher.control.proxy_process import name_before, name_of, proxy_process, renew_spec
+from launcher.control.proxy_process import name_of, proxy_process, renew_spec
 from launcher.control.reconcile import Reconciler
 from launcher.control.reporter import Reporter
 from launcher.control.restoring import job_system, policy_of, restore
 from launcher.job import Plan, PlannedWorker
-from launcher.jobs import JobError, JobSystem
+from launcher.jobs import JobError, JobRecord, JobSystem
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.steps import stop_at
@@ -189,7 +190,9 @@ class Controller:
                 rows = await asyncio.to_thread(self._jobs.rows)
             except JobError as fault:
                 log.error("%s", fault)
+                self._reporter.queue_fault = str(fault)
             else:
+                self._reporter.queue_fault = ""
                 self._apply(QueueRead(tuple(rows), asked_at))
                 if self._plan.controller is not None and self._owner.job and not self._core.stopping:
                     await self._following.see(self._plan, rows)
@@ -215,7 +218,7 @@ class Controller:
             case Cancel(job, force):
                 await self._cancel(job, force)
             case Record(records):
-                await asyncio.to_thread(self._run.write_jobs, list(records))
+                await self._record(records)
             case Drain(worker, generation, reason, timeout_s):
                 self._proxies.say(DrainWorker(worker, generation, reason, timeout_s))
             case GiveUp(failure):
@@ -242,6 +245,15 @@ class Controller:
                 self._proxy.leave_alone()
                 self._diary.end(f"job {heir.job} follows")
                 self._finished.set()
+
+    async def _record(self, records: Sequence[JobRecord]) -> None:
+        """Where the run folder takes no file just now, what holds by then is written later."""
+        try:
+            await asyncio.to_thread(self._run.write_jobs, list(records))
+        except OSError as fault:
+            log.error("%s: %s; it will be tried again", self._run.jobs, fault)
+            again = lambda: self._effects.put_nowait(Record(self._core.book.records()))  # noqa: E731
+            asyncio.get_running_loop().call_later(TICK_S, again)
 
     async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:
         spec = msgspec.structs.replace(planned.spec, generation=generation, revision=planned.revision)
@@ -281,14 +293,6 @@ async def follow(run: RunDir, plan: Plan, job: str, other: Owner) -> None:
         log.info("ended before the run was given on")
         return
     await main(run, run.read_plan(), owner, heir.proxy)
-
-
-async def finish(run: RunDir, plan: Plan, heir: Owner) -> None:
-    """The run was given on by a controller of this job that was killed then: its proxy is still to be seen off."""
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    await see_off(proxy_process(run, plan, name_before(heir.proxy)), ended)
 
 
 async def main(run: RunDir, plan: Plan, owner: Owner, proxy: KeptProcess | None = None) -> None:

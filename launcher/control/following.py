@@ -17,6 +17,7 @@ import msgspec
 from launcher.control.kept_process import KeptProcess
 from launcher.control.ownership import give
 from launcher.control.proxy_links import ProxyLinks
+from launcher.control.proxy_process import name_before, proxy_process
 from launcher.control.renewal import follower, is_due
 from launcher.job import Plan
 from launcher.jobs import JobError, Row, controller_name
@@ -87,3 +88,11 @@ async def see_off(proxy: KeptProcess, ended: asyncio.Event) -> None:
     for task in both:
         task.cancel()
     await asyncio.gather(*both, return_exceptions=True)
+
+
+async def finish(run: RunDir, plan: Plan, heir: Owner) -> None:
+    """The run was given on by a controller of this job that was killed then: its proxy is still to be seen off."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    await see_off(proxy_process(run, plan, name_before(heir.proxy)), ended)

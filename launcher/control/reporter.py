@@ -38,6 +38,7 @@ class Reporter:
         self._run = run
         self._diary = diary
         self.plan = plan  # of the newest revision
+        self.queue_fault = ""
         self._owner = owner
         self._core = core
         self._proxies = proxies
@@ -73,7 +74,8 @@ class Reporter:
 
     def _status(self) -> RunStatus:
         url = f"{self._proxies.http}/v1" if self._proxies.http else ""
-        return run_status(self.plan, self._core, self._owner.id, url, time.time())
+        status = run_status(self.plan, self._core, self._owner.id, url, time.time())
+        return msgspec.structs.replace(status, queue_fault=self.queue_fault)
 
     def endpoint(self, url: str) -> Endpoint:
         return Endpoint(url=url, api_key_file=str(api_key_file(self._run.keys)), models=self.plan.proxy.models)

@@ -59,6 +59,8 @@ def status_text(status: RunStatus, source: str) -> str:
     lines += [hand_over_text(one) for one in worth_telling(status.hand_overs)]
     lines += [f"not proven: {pair}" for pair in status.unproven]
     lines += [f"refused: {refusal}" for refusal in status.refusals]
+    if status.queue_fault:
+        lines.append(f"the queue cannot be asked, what runs goes on: {first_line(status.queue_fault)}")
     if status.failure is not None:
         lines.append(f"failed: {status.failure.name}: {status.failure.reason}")
     if status.phase == LOST:

@@ -106,6 +106,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[str, ...] = ()
     hand_overs: tuple[HandOver, ...] = ()  # under way or planned
     controller_job: WorkerStatus | None = None  # where Slurm was asked about it
+    queue_fault: str = ""  # why the queue cannot be asked just now
     processes: tuple[ProcessStatus, ...] = ()  # of the proxy, where it was asked
 
     @property
