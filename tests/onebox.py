@@ -2,7 +2,8 @@
 
 Needs root and the packages slurm-wlm and munge (tests/install_slurm.sh), but no systemd, no cgroups, no
 accounting and no system-wide configuration: the daemons, the munge key and socket, the ports and all state
-are its own, so that several live side by side. Also a small command: python -m tests.onebox FOLDER.
+are its own, so that several live side by side. Also a small command: python -m tests.onebox FOLDER [networks], which
+with the second word gives each node a network of its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.onebox_networks import Networks
 
 NODES = ("n1", "n2", "n3")
 GPUS_PER_NODE = 4
@@ -33,7 +36,7 @@ START_TIMEOUT_S = 60.0
 # cores claim eight per node.
 SLURM_CONF = """\
 ClusterName=onebox
-SlurmctldHost={host}(127.0.0.1)
+SlurmctldHost={host}({here})
 SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
@@ -64,11 +67,12 @@ SlurmdTimeout=20
 MinJobAge=120
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/none
-NodeName=n[1-3] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 RealMemory=20000 \
+NodeName=n[1-3] NodeHostname={host} NodeAddr={addresses} Port=[{first}-{last}] CPUs=8 RealMemory=20000 \
 Gres=gpu:fake:4 State=UNKNOWN
 PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=low Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
 PartitionName=lowest Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
+PartitionName=spread Nodes=n[1-3] MaxTime=INFINITE State=UP LLN=YES
 """
 GRES_CONF = "AutoDetect=off\nNodeName=n[1-3] Name=gpu Type=fake Flags=nvidia_gpu_env File={folder}/dev/nvidia[0-3]\n"
 CGROUP_CONF = "CgroupAutomount=no\nConstrainCores=no\nConstrainDevices=no\nConstrainRAMSpace=no\n"
@@ -88,8 +92,9 @@ def why_not() -> str | None:
 class OneBox:
     """One such Slurm. `start` and `stop` may each be called once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, networks: Networks | None = None) -> None:
         self.folder = folder.resolve()
+        self._networks = networks
         self.conf = self.folder / "slurm.conf"
         self._daemons: list[subprocess.Popen[bytes]] = []
         self._helpers: set[int] = set()  # that the daemons start for themselves
@@ -99,11 +104,14 @@ class OneBox:
         return {"SLURM_CONF": str(self.conf)}
 
     def start(self) -> None:
+        if self._networks is not None:
+            self._networks.start()
         self._write_files()
         self._munged()
         self._daemon("slurmctld", "-D")
-        for node in NODES:
-            self._daemon("slurmd", "-N", node, "-D")
+        for number, node in enumerate(NODES, 1):
+            inside = () if self._networks is None else self._networks.inside(number)
+            self._daemon("slurmd", "-N", node, "-D", inside=inside)
         deadline = time.monotonic() + START_TIMEOUT_S
         while self.ask("sinfo", "-h", "-N", "-p", "gpu", "-o", "%t").split() != ["idle"] * len(NODES):
             if time.monotonic() > deadline:
@@ -129,6 +137,8 @@ class OneBox:
         for pid in [*self.processes(), *self._helpers]:  # slurmstepd outlives slurmd
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if self._networks is not None:
+            self._networks.stop()
 
     def ask(self, *command: str) -> str:
         """What a Slurm command prints; nothing while the controller does not answer."""
@@ -167,9 +177,11 @@ class OneBox:
             os.mknod(self.folder / "dev" / f"nvidia{index}", stat.S_IFCHR | 0o666, os.makedev(1, 3))
         port = _free_ports(1 + len(NODES))
         host = socket.gethostname().split(".")[0]
-        self.conf.write_text(
-            SLURM_CONF.format(host=host, port=port, first=port + 1, last=port + len(NODES), folder=self.folder)
-        )
+        here, addresses = "127.0.0.1", "127.0.0.1"
+        if self._networks is not None:
+            here, addresses = self._networks.here, self._networks.addresses
+        names = {"host": host, "here": here, "addresses": addresses, "folder": self.folder}
+        self.conf.write_text(SLURM_CONF.format(port=port, first=port + 1, last=port + len(NODES), **names))
         (self.folder / "gres.conf").write_text(GRES_CONF.format(folder=self.folder))
         (self.folder / "cgroup.conf").write_text(CGROUP_CONF)
 
@@ -186,13 +198,13 @@ class OneBox:
                 raise RuntimeError(f"munged did not come up; see {self.folder}/log")
             time.sleep(0.05)
 
-    def _daemon(self, *command: str) -> None:
+    def _daemon(self, *command: str, inside: Sequence[str] = ()) -> None:
         """In its own session: a Ctrl-C for the tests must not take it away before its jobs. Tests that are killed
         take it along all the same."""
         environment = {**os.environ, **self.environment, "PATH": os.environ["PATH"] + ":/usr/sbin:/sbin"}
         with (self.folder / "log" / f"{command[0]}.out").open("ab") as log:
             daemon = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *command],
+                [*inside, "setpriv", "--pdeathsig", "TERM", *command],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -218,8 +230,8 @@ def _free_ports(count: int) -> int:
 
 
 @contextlib.contextmanager
-def running_onebox(folder: Path) -> Iterator[OneBox]:
-    box = OneBox(folder)
+def running_onebox(folder: Path, networks: Networks | None = None) -> Iterator[OneBox]:
+    box = OneBox(folder, networks)
     try:
         box.start()
         yield box
@@ -247,8 +259,10 @@ def onebox(onebox_daemons: OneBox, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def main() -> None:
-    with running_onebox(Path(sys.argv[1])) as box:
-        print(f"export SLURM_CONF={box.conf}   # Ctrl-C stops it", flush=True)
+    networks = Networks(len(NODES)) if sys.argv[2:] == ["networks"] else None
+    with running_onebox(Path(sys.argv[1]), networks) as box:
+        links = "" if networks is None else f" ONEBOX_LINKS={networks.links}"
+        print(f"export SLURM_CONF={box.conf}{links}   # Ctrl-C stops it", flush=True)
         ends = {signal.SIGINT, signal.SIGTERM}
         signal.pthread_sigmask(signal.SIG_BLOCK, ends)
         signal.sigwait(ends)

@@ -18,16 +18,17 @@ import msgspec
 
 from benchmarks import report
 from benchmarks.arguments import BadArgument
-from benchmarks.chaos import hand_over_rows, loss_rows, outage_rows, preemption_rows
+from benchmarks.chaos import hand_over_rows, loss_rows, network_rows, outage_rows, preemption_rows
 from benchmarks.chaos.figures import Seen, figures
-from benchmarks.chaos.onebox import own_slurm
+from benchmarks.chaos.onebox import CONF, own_slurm
 from benchmarks.chaos.options import ALL, OWN_SLURM, Options
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import StageFault, staged
 from benchmarks.command import command
 from launcher.scheduler.local import run_processes
 
-ROWS: dict[str, Row] = hand_over_rows.ROWS | preemption_rows.ROWS | loss_rows.ROWS | outage_rows.ROWS
+ROWS: dict[str, Row] = hand_over_rows.ROWS | preemption_rows.ROWS | loss_rows.ROWS
+ROWS |= network_rows.ROWS | outage_rows.ROWS
 AFTER_S = 2.0  # users go on for so long after the run is whole again
 COLUMNS = (  # the calm ones are p99
     "streams",
@@ -50,11 +51,20 @@ def say(text: str) -> None:
 
 
 def chosen(options: Options) -> dict[str, Row]:
-    names = list(ROWS) if options.rows == ALL else options.rows.split(",")
+    able = [name for name, row in ROWS.items() if not (row.networks and has_slurm(options))]
+    names = able if options.rows == ALL else options.rows.split(",")
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise BadArgument(f"rows: no row {', '.join(unknown)}; known: {', '.join(ROWS)}")
+    if not set(names) <= set(able):
+        raise BadArgument(
+            f"rows: {', '.join(set(names) - set(able))} cuts links: only on a Slurm that this starts itself"
+        )
     return {name: ROWS[name] for name in names}
+
+
+def has_slurm(options: Options) -> bool:
+    return options.cluster != OWN_SLURM or CONF in os.environ
 
 
 def measure(row: Row, folder: Path, options: Options) -> Seen:
@@ -98,12 +108,17 @@ def run(options: Options) -> None:
     rows = chosen(options)
     found: dict[str, Seen] = {}
     with tempfile.TemporaryDirectory(prefix="sluice-chaos-") as folder:
-        at_hand = options.cluster != OWN_SLURM or "SLURM_CONF" in os.environ
-        with nullcontext() if at_hand else own_slurm(Path(folder) / "slurm"):
-            for name, row in rows.items():
-                say(f"row {name}")
-                found[name] = measure(row, Path(folder) / name, options)
-                say("  ".join(cells(found[name], row)))
+        for networks in (False, True):
+            group = {name: row for name, row in rows.items() if row.networks is networks}
+            with (
+                nullcontext()
+                if has_slurm(options) or not group
+                else own_slurm(Path(folder) / f"slurm-{networks}", networks=networks)
+            ):
+                for name, row in group.items():
+                    say(f"row {name}")
+                    found[name] = measure(row, Path(folder) / name, options)
+                    say("  ".join(cells(found[name], row)))
     result = report.report("chaos", flat(found))
     path = report.write(Path(options.output), result, {"options": options})
     print(report.table(["", *COLUMNS], [[name, *cells(seen, rows[name])] for name, seen in found.items()]))

@@ -13,21 +13,28 @@ from pathlib import Path
 
 from benchmarks import processes
 
+CONF = "SLURM_CONF"
+LINKS = "ONEBOX_LINKS"
+
 
 class NoSlurm(SystemExit):
     """Told as it is."""
 
 
 @contextmanager
-def own_slurm(folder: Path) -> Iterator[None]:
-    process = processes.start("tests.onebox", str(folder), output=subprocess.PIPE)
+def own_slurm(folder: Path, *, networks: bool) -> Iterator[None]:
+    """With `networks` each node has one of its own, whose link is LINKS and the node's name."""
+    process = processes.start("tests.onebox", str(folder), *["networks"] * networks, output=subprocess.PIPE)
+    said: dict[str, str] = {}
     try:
         assert process.stdout is not None
-        said = process.stdout.readline().decode()
-        if not said.startswith("export SLURM_CONF="):
+        line = process.stdout.readline().decode()
+        said = dict(word.split("=", 1) for word in line.partition("#")[0].split() if "=" in word)
+        if CONF not in said:
             raise NoSlurm("no Slurm came up on this machine (tests/install_slurm.sh); choose cluster=NAME on a site's")
-        os.environ["SLURM_CONF"] = said.partition("=")[2].split()[0]
+        os.environ.update(said)
         yield
     finally:
-        os.environ.pop("SLURM_CONF", None)
+        for name in said:
+            del os.environ[name]
         processes.end([process])

@@ -21,3 +21,4 @@ class Row:
     allowed_s: float | None
     arguments: tuple[str, ...] = ()  # of the launcher, beside those that all rows have
     ground: Callable[[Path], AbstractContextManager[None]] = lambda folder: nullcontext()
+    networks: bool = False  # each node has one of its own
