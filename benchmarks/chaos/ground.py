@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from errno import ENOSPC
 from pathlib import Path
 
-SIZE_MIB = 64
+SIZE_MIB = 192  # more than a worker asks of the folder for what engines compile
 PIECE = bytes(1 << 16)
 
 
