@@ -14,13 +14,14 @@ from tests.benching import processes_of, start
 from tests.onebox import OneBox
 
 PLANNED = ("rolling_restart", "scale_down", "scancel_prefill", "scancel_decode")
-LOST = ("engine_killed", "step_killed", "prefill_killed")
+LOST = ("engine_killed", "step_killed", "prefill_killed", "scancel_prefill_tickets")
+OUTAGES = ("slurmctld_silent",)
 
 
 @pytest.mark.slurm
-@pytest.mark.parametrize("rows", [PLANNED, LOST], ids=["planned", "lost"])
+@pytest.mark.parametrize("rows", [PLANNED, LOST, OUTAGES], ids=["planned", "lost", "outages"])
 def test_no_stream_is_lost_while_workers_come_and_go(tmp_path: Path, onebox: OneBox, rows: tuple[str, ...]) -> None:
-    with start("chaos", tmp_path, f"rows={','.join(rows)}", "users=6", "calm_s=4", "generations=1") as process:
+    with start("chaos", tmp_path, f"rows={','.join(rows)}", "users=6", "calm_s=4", "outage_s=5") as process:
         output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, output + errors
     result = json.loads(output.splitlines()[-1])

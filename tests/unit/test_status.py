@@ -172,6 +172,15 @@ def test_several_processes_of_the_proxy_are_shown_line_by_line() -> None:
     ]
 
 
+def test_a_queue_that_cannot_be_asked_is_told_in_one_line() -> None:
+    status = run_status(PLAN, launched(), "c", "", 9.0)
+    assert "cannot be asked" not in status_text(status, "live")
+    silent = replace(status, queue_fault="squeue: Unable to contact slurm controller\nmore")
+    assert "the queue cannot be asked, what runs goes on: squeue: Unable to contact slurm controller" in (
+        status_text(silent, "live").splitlines()
+    )
+
+
 def test_each_worker_s_start_is_told_stage_by_stage() -> None:
     core = launched()
     rows = (row(0, "RUNNING", start_time=31.0), row(1, "RUNNING", start_time=2.0), row(2, "PENDING", start_time=99.0))
