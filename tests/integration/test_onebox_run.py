@@ -174,7 +174,7 @@ def test_workers_hand_over_before_their_walltime_though_the_controller_is_killed
 
 def test_a_controller_whose_job_ends_is_followed_by_one_whose_proxy_serves_already(tmp_path: Path, run: RunDir) -> None:
     slow = "+engine.engine_args.timing={decode_ms:[0,0,20]}"
-    assert launch(tmp_path, *ARGUMENTS, slow, "controller.walltime_min=1").returncode == 0
+    assert launch(tmp_path, *ARGUMENTS, slow, "controller.walltime_min=2").returncode == 0
     before = live_rows(run)
     first = before.pop(controller_name("demo"))
     url = endpoint(run)["url"]
@@ -183,7 +183,7 @@ def test_a_controller_whose_job_ends_is_followed_by_one_whose_proxy_serves_alrea
         rows = slurm.run_rows("demo", run.path)
         return {row.job for row in rows if row.name == controller_name("demo") and not row.ended}
 
-    wait_for(lambda: len(controllers()) == 2, "another controller's job", 60)
+    wait_for(lambda: len(controllers()) == 2, "another controller's job", 110)
     with ThreadPoolExecutor() as askers:
         stream = askers.submit(read_stream, run, 500)
         while first.job in controllers():
