@@ -24,6 +24,7 @@ def memory_file_system(folder: Path) -> Iterator[None]:
 @contextmanager
 def disk_image(folder: Path) -> Iterator[None]:
     """One that can be frozen."""
+    folder.parent.mkdir(exist_ok=True)
     image = folder.with_suffix(".img")
     with image.open("wb") as file:
         file.truncate(SIZE_MIB << 20)
