@@ -14,7 +14,7 @@ from tests.benching import processes_of, start
 from tests.onebox import OneBox
 
 PLANNED = ("rolling_restart", "scale_down", "scancel_prefill", "scancel_decode")
-LOST = ("engine_killed", "step_killed", "prefill_killed", "scancel_prefill_tickets")
+LOST = ("engine_killed", "step_killed", "prefill_killed")
 OUTAGES = ("slurmctld_silent",)
 
 
