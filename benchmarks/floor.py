@@ -89,16 +89,23 @@ class Floor:
     def __init__(self, step_s: float) -> None:
         self._step_s = step_s
         self.streams: dict[int, Stream] = {}
+        self._begun = asyncio.Event()
         self._num_requests = 0
 
     def open(self, transport: Sink, body: Body) -> None:
         self._num_requests += 1
         self.streams[self._num_requests] = Stream(transport, body, self._num_requests)
+        self._begun.set()
 
     async def run(self) -> None:
+        """It stands still while there is nothing to do, and keeps the beat: so does the engine behind Sluice."""
         loop = asyncio.get_running_loop()
         due = loop.time()
         while True:
+            if not self.streams:
+                self._begun.clear()
+                await self._begun.wait()
+                due += (loop.time() - due) // self._step_s * self._step_s
             due = max(due + self._step_s, loop.time())
             await asyncio.sleep(due - loop.time())
             for number, stream in list(self.streams.items()):

@@ -58,6 +58,7 @@ from workers.protocol import (
     Register,
     Start,
     Submit,
+    TicketClosed,
     YourTurn,
 )
 
@@ -197,7 +198,11 @@ class Dispatch:
 
     def _send(self, key: Key, message: Message) -> None:
         worker = self.fleet.workers.get(key)
-        if worker is not None and worker.host is not None:
+        if worker is None or worker.host is None:
+            return
+        if type(message) is TicketClosed:
+            self.links.send_along(worker.host, message)
+        else:
             self.links.send(worker.host, message)
 
     def _begin(self, flight: Flight, start: Start) -> None:

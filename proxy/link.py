@@ -49,6 +49,7 @@ class PeerState:
     incarnation: str = ""  # of the worker, whose agent and host have a link each
     outbox: list[Message] = field(default_factory=list)
     flush_scheduled: bool = False
+    stalled: bool = False  # there was no credit for what is in the outbox
 
 
 class Listener(Protocol):
@@ -87,6 +88,12 @@ class Links:
         if not state.flush_scheduled:
             state.flush_scheduled = True
             self._loop.call_soon(self._flush, peer, state)
+
+    def send_along(self, peer: bytes, message: Message) -> None:
+        """Queue what may wait until another message leaves, at the latest a beat: by itself it costs both ends."""
+        state = self._peers.get(peer)
+        if state is not None:
+            state.outbox.append(message)
 
     def refuse(self, peer: bytes, reason: str, *, final: bool) -> None:
         """End a session from our side; `on_lost` is not called."""
@@ -135,7 +142,7 @@ class Links:
             self._hand_on(peer, state, message)
             if self._peers.get(peer) is not state:
                 return  # refused, or gone: the rest of its batch is void
-        if state.outbox or state.session.owes_ack():
+        if state.stalled or state.session.owes_ack():
             self.send(peer, Beat())
 
     def _hand_on(self, peer: bytes, state: PeerState, message: Any) -> None:
@@ -176,7 +183,8 @@ class Links:
 
     def _flush(self, peer: bytes, state: PeerState) -> None:
         state.flush_scheduled = False
-        if not state.outbox or not state.session.may_send():
+        state.stalled = not state.session.may_send()
+        if not state.outbox or state.stalled:
             return
         seq, ack = state.session.seal()
         data = encode_batch(seq, ack, state.outbox)

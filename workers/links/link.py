@@ -53,6 +53,7 @@ class Link:
         self._chunks: dict[int, int] = {}  # by request: where its chunk is in the outbox
         self._outbox_bytes = 0  # of answers' bodies and digests
         self._flush_scheduled = False
+        self._stalled = False  # there was no credit for what is in the outbox
         self._room = asyncio.Event()
         self._room.set()
         self.closed = False
@@ -141,7 +142,8 @@ class Link:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
-        if self.closed or not self._outbox or not self._session.may_send():
+        self._stalled = not self._session.may_send()
+        if self.closed or not self._outbox or self._stalled:
             return
         seq, ack = self._session.seal()
         data = encode_batch(seq, ack, self._outbox)
@@ -172,7 +174,7 @@ class Link:
                 self._on_message(message)
             if self.closed:
                 return
-        if self._outbox or self._session.owes_ack():
+        if self._stalled or self._session.owes_ack():
             self.send(Beat())
 
     def _beat(self, lag_s: float) -> None:

@@ -84,6 +84,7 @@ class InstantEngine:
         self._token = TEXT * (args.token_chars // len(TEXT)) + TEXT[: args.token_chars % len(TEXT)]
         self._groups: list[dict[int, _Stream]] = [{} for _ in range(args.step_groups)]
         self._ids = itertools.count(1)
+        self._begun = asyncio.Event()
         self._num_received = 0
         self._num_prompt_tokens = 0
         self._num_generated = 0
@@ -157,17 +158,22 @@ class InstantEngine:
     async def _stream(self, id: int, stream: _Stream) -> None:
         await start_stream(stream.send)
         self._group(id)[id] = stream
+        self._begun.set()
         try:
             await stream.done
         finally:
             self._group(id).pop(id, None)
 
     async def run_steps(self) -> None:
-        """The one timer; runs until cancelled."""
+        """The one timer; runs until cancelled. It stands still while there is nothing to do, and keeps the beat."""
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        due, turn_s = loop.time(), self._step_s / len(self._groups)
         for group in itertools.cycle(self._groups):
-            due = max(due + self._step_s / len(self._groups), loop.time())
+            if not any(self._groups):
+                self._begun.clear()
+                await self._begun.wait()
+                due += (loop.time() - due) // turn_s * turn_s
+            due = max(due + turn_s, loop.time())
             await asyncio.sleep(due - loop.time())
             for stream in list(group.values()):
                 if not stream.done.done():
