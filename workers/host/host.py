@@ -327,8 +327,10 @@ class Host:
 
     def _tell(self, *, beat: bool = False) -> None:
         self._news = None
+        streaming = {running.link for running in self._running.values() if running.answer.opened}
         for proxy, load in self._reports.due(self._work(), *self._figures, self._links, beat=beat):
-            self._links[proxy].send(load)
+            link = self._links[proxy]
+            (link.send_along if link in streaming else link.send)(load)  # the next tokens take it along
 
     def _work(self) -> dict[str, Work]:
         """By proxy, those that have gone included. A scrape (GET) is no work."""
