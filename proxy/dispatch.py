@@ -43,6 +43,7 @@ from proxy.routing.explain import headers_of
 from proxy.routing.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.zap import Zap
+from workers.beat import next_mark
 from workers.controller_messages import ControllerHello, DrainWorker, Jobs
 from workers.kv_messages import Computed, Digest, PromptTrace
 from workers.links.zmq_loop import CurveKeys
@@ -112,7 +113,7 @@ class Dispatch:
         self.serves = False  # it takes connections
         self.on_change: Callable[[], None] = lambda: None  # the fleet is different now
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._plan_tick()
 
     def close(self, reason: str) -> None:
         self._timer.cancel()
@@ -333,8 +334,11 @@ class Dispatch:
         self._prove()
         self._apply(ev.RoomMade())
 
+    def _plan_tick(self) -> None:
+        self._timer = self._loop.call_at(next_mark(self._loop.time(), TICK_S), self._tick)
+
     def _tick(self) -> None:
-        self._timer = self._loop.call_later(TICK_S, self._tick)
+        self._plan_tick()
         self._apply(ev.Tick())
         self._proofs.tick()
         self._apply_turns(turns.Looked())

@@ -19,6 +19,7 @@ from proxy.http.listening import BACKLOG
 from proxy.http.request_reader import Admit
 from proxy.http.service import Handler, Service
 from proxy.spec import Limits
+from workers.beat import next_mark
 
 __all__ = ["Exchange", "Server"]
 
@@ -102,4 +103,4 @@ class Server:
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         self._running.sweep(loop.time())
-        self._timer = loop.call_later(SWEEP_S, self._sweep)
+        self._timer = loop.call_at(next_mark(loop.time(), SWEEP_S), self._sweep)

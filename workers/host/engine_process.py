@@ -22,6 +22,7 @@ import uvloop
 import zmq
 
 from workers.agent.channel import ENGINE_WORDS, Alive, Broken, Channel, EngineChannel, Finish, Idle, Ready, Stage
+from workers.beat import until_next_mark
 from workers.engines import Engine, Placement, engine_start
 from workers.faults import story
 from workers.host.host import Host
@@ -77,7 +78,7 @@ async def serve(spec: WorkerSpec, placement: Placement, channel: EngineChannel) 
             tasks.create_task(say_alive(channel))
             tasks.create_task(watch_steps(engine, spec.step_timeout_s))
             while True:
-                await asyncio.sleep(ENGINE_POLL_S)
+                await until_next_mark(ENGINE_POLL_S)
                 if not engine.alive():
                     raise EngineDied("the engine's core process has died; its log is above")
 
@@ -86,13 +87,13 @@ async def say_alive(channel: EngineChannel) -> None:
     """By this loop, which carries all streams: if it stands still, so do they."""
     while True:
         channel.say(Alive())
-        await asyncio.sleep(BEAT_INTERVAL_S)
+        await until_next_mark(BEAT_INTERVAL_S)
 
 
 async def watch_steps(engine: Engine, timeout_s: float) -> None:
     """Raises EngineDied if the engine hangs, in its own code or because one of its workers does."""
     while True:
-        await asyncio.sleep(STEP_POLL_S)
+        await until_next_mark(STEP_POLL_S)
         try:
             async with asyncio.timeout(timeout_s):
                 await engine.respond()

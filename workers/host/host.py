@@ -18,6 +18,7 @@ from typing import Any
 
 import zmq
 
+from workers.beat import until_next_mark
 from workers.digest.chains import Hasher
 from workers.digest.digest_publisher import DigestPublisher
 from workers.engines import Engine, Placement
@@ -315,7 +316,7 @@ class Host:
     async def _report(self) -> None:
         """The engine's own figures cost more than the rest: they are read once per beat."""
         while True:
-            await asyncio.sleep(BEAT_INTERVAL_S)
+            await until_next_mark(BEAT_INTERVAL_S)
             self._tickets.expire(time.monotonic())
             self._figures = (self._engine.kv_tokens_received(), self._engine.kv_used())
             self._tell(beat=True)

@@ -14,6 +14,8 @@ from typing import Any
 import msgspec
 import zmq
 
+from workers.beat import next_mark
+
 # Messages taken in before other work of the loop gets its turn.
 READ_BUDGET = 64
 # As plain integers: the flags of pyzmq's enumerations are combined in Python code, once per message.
@@ -41,13 +43,14 @@ class Beats:
         self._interval_s = interval_s
         self._beat = beat
         self._loop = asyncio.get_running_loop()
+        self._due = self._loop.time()
         self._plan()
 
     def stop(self) -> None:
         self._timer.cancel()
 
     def _plan(self) -> None:
-        self._due = self._loop.time() + self._interval_s
+        self._due = next_mark(max(self._due, self._loop.time()), self._interval_s)
         self._timer = self._loop.call_at(self._due, self._run)
 
     def _run(self) -> None:
