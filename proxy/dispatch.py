@@ -59,7 +59,6 @@ from workers.protocol import (
     Register,
     Start,
     Submit,
-    TicketClosed,
     YourTurn,
 )
 
@@ -113,7 +112,7 @@ class Dispatch:
         self.serves = False  # it takes connections
         self.on_change: Callable[[], None] = lambda: None  # the fleet is different now
         self._loop = asyncio.get_running_loop()
-        self._plan_tick()
+        self._timer = self._loop.call_at(next_mark(self._loop.time(), TICK_S), self._tick)
 
     def close(self, reason: str) -> None:
         self._timer.cancel()
@@ -199,11 +198,7 @@ class Dispatch:
 
     def _send(self, key: Key, message: Message) -> None:
         worker = self.fleet.workers.get(key)
-        if worker is None or worker.host is None:
-            return
-        if type(message) is TicketClosed:
-            self.links.send_along(worker.host, message)
-        else:
+        if worker is not None and worker.host is not None:
             self.links.send(worker.host, message)
 
     def _begin(self, flight: Flight, start: Start) -> None:
@@ -334,11 +329,8 @@ class Dispatch:
         self._prove()
         self._apply(ev.RoomMade())
 
-    def _plan_tick(self) -> None:
-        self._timer = self._loop.call_at(next_mark(self._loop.time(), TICK_S), self._tick)
-
     def _tick(self) -> None:
-        self._plan_tick()
+        self._timer = self._loop.call_at(next_mark(self._loop.time(), TICK_S), self._tick)
         self._apply(ev.Tick())
         self._proofs.tick()
         self._apply_turns(turns.Looked())

@@ -31,6 +31,7 @@ from workers.protocol import (
     Goodbye,
     Refused,
     Register,
+    TicketClosed,
 )
 
 log = logging.getLogger("sluice.link")
@@ -80,20 +81,17 @@ class Links:
         self._beats = Beats(BEAT_INTERVAL_S, self._beat)
 
     def send(self, peer: bytes, message: Message) -> None:
-        """Queue for this loop turn's batch. To a peer that is gone: its loss is reported already."""
+        """Queue for this loop turn's batch. To a peer that is gone: its loss is reported already.
+
+        A closed ticket may wait until another message leaves, at the latest a beat: by itself it costs both ends.
+        """
         state = self._peers.get(peer)
         if state is None:
             return
         state.outbox.append(message)
-        if not state.flush_scheduled:
+        if not state.flush_scheduled and type(message) is not TicketClosed:
             state.flush_scheduled = True
             self._loop.call_soon(self._flush, peer, state)
-
-    def send_along(self, peer: bytes, message: Message) -> None:
-        """Queue what may wait until another message leaves, at the latest a beat: by itself it costs both ends."""
-        state = self._peers.get(peer)
-        if state is not None:
-            state.outbox.append(message)
 
     def refuse(self, peer: bytes, reason: str, *, final: bool) -> None:
         """End a session from our side; `on_lost` is not called."""
