@@ -59,14 +59,18 @@ def start(module: str, *arguments: str, output: IO[bytes] | int) -> subprocess.P
 
 
 def spawn(
-    command: Sequence[str], folder: Path, output: IO[bytes] | int, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    folder: Path,
+    output: IO[bytes] | int,
+    environment: Mapping[str, str] | None = None,
+    stdin: int = subprocess.DEVNULL,
 ) -> subprocess.Popen[bytes]:
     """In a session of its own. A signal that comes meanwhile waits until the process is known here."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         process = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=output,
             stderr=None if output == subprocess.PIPE else subprocess.STDOUT,
             cwd=folder,

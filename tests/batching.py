@@ -51,6 +51,11 @@ def texts(path: Path) -> dict[str, str]:
     return found
 
 
+def is_engine(pid: int, worker: str) -> bool:
+    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    return any(b"engine_process" in part for part in arguments) and any(worker.encode() in part for part in arguments)
+
+
 def batch_arguments(input_: Path, output: Path, *more: str) -> tuple[str, ...]:
     return ("action=batch", f"batch.input={input_}", f"batch.output={output}", *more)
 

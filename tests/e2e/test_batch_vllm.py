@@ -2,44 +2,63 @@
 
 from __future__ import annotations
 
-import time
+import os
+import random
+import signal
 from pathlib import Path
 
 import pytest
 
 from launcher.rundir import RunDir
-from tests.batching import batch_arguments, openai_line, read_lines, texts, write_lines
+from launcher.scheduler.local import run_processes
+from tests.batching import batch_arguments, is_engine, openai_line, read_lines, texts, write_lines
 from tests.launching import Launch, launch, nothing_left
 from tests.live import wait_for
+from workers.links.proxy_file import read_proxies
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
-NUM_REQUESTS = 40
+NUM_REQUESTS = 200
 READY_S = 400.0
 
 
-def test_a_killed_batch_goes_on_with_the_same_texts(tmp_path: Path) -> None:
+def store_bytes(output: Path) -> int:
+    """Of the results that a batch has kept so far."""
+    store = output.with_name(f"{output.name}.batch") / "results.log"
+    return store.stat().st_size if store.exists() else 0
+
+
+def test_client_worker_and_proxy_are_killed_in_one_batch_and_its_texts_stay_the_same(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "real")
     lines = [openai_line(number) for number in range(NUM_REQUESTS)]
     input_ = write_lines(tmp_path / "in.jsonl", lines)
-    with nothing_left(run), Launch(tmp_path, "+cluster=local", "routing=kv", "run=real") as launched:
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    moments = [random.Random(7).uniform(low, low + 0.2) for low in (0.05, 0.35, 0.65)]
+    with nothing_left(run), Launch(tmp_path, "+cluster=local", "run=real") as launched:
         wait_for(lambda: "\nready\n" in launched.output or launched.process.poll() is not None, "ready", READY_S)
         assert "\nready\n" in launched.output, launched.output
-        whole = launch(tmp_path, "run=real", *batch_arguments(input_, tmp_path / "whole.jsonl"))
-        assert whole.returncode == 0, whole.stdout + whole.stderr
-        killed = ("run=real", *batch_arguments(input_, tmp_path / "killed.jsonl"))
-        folder = tmp_path / "client"
-        folder.mkdir()
-        with Launch(folder, *killed, f"runs_dir={tmp_path / 'runs'}") as client:
-            store = tmp_path / "killed.jsonl.batch" / "results.log"
-            wait_for(lambda: store.exists() and store.stat().st_size > 20, "a result", 60)
-            time.sleep(0.3)
+        first = launch(tmp_path, "run=real", *batch_arguments(input_, whole))
+        assert first.returncode == 0, first.stdout + first.stderr
+
+        def wait_for_part(client: Launch, part: float) -> None:
+            wait_for(lambda: store_bytes(killed) > part * store_bytes(whole), f"{part:.0%} of the results", 120)
+            assert client.process.poll() is None, client.output
+
+        same = ("run=real", *batch_arguments(input_, killed), f"runs_dir={tmp_path / 'runs'}")
+        for folder in ("first", "again"):
+            (tmp_path / folder).mkdir()
+        with Launch(tmp_path / "first", *same) as client:
+            wait_for_part(client, moments[0])
             client.process.kill()
             client.wait()
-        again = launch(tmp_path, *killed)
-        assert again.returncode == 0, again.stdout + again.stderr
-        assert texts(tmp_path / "killed.jsonl") == texts(tmp_path / "whole.jsonl")
+        with Launch(tmp_path / "again", *same) as client:
+            wait_for_part(client, moments[1])
+            os.kill(next(pid for pid in run_processes(run) if is_engine(pid, "decode-0")), signal.SIGKILL)
+            wait_for_part(client, moments[2])
+            os.kill(read_proxies(run.proxies)[0].pid, signal.SIGKILL)
+            assert client.process.wait(300) == 0, client.output
+        assert texts(killed) == texts(whole) and len(texts(whole)) == NUM_REQUESTS
         wanted = {line["custom_id"]: line["body"]["max_tokens"] for line in lines}
-        for line in read_lines(tmp_path / "whole.jsonl"):
+        for line in read_lines(whole):
             assert line["response"]["body"]["usage"]["completion_tokens"] <= wanted[line["custom_id"]]
         launched.interrupt()
         assert launched.process.wait(120) == 0

@@ -17,7 +17,16 @@ import pytest
 from launcher.control.ownership import living_owner
 from launcher.rundir import RunDir
 from launcher.scheduler.local import run_processes
-from tests.batching import batch_arguments, batch_command, openai_line, read_lines, text_of, texts, write_lines
+from tests.batching import (
+    batch_arguments,
+    batch_command,
+    is_engine,
+    openai_line,
+    read_lines,
+    text_of,
+    texts,
+    write_lines,
+)
 from tests.launching import Launch, environment, launch, nothing_left
 from workers.links.proxy_file import read_proxies
 
@@ -197,11 +206,6 @@ def test_a_killed_proxy_costs_no_result(folder: Path, undisturbed: dict[str, str
     os.kill(read_proxies(run.proxies)[0].pid, signal.SIGKILL)
     assert client.wait() == 0, (folder / "client.log").read_text()[-2000:]
     assert texts(output) == undisturbed
-
-
-def is_engine(pid: int, worker: str) -> bool:
-    arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    return any(b"engine_process" in part for part in arguments) and any(worker.encode() in part for part in arguments)
 
 
 def test_a_batch_with_a_run_of_its_own_leaves_nothing_running(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,18 @@ Answer with <tool_call>{"name": ..., "arguments": ...}</tool_call> to call one.
 {%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 
 
-def write_model(folder: Path) -> None:
-    """Write the model to `folder`, whole or not at all; a complete one is left as it is."""
+TINY = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_key_value_heads": 4}
+
+
+def write_model(folder: Path, shape: Mapping[str, int] = TINY) -> None:
+    """Write the model to `folder`, whole or not at all; a complete one is left. `shape`: of its config.json."""
     if (folder / "config.json").is_file():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         _write_tokenizer(unfinished)
-        _write_weights(unfinished)
+        _write_weights(unfinished, shape)
         unfinished.chmod(0o755)
         unfinished.rename(folder)
     except OSError:
@@ -75,18 +79,15 @@ def _write_tokenizer(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
-def _write_weights(folder: Path) -> None:
+def _write_weights(folder: Path, shape: Mapping[str, int]) -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=4,
         num_attention_heads=8,
-        num_key_value_heads=4,
+        **shape,
         max_position_embeddings=8192,
         bos_token_id=SPECIAL_TOKENS.index("<|bos|>"),
         eos_token_id=SPECIAL_TOKENS.index("<|eos|>"),
