@@ -39,7 +39,7 @@ from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.prefixes.prompts import Prompts
 from proxy.processes.family import Family
 from proxy.processes.relatives import Relatives
-from proxy.routing.explain import headers_of
+from proxy.routing.explain import headers_for_batch, headers_of
 from proxy.routing.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.zap import Zap
@@ -208,7 +208,9 @@ class Dispatch:
         if start.status == OK:
             self.traffic.began(flight, now, time.time())
         assert flight.route is not None
-        served_by = headers_of(flight.route, flight.demand, flight.waited_s if flight.of_batch else None)
+        served_by = headers_of(flight.route, flight.demand)
+        if flight.of_batch:
+            served_by += headers_for_batch(flight.waited_s, flight.cached_tokens)
         client.begin(start.status, start.headers, served_by, start.data)
 
     def _count_end(self, end: End) -> None:

@@ -29,7 +29,7 @@ class Kind(StrEnum):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """`body` is JSON, or what came instead. `retry_after_s` and `waited_s` are the proxy's words."""
+    """`body` is JSON, or what came instead. The last three are the proxy's words."""
 
     kind: Kind
     status: int = 0
@@ -37,26 +37,16 @@ class Answer(msgspec.Struct, frozen=True):
     request_id: str = ""
     waited_s: float = 0.0
     retry_after_s: float = 0.0
+    cached_tokens: int = 0  # of its prompt, where it was computed
 
 
 class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int = 0
     completion_tokens: int | None = 0
-    cached_tokens: int = 0
-
-
-class _Details(msgspec.Struct):
-    cached_tokens: int | None = 0
-
-
-class _Usage(msgspec.Struct):
-    prompt_tokens: int = 0
-    completion_tokens: int | None = 0
-    prompt_tokens_details: _Details | None = None
 
 
 class _Completion(msgspec.Struct):
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 class _Error(msgspec.Struct):
@@ -79,11 +69,9 @@ def kind_of(status: int) -> Kind:
 
 def usage_of(body: bytes) -> Usage:
     try:
-        told = msgspec.json.decode(body, type=_Completion).usage or _Usage()
+        return msgspec.json.decode(body, type=_Completion).usage or Usage()
     except msgspec.DecodeError:
         return Usage()
-    cached = told.prompt_tokens_details.cached_tokens if told.prompt_tokens_details else 0
-    return Usage(told.prompt_tokens, told.completion_tokens or 0, cached or 0)
 
 
 def result_line(request: Request, answer: Answer) -> bytes:

@@ -22,6 +22,7 @@ from launcher.batch.request import Request
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 CONNECT_TIMEOUT_S = 10.0
 WAITED = b"x-sluice-waited-s"
+CACHED = b"x-sluice-cached-tokens"
 REQUEST_ID = b"x-sluice-request-id"
 RETRY_AFTER = b"retry-after"
 
@@ -97,6 +98,7 @@ class Connection(asyncio.Protocol):
             headers.get(REQUEST_ID, b"").decode("latin-1"),
             _seconds(headers.get(WAITED)),
             _seconds(headers.get(RETRY_AFTER)),
+            int(headers.get(CACHED) or 0),
         )
         self._headers, self._body = {}, []
         self._finish(answer)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from launcher.batch.answers import Answer, Kind, Usage, bad_line_line, error_line, result_line, usage_of
+from launcher.batch.answers import Answer, Kind, bad_line_line, error_line, result_line, usage_of
 from launcher.batch.pace import Pace
 from launcher.batch.request import BadLine, Request
 from launcher.batch.window import Window
@@ -88,10 +88,11 @@ class Figures:
     num_answers: int = 0
     retries: Counter[str] = field(default_factory=Counter)
 
-    def count(self, usage: Usage) -> None:
+    def count(self, answer: Answer) -> None:
+        usage = usage_of(answer.body)
         self.num_answers += 1
         self.prompt_tokens += usage.prompt_tokens
-        self.cached_tokens += usage.cached_tokens
+        self.cached_tokens += min(answer.cached_tokens, usage.prompt_tokens)
         self.output_tokens += usage.completion_tokens or 0
 
 
@@ -196,7 +197,7 @@ class Progress:
             took_s = now - tried.sent_at
             self.drain_s = max(took_s, FORGET * self.drain_s)
             self.pace.answered(took_s, answer.waited_s, len(self._in_flight) + 1)
-            self.figures.count(usage_of(answer.body))
+            self.figures.count(answer)
             self._keep(tried.request, result_line(tried.request, answer), ok=True)
         elif answer.kind is Kind.REFUSED:
             self._keep(tried.request, error_line(tried.request, answer), ok=False)

@@ -17,19 +17,23 @@ from proxy.spec import RoutingSpec
 ASK = b"x-sluice-explain"
 OVERRIDE = b"x-sluice-policy"
 WAITED = b"x-sluice-waited-s"
+CACHED = b"x-sluice-cached-tokens"
 
 
-def headers_of(route: Route, demand: Demand, waited_s: float | None = None) -> Headers:
-    """Who served; where its client asks for it also what the router expected: `x-sluice-route-...`. A batch learns
-    from `waited_s` how many requests are enough."""
+def headers_of(route: Route, demand: Demand) -> Headers:
+    """Who served; where its client asks for it also what the router expected: `x-sluice-route-...`."""
     served_by = [(b"x-sluice-decode", route.decode.key[0].encode())]
     if route.prefill is not None:
         served_by.insert(0, (b"x-sluice-prefill", route.prefill.key[0].encode()))
     if demand.explain:
         served_by += [(f"x-sluice-route-{name}".encode(), _text(value)) for name, value in _told(route.reason)]
-    if waited_s is not None:
-        served_by.append((WAITED, b"%.3f" % waited_s))
     return tuple(served_by)
+
+
+def headers_for_batch(waited_s: float, cached_tokens: int) -> Headers:
+    """From the first a batch learns how many requests are enough. The second is complete when the answer begins at
+    its end, as a batch's do: engines do not tell it in theirs."""
+    return (WAITED, b"%.3f" % waited_s), (CACHED, b"%d" % cached_tokens)
 
 
 def _told(reason: Reason) -> list[tuple[str, Any]]:

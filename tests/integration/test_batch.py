@@ -152,15 +152,18 @@ def test_a_client_killed_at_any_moment_goes_on_and_answers_each_request_once(
     assert (folder / f"killed-{order}.errors.jsonl").read_text() == ""
 
 
-def test_a_request_of_a_batch_is_told_how_long_it_waited(folder: Path) -> None:
+def test_a_request_of_a_batch_is_told_how_long_it_waited_and_what_was_cached(folder: Path) -> None:
     run = RunDir(folder / "runs" / "demo")
     url = json.loads(run.endpoint.read_text())["url"]
     for name, waits in (("batch_key", True), ("api_key", False)):
         key = (run.keys / name).read_text()
-        body = {"prompt": "Hello", "max_tokens": 2}
-        answer = httpx.post(f"{url}/completions", json=body, headers={"authorization": f"Bearer {key}"})
-        assert answer.status_code == 200 and ("x-sluice-waited-s" in answer.headers) == waits
-        assert float(answer.headers.get("x-sluice-waited-s", "0")) < 60
+        body = {"prompt": "as before " * 200, "max_tokens": 2}
+        for _ in range(2):
+            answer = httpx.post(f"{url}/completions", json=body, headers={"authorization": f"Bearer {key}"})
+            assert answer.status_code == 200 and ("x-sluice-waited-s" in answer.headers) == waits
+            assert float(answer.headers.get("x-sluice-waited-s", "0")) < 60
+        cached = int(answer.headers.get("x-sluice-cached-tokens", "0"))
+        assert (cached > 0.9 * answer.json()["usage"]["prompt_tokens"]) == waits
 
 
 def test_the_same_batch_runs_once_at_a_time(folder: Path, undisturbed: dict[str, str]) -> None:

@@ -179,8 +179,8 @@ def test_a_stop_sends_nothing_more_and_keeps_what_still_comes() -> None:
 def test_figures_are_of_what_answers_tell() -> None:
     driven = Driven([request(0), request(1)])
     meter = Meter(driven.core, 0.0)
-    usage = {"prompt_tokens": 10, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": 5}}
-    driven.answer(0, Answer(Kind.DONE, 200, json.dumps({"usage": usage}).encode()))
+    usage = {"prompt_tokens": 10, "completion_tokens": 4}
+    driven.answer(0, Answer(Kind.DONE, 200, json.dumps({"usage": usage}).encode(), cached_tokens=5))
     reading = meter.look(10.0, num_gpus=8)
     assert (reading.requests_per_s, reading.output_tokens_per_s, reading.cached_share) == (0.1, 0.4, 0.5)
     assert reading.eta_s == 10.0 and reading.gpu_hours == 80 / 3600
