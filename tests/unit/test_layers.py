@@ -24,7 +24,7 @@ MODULES = {name: tree for name, tree in TREES.items() if tree.body}  # the packa
 HEAVY = ("torch", "vllm", "transformers", "nixl", "hydra", "omegaconf", "submitit", "numpy")
 ENGINE_ONLY = ("torch", "vllm", "transformers", "tokenizers", "nixl")
 OWNERS = {
-    "vllm": ("workers/engines/vllm",),
+    "vllm": ("workers/engines/vllm", "benchmarks/batch_generate.py"),  # the last to compare with
     "torch": ("workers/engines/",),
     "transformers": ("workers/engines/",),
     "tokenizers": ("workers/engines/",),
