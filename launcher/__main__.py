@@ -24,6 +24,7 @@ from launcher.site.doctor import doctor
 from launcher.site.new_cluster import new_cluster
 from launcher.start import CannotStart
 from launcher.stopping import StillThere
+from launcher.twin.capacity import capacity
 from launcher.twin.simulate import simulate
 
 USAGE = """\
@@ -41,6 +42,7 @@ python -m launcher action=stop run=NAME
 python -m launcher action=batch run=NAME batch.input=FILE batch.output=FILE   requests from a file, results into one
 python -m launcher +cluster=NAME ... action=batch batch.input=...             the same on a run of its own
 python -m launcher +cluster=NAME ... action=simulate [workload.trace=FILE]    what it would do with a workload
+python -m launcher +cluster=NAME ... action=capacity [workload.rate=N] [name=NAME]   how many GPUs, which split
 python -m launcher action=doctor [+cluster=NAME] [submit=true] [output=json]   what the site is like, what to set
 python -m launcher action=new-cluster name=NAME                            writes conf/cluster/NAME.yaml
 
@@ -66,6 +68,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.new_cluster: new_cluster,
     Action.batch: batch,
     Action.simulate: simulate,
+    Action.capacity: capacity,
 }
 
 

@@ -27,7 +27,7 @@ from launcher.sweep import sweep_faults
 CONF_DIR = Path(__file__).resolve().parent.parent / "conf"
 # Mappings whose keys belong to the engine, the shell, Slurm or requests: any key may be set without Hydra's leading +.
 FREE_MAPPINGS = ("engine_args", "environment", "sbatch", "config_json", "parameters", "profiles")
-STARTS_A_RUN = (Action.up, Action.plan, Action.simulate)
+STARTS_A_RUN = (Action.up, Action.plan, Action.simulate, Action.capacity)
 LOOKS_AT_A_SITE = (Action.doctor, Action.new_cluster)
 
 ConfigStore.instance().store(name="schema", node=Config)

@@ -27,6 +27,7 @@ class Action(Enum):
     new_cluster = "new_cluster"
     batch = "batch"
     simulate = "simulate"
+    capacity = "capacity"
 
 
 class CodeOf(Enum):
@@ -220,7 +221,7 @@ class BatchConfig:
 
 @dataclass(slots=True, kw_only=True)
 class WorkloadConfig:
-    """Of action=simulate: a trace, or a description."""
+    """Of action=simulate and action=capacity: a trace, or a description."""
 
     trace: str | None = None  # a Mooncake .jsonl or an Azure .csv
     rate: float | None = None  # requests per second; null: the trace's own, or 1
@@ -235,6 +236,8 @@ class WorkloadConfig:
 @dataclass(slots=True, kw_only=True)
 class PredictConfig:
     profiles: dict[str, str] = field(default_factory=dict)  # of measured engines, by layout: tp1, tp8, tp4pp2
+    percentile: float = 90.0  # of TTFT and of ITL, that routing.targets are for
+    max_gpus: int | None = None  # null: all of the cluster's
     output: str | None = None  # a folder for JSON and picture
 
 
@@ -261,7 +264,7 @@ class Config:
     code: CodeOf = CodeOf.run  # that restarted workers get
     submit: bool = False  # of doctor: check compute nodes too, by a small job per partition
     partitions: list[str] = field(default_factory=list)  # of doctor's jobs; none: those of the cluster
-    name: str | None = None  # of a new cluster
+    name: str | None = None  # of a new cluster, or of the recipe that capacity writes
     port: int = 8000  # of connect, on this machine
     ssh: str | None = None  # of connect: the host behind which the run lies, as ssh knows it
     timeout_s: float | None = None  # of up and stop; null: as long as Slurm takes

@@ -75,10 +75,10 @@ def predicted(replayed: Replayed, setup: Setup) -> dict[str, float]:
     }
 
 
-def latencies(replayed: Replayed, fraction: float) -> tuple[float, float]:
-    """TTFT and the time between tokens, that this part of the requests keeps to."""
-    records = replayed.records
-    itl = [gap for record in records if (gap := record.itl_s) is not None]
+def latencies(replayed: Replayed, fraction: float, steady_from: float) -> tuple[float, float]:
+    """TTFT and the time between tokens that this part of the requests keeps to, engines being warm."""
+    records = replayed.records[int(steady_from * len(replayed.records)) :]
+    itl = [gap for record in records if record.end_s and (gap := record.itl_s) is not None]
     return percentile([record.ttft_s for record in records], fraction), percentile(itl, fraction)
 
 

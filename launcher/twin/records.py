@@ -44,4 +44,5 @@ class Replayed:
     decision_s: Sequence[float]
     num_preemptions: int
     block_size: int
+    complete: bool  # else it ended early, and what had not begun or ended has times of 0
     end_s: float

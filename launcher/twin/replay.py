@@ -11,7 +11,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.twin.engine import Engine
 from launcher.twin.links import Links
@@ -35,6 +35,13 @@ PATIENT = Deadlines(queue_s=float("inf"))  # nobody is turned away
 ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
 
 
+class Patience(NamedTuple):
+    """Where nobody wants to know how bad it gets: a replay ends when more first tokens are late."""
+
+    ttft_s: float = float("inf")
+    num_late: float = float("inf")
+
+
 class _TimedRouter(Router):
     """Notes what each decision costs."""
 
@@ -50,7 +57,15 @@ class _TimedRouter(Router):
 class Replay:
     """Of one trace, once: `run`."""
 
-    def __init__(self, setup: Setup, requests: Sequence[Request], scores: Mapping[str, Scores] = SCORES) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        requests: Sequence[Request],
+        scores: Mapping[str, Scores] = SCORES,
+        patience: Patience | None = None,
+    ) -> None:
+        self._patience = patience or Patience()
+        self._num_late = 0
         self._setup = setup
         self._requests = requests
         self._fleet = setup.fleet()
@@ -75,7 +90,7 @@ class Replay:
         for number, key in enumerate(self._engines):
             self._at(BEAT_INTERVAL_S * number / len(self._engines), self._beat, key)
         now = 0.0
-        while self._num_open:
+        while self._num_open and self._num_late <= self._patience.num_late:
             now, _, step, arguments = heapq.heappop(self._todo)
             step(*arguments, now)
         return Replayed(
@@ -83,6 +98,7 @@ class Replay:
             workers=[key[0] for key in self._engines],
             decision_s=self._router.decision_s,
             num_preemptions=sum(engine.num_preemptions for engine in self._engines.values()),
+            complete=not self._num_open,
             block_size=self._setup.block_size,
             end_s=now,
         )
@@ -104,7 +120,9 @@ class Replay:
             if isinstance(effect, fe.Send):
                 self._send(effect, now)
             elif isinstance(effect, fe.Begin):
-                self._records[effect.flight.id].begin(now, effect.flight.route)
+                record = self._records[effect.flight.id]
+                record.begin(now, effect.flight.route)
+                self._num_late += record.ttft_s > self._patience.ttft_s
             elif isinstance(effect, fe.Finish):
                 self._records[effect.flight.id].end_s = now
                 self._num_open -= 1

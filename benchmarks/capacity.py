@@ -1,0 +1,144 @@
+"""Capacity against brute force: `python -m benchmarks.capacity [key=value ...]`.
+
+Six workloads, from prefill-heavy to decode-heavy. For each, `action=capacity` picks a split; then every split of up to
+so many GPUs is replayed, and the cheapest that keeps to the targets is known. Owns the workloads and what is printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import report
+from benchmarks.arguments import BadArgument, Count, Duration
+from benchmarks.command import command
+from benchmarks.decisions import numbers
+from benchmarks.routing.measure import say
+from launcher.config import load
+from launcher.schema import Config, WorkloadConfig
+from launcher.twin.capacity import Answer, Capacity
+from launcher.twin.capacity_search import Tried
+from launcher.twin.simulate import resolved
+from launcher.twin.splits import Layout, Part, Split
+from launcher.twin.workload import make_workload
+
+
+class Case(msgspec.Struct, frozen=True):
+    """Mean tokens, requests per second and GPU, and targets."""
+
+    prompt_tokens: float
+    output_tokens: float
+    per_gpu_s: float
+    ttft_s: float
+    itl_s: float
+    reuse: float = 0.0
+
+
+CASES = {
+    "code": Case(6000, 60, 4.0, 2.0, 0.04),
+    "documents": Case(12000, 300, 1.6, 3.0, 0.025),
+    "chat": Case(2000, 300, 5.0, 1.0, 0.03),
+    "agents": Case(8000, 200, 5.0, 1.5, 0.025, 0.7),
+    "reasoning": Case(800, 2000, 1.2, 1.0, 0.015),
+    "answers": Case(300, 400, 12.0, 0.5, 0.05),
+}
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    model: str = "llama-3.1-8b"
+    gpus: str = "8,16"
+    load: Duration = 0.7  # of the rates above
+    requests: Count = 400
+    cases: str = ",".join(CASES)
+    layouts: str = "1,2"  # tensor parallel
+    output: str = "out/capacity"
+
+
+def config_of(options: Options, case: Case, gpus: int) -> Config:
+    targets = [f"routing.targets.ttft_s={case.ttft_s}", f"routing.targets.itl_s={case.itl_s}"]
+    nodes = [f"cluster.nodes={-(-gpus // 8)}", "model.max_model_len=65536"]
+    return load(["+cluster=h100x1", f"model={options.model}", "action=capacity", *targets, *nodes])
+
+
+def capacity_of(options: Options, name: str, gpus: int) -> Capacity:
+    case = CASES[name]
+    workload = WorkloadConfig(
+        rate=case.per_gpu_s * gpus * options.load,
+        requests=options.requests,
+        prompt_tokens=case.prompt_tokens,
+        output_tokens=case.output_tokens,
+        reuse=case.reuse,
+    )
+    config = config_of(options, case, gpus)
+    return Capacity(config, resolved(config), {}, make_workload(workload, config.model.max_model_len))
+
+
+def all_splits(sizes: Sequence[int], max_gpus: int) -> Iterator[Split]:
+    """Cheapest first."""
+    parts = [Part(Layout(size), replicas) for size in sizes for replicas in range(1, max_gpus // size + 1)]
+    found = [Split(part) for part in parts]
+    found += [Split(decode, prefill) for decode in parts for prefill in parts if decode.gpus + prefill.gpus <= max_gpus]
+    yield from sorted(found, key=lambda split: split.gpus)
+
+
+def brute_force(capacity: Capacity, sizes: Sequence[int], max_gpus: int) -> tuple[int, list[Tried]]:
+    """How many were replayed, and all good ones of the cheapest size. What is dearer is not looked at."""
+    good: list[Tried] = []
+    number = 0
+    for split in all_splits(sizes, max_gpus):
+        if good and split.gpus > good[0].split.gpus:
+            break
+        tried = capacity.try_split(split)
+        number += 1
+        good += [tried] if tried.good else []
+    return number, good
+
+
+def row(options: Options, name: str, gpus: int) -> tuple[list[str], dict[str, float]]:
+    sizes = numbers("layouts", options.layouts)
+    capacity = capacity_of(options, name, gpus)
+    say(f"{name} on {gpus} GPUs: capacity")
+    answer: Answer = capacity.answer(gpus, sizes)
+    say(f"{name} on {gpus} GPUs: all splits")
+    number, good = brute_force(capacity, sizes, gpus)
+    picked = answer.chosen.split.gpus if answer.chosen else gpus + 1
+    least = good[0].split.gpus if good else gpus + 1
+    aggregated = any(tried.split.prefill is None for tried in good)
+    says_aggregated = answer.chosen is not None and answer.chosen.split.prefill is None
+    best = str(min(good, key=lambda tried: tried.worst).split) if good else "none"
+    cells = [name, f"{gpus}", str(answer.chosen.split) if answer.chosen else "none", f"{picked}", best, f"{least}"]
+    figures = {
+        "gpus_over_best": float(picked - least),
+        "agrees_on_aggregated": float(says_aggregated == aggregated),
+        "replays": float(len(answer.tried)),
+        "brute_force_replays": float(number),
+        "took_s": answer.took_s,
+    }
+    return [*cells, f"{len(answer.tried)}", f"{number}", f"{answer.took_s:.1f}"], figures
+
+
+def run(options: Options) -> None:
+    names = options.cases.split(",")
+    if wrong := [name for name in names if name not in CASES]:
+        raise BadArgument(f"cases: {wrong[0]!r} is not one of {', '.join(CASES)}")
+    rows: list[list[str]] = []
+    figures: dict[str, float] = {}
+    for gpus in numbers("gpus", options.gpus):
+        for name in names:
+            cells, found = row(options, name, gpus)
+            rows.append(cells)
+            figures |= {f"{name}.{gpus}.{key}": value for key, value in found.items()}
+    over = [value for name, value in figures.items() if name.endswith("gpus_over_best")]
+    agrees = [value for name, value in figures.items() if name.endswith("agrees_on_aggregated")]
+    figures |= {"worst_gpus_over_best": max(over), "agrees_on_aggregated": sum(agrees) / len(agrees)}
+    header = ["", "of", "picked", "GPUs", "best", "GPUs", "replays", "of all", "s"]
+    print(report.table(header, rows))
+    result = report.report("capacity", figures)
+    print(f"written: {report.write(Path(options.output), result, {'options': options})}")
+    print(report.last_line(result))
+
+
+if __name__ == "__main__":
+    command(Options, run)

@@ -1,0 +1,233 @@
+"""`action=capacity`: the fewest GPUs that serve a workload within its targets, and how they are best divided.
+
+Thin: bounds by arithmetic, the search, and replays in virtual time put together. All faults are told at once.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import msgspec
+
+from launcher.planning.models import ResolvedModel
+from launcher.refusal import Refused
+from launcher.schema import Config, Output
+from launcher.twin.capacity_search import Family, Needs, Search, Tried, families
+from launcher.twin.capacity_text import answer_text, draw
+from launcher.twin.card import Card
+from launcher.twin.cards import Profiles, engine_faults, read_profiles
+from launcher.twin.figures import growth
+from launcher.twin.percentiles import percentile
+from launcher.twin.prediction import latencies, source_of
+from launcher.twin.recipe import recipe_faults, write_recipe
+from launcher.twin.records import Replayed
+from launcher.twin.replay import Patience, Replay
+from launcher.twin.simulate import read_workload, resolved, save
+from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, setup_of_split
+from launcher.twin.traces import shared_hits
+from launcher.twin.workload import Workload, workload_faults
+
+# Long enough for queues to show, short enough for a hundred replays.
+LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 4000, 30.0
+STEADY_FROM = 0.2  # of the requests; before that engines fill
+MAX_GROWTH = 2.0
+LATE = 3  # times as many as may be late: then it is given up
+LOADS = (1.1, 1.25, 1.5, 2.0)
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    chosen: Tried | None
+    next_cheaper: Tried | None
+    best_aggregated: Tried | None
+    best_disaggregated: Tried | None
+    at_least: dict[str, int]  # GPUs that a family of splits takes at the least
+    load_held: float  # times the workload's rate, of those that were tried
+    breaks_first: str  # what is missed beyond that; nothing was up to the largest that was tried
+    requests: int
+    rate: float
+    max_gpus: int
+    percentile: float
+    ttft_s: float
+    itl_s: float
+    source: str
+    tried: list[Tried]
+    took_s: float  # of this process
+
+
+class Capacity:
+    """Of one workload, model and cluster."""
+
+    def __init__(self, config: Config, model: ResolvedModel, found: Profiles, workload: Workload) -> None:
+        self.config, self.model, self._found, self.workload = config, model, found, workload
+        self._targets = config.routing.targets
+        self._fraction = config.predict.percentile / 100
+
+    def card(self, layout: Layout) -> Card:
+        setup = setup_of_split(self.config, self.model, self._found, self.workload.block_size, Split(Part(layout, 1)))
+        return setup.pools["any"].card
+
+    def needs(self, layout: Layout) -> Needs:
+        card, workload = self.card(layout), self.workload
+        assert card.model is not None
+        new = 1 - shared_hits(workload.requests, None)
+        alone_s = [
+            card.model.prefill_s(max(1, round(r.num_prompt * new)), 0, card.max_num_batched_tokens)
+            for r in workload.requests
+        ]
+        hopeless = percentile(alone_s, self._fraction) > self._targets.ttft_s
+        prefill = float("inf") if hopeless else workload.rate * sum(alone_s) / len(alone_s)
+        return Needs(layout, prefill, self._decoders(card))
+
+    def _decoders(self, card: Card) -> float:
+        """As many sequences at once as memory, limits and the time between tokens allow."""
+        assert card.model is not None
+        num_output = self.workload.mean("num_output")
+        context = self.workload.mean("num_prompt") + num_output / 2
+        most = min(card.max_num_seqs, int(card.kv_tokens / context))
+        while most and card.model.decode_step_s(most, most * context) > self._targets.itl_s:
+            most -= 1
+        if not most:
+            return float("inf")
+        return self.workload.rate * num_output * card.model.decode_step_s(most, most * context) / most
+
+    def try_split(self, split: Split, load: float = 1.0) -> Tried:
+        requests = self.workload.requests
+        if load != 1:
+            requests = [replace(request, at_s=request.at_s / load) for request in requests]
+        setup = setup_of_split(self.config, self.model, self._found, self.workload.block_size, split)
+        patience = Patience(self._targets.ttft_s, LATE * (1 - self._fraction) * len(requests))
+        replayed = Replay(setup, requests, patience=patience).run()
+        ttft_s, itl_s = latencies(replayed, self._fraction, STEADY_FROM)
+        if not replayed.complete or not self._keeps_up(replayed):
+            ttft_s = float("inf")
+        return Tried(
+            split=split,
+            ttft_s=ttft_s,
+            itl_s=itl_s,
+            ttft_of_target=ttft_s / self._targets.ttft_s,
+            itl_of_target=itl_s / self._targets.itl_s,
+        )
+
+    def _keeps_up(self, replayed: Replayed) -> bool:
+        """A short replay ends before a queue that grows has become as long as the target."""
+        steady = replayed.records[int(STEADY_FROM * len(replayed.records)) :]
+        later_s = percentile([record.ttft_s for record in steady[len(steady) // 2 :]], self._fraction)
+        return later_s < self._targets.ttft_s / 2 or growth(steady) <= MAX_GROWTH
+
+    def hands_over(self, split: Split) -> bool:
+        return not faults_of(self.config, self.model, split)
+
+    def answer(self, max_gpus: int, sizes: Sequence[int] = ()) -> Answer:
+        """`sizes`: tensor parallel, of the layouts to look at; none: all."""
+        started = time.process_time()
+        able = [each for each in layouts(self.config, self.model) if not sizes or each.tensor_parallel in sizes]
+        ordered = families([self.needs(layout) for layout in able], self.hands_over)
+        search = Search(self.try_split, max_gpus)
+        chosen = search.run(ordered)
+        held, breaks = self._margin(chosen.split) if chosen else (0.0, "")
+        cheaper = search.next_cheaper(chosen) if chosen else min(search.tried.values(), key=_badness, default=None)
+        return Answer(
+            chosen=chosen,
+            next_cheaper=cheaper,
+            best_aggregated=search.best.get(False),
+            best_disaggregated=search.best.get(True),
+            at_least=_at_least(ordered),
+            load_held=held,
+            breaks_first=breaks,
+            requests=len(self.workload.requests),
+            rate=self.workload.rate,
+            max_gpus=max_gpus,
+            percentile=self.config.predict.percentile,
+            ttft_s=self._targets.ttft_s,
+            itl_s=self._targets.itl_s,
+            source=source_of(self.card(able[0])),
+            tried=list(search.tried.values()),
+            took_s=time.process_time() - started,
+        )
+
+    def _margin(self, split: Split) -> tuple[float, str]:
+        held = 1.0
+        for load in LOADS:
+            tried = self.try_split(split, load)
+            if not tried.good:
+                return held, tried.misses
+            held = load
+        return held, ""
+
+
+def _badness(tried: Tried) -> float:
+    return tried.worst
+
+
+def _at_least(ordered: list[Family]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for family in ordered:
+        assert family.first is not None
+        found.setdefault("disaggregated" if family.prefill else "aggregated", family.first.gpus)
+    return found
+
+
+# ---------------------------------------------------------------- the action
+
+
+def capacity(config: Config) -> int:
+    """Status 1: nothing within the cluster keeps to the targets. Raises Refused."""
+    found, faults = read_profiles(config)
+    faults += [*capacity_faults(config), *recipe_faults(config)]
+    model = resolved(config)
+    able: list[Layout] = []
+    if not faults:
+        able = list(layouts(config, model))
+        faults += engine_faults(config, model, [layout.name for layout in able])
+    if not faults and not able:
+        assert config.cluster is not None
+        faults = faults_of(config, model, Split(Part(Layout(config.cluster.gpus_per_node), 1)))
+    if faults:
+        raise Refused(faults)
+    workload = read_workload(replace(config.workload, requests=_num_requests(config)), config.model.max_model_len)
+    answer = Capacity(config, model, found, workload).answer(_max_gpus(config))
+    save(config, "capacity.json", answer)
+    print(msgspec.json.encode(answer).decode() if config.output is Output.json else answer_text(answer))
+    if config.predict.output is not None:
+        draw(answer, config.predict.output)
+    if config.name is not None and answer.chosen is not None:
+        path = write_recipe(config, answer.chosen.split)
+        print(f"{path}\nnext: python -m launcher +recipe={config.name} action=plan", file=sys.stderr)
+    return 0 if answer.chosen else 1
+
+
+def capacity_faults(config: Config) -> Iterator[str]:
+    targets, cluster = config.routing.targets, config.cluster
+    yield from workload_faults(config.workload)
+    for name, most in (("ttft_s", 3600), ("itl_s", 60)):
+        value = getattr(targets, name)
+        if not 0 < value <= most:
+            yield f"routing.targets.{name}: {value:g} is absurd; use more than 0, at most {most}"
+    if not 1 <= config.predict.percentile < 100:
+        yield f"predict.percentile: {config.predict.percentile:g} is none; use 1 or more, less than 100"
+    if config.engine.simulated:
+        yield "engine.simulated: the simulator takes no GPUs; use engine=vllm"
+    if cluster is not None and cluster.gpus_per_node < 1:
+        yield f"cluster.gpus_per_node: {cluster.name} has no GPUs; choose another cluster"
+    elif cluster is not None and not 1 <= _max_gpus(config) <= cluster.nodes * cluster.gpus_per_node:
+        yield f"predict.max_gpus: {_max_gpus(config)} of {cluster.nodes} x {cluster.gpus_per_node}; raise cluster.nodes"
+
+
+def _max_gpus(config: Config) -> int:
+    assert config.cluster is not None
+    given = config.predict.max_gpus
+    return config.cluster.nodes * config.cluster.gpus_per_node if given is None else given
+
+
+def _num_requests(config: Config) -> int:
+    workload = config.workload
+    if workload.requests is not None:
+        return workload.requests
+    return (
+        MOST_REQUESTS
+        if workload.trace
+        else round(min(MOST_REQUESTS, max(LEAST_REQUESTS, SPAN_S * (workload.rate or 1))))
+    )

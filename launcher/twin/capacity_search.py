@@ -1,0 +1,187 @@
+"""The cheapest split that keeps to the targets: which splits are tried in which order, and what is made of the answers.
+
+Pure but for `try_split`, which replays one. Where a family of splits cannot be cheaper than what was found already, by
+arithmetic alone, it is not tried.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from launcher.twin.splits import Layout, Part, Split
+
+STRIDE = 6  # a count that does not suffice grows by a sixth, or by one
+OPTIMISM = 0.8  # steps that do both read the weights once: aggregated workers may need less than both needs together
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """Latencies at the percentile; where a replay was given up, infinite."""
+
+    split: Split
+    ttft_s: float
+    itl_s: float
+    ttft_of_target: float
+    itl_of_target: float
+
+    @property
+    def good(self) -> bool:
+        return self.worst <= 1
+
+    @property
+    def worst(self) -> float:
+        return max(self.ttft_of_target, self.itl_of_target)
+
+    @property
+    def misses(self) -> str:
+        named = (("TTFT", self.ttft_of_target), ("ITL", self.itl_of_target))
+        return " and ".join(name for name, part in named if part > 1)
+
+
+class Needs(msgspec.Struct, frozen=True):
+    """Of one layout, workers that are needed at the least; infinite where it cannot keep to a target at all."""
+
+    layout: Layout
+    prefill: float
+    decode: float
+
+
+class Family(msgspec.Struct, frozen=True):
+    decode: Needs
+    prefill: Needs | None = None
+
+    @property
+    def first(self) -> Split | None:
+        if self.prefill is None:
+            both = OPTIMISM * (self.decode.prefill + self.decode.decode)
+            return Split(Part(self.decode.layout, _count(both))) if math.isfinite(both) else None
+        if not math.isfinite(self.prefill.prefill + self.decode.decode):
+            return None
+        prefill = Part(self.prefill.layout, _count(self.prefill.prefill))
+        return Split(Part(self.decode.layout, _count(self.decode.decode)), prefill)
+
+
+def _count(needed: float) -> int:
+    return max(1, math.ceil(needed))
+
+
+def families(needs: Sequence[Needs], handing_over: Callable[[Split], bool]) -> list[Family]:
+    """By what they cost at the least; aggregated first where that is the same."""
+    found = [Family(each) for each in needs]
+    found += [Family(decode, prefill) for decode in needs for prefill in needs]
+    able = [
+        (family.first.gpus, family.prefill is not None, number, family)
+        for number, family in enumerate(found)
+        if family.first is not None and (family.prefill is None or handing_over(family.first))
+    ]
+    return [family for *_, family in sorted(able, key=lambda each: each[:3])]
+
+
+class Search:
+    """`tried` holds all that was replayed."""
+
+    def __init__(self, try_split: Callable[[Split], Tried], max_gpus: int) -> None:
+        self._try = try_split
+        self._max_gpus = max_gpus
+        self.tried: dict[Split, Tried] = {}
+        self.best: dict[bool, Tried] = {}  # by: it is disaggregated
+
+    def run(self, ordered: Sequence[Family]) -> Tried | None:
+        for family in ordered:
+            assert family.first is not None
+            if family.first.gpus <= self._limit(family):
+                self._search(family)
+        return self.chosen
+
+    @property
+    def chosen(self) -> Tried | None:
+        """With as many GPUs aggregated workers win: there is less to go wrong."""
+        return min(
+            self.best.values(), key=lambda tried: (tried.split.gpus, tried.split.prefill is not None), default=None
+        )
+
+    def _limit(self, family: Family) -> int:
+        """What it may cost to be of interest."""
+        found = self.chosen
+        if found is None:
+            return self._max_gpus
+        behind = family.prefill is not None and found.split.prefill is None
+        return found.split.gpus - (1 if behind else 0)
+
+    def _ask(self, split: Split) -> Tried:
+        if split not in self.tried:
+            self.tried[split] = self._try(split)
+        return self.tried[split]
+
+    def _search(self, family: Family) -> None:
+        split, limit = family.first, self._limit(family)
+        bad: Split | None = None
+        while split is not None and split.gpus <= limit:
+            tried = self._ask(split)
+            if tried.good:
+                between = self._between(bad, tried) if bad and not split.prefill else tried
+                self._keep(self._smallest(between))
+                return
+            bad, split = split, _larger(tried)
+
+    def _between(self, bad: Split, good: Tried) -> Tried:
+        """Of aggregated splits, halving."""
+        low, layout = bad.decode.replicas, bad.decode.layout
+        while good.split.decode.replicas > low + 1:
+            middle = self._ask(Split(Part(layout, (low + good.split.decode.replicas) // 2)))
+            if middle.good:
+                good = middle
+            else:
+                low = middle.split.decode.replicas
+        return good
+
+    def _smallest(self, good: Tried) -> Tried:
+        """Takes workers away, as long as it keeps to the targets."""
+        while True:
+            fewer = [self._ask(split) for split in smaller(good.split)]
+            better = [tried for tried in fewer if tried.good]
+            if not better:
+                return good
+            good = min(better, key=lambda tried: (tried.split.gpus, tried.worst))
+
+    def _keep(self, tried: Tried) -> None:
+        key = tried.split.prefill is not None
+        if key not in self.best or (tried.split.gpus, tried.worst) < (self.best[key].split.gpus, self.best[key].worst):
+            self.best[key] = tried
+
+    def next_cheaper(self, chosen: Tried) -> Tried | None:
+        """That misses least."""
+        for split in smaller(chosen.split):
+            self._ask(split)
+        cheaper = [tried for tried in self.tried.values() if tried.split.gpus < chosen.split.gpus]
+        return min(cheaper, key=lambda tried: (-tried.split.gpus, tried.worst), default=None)
+
+
+def smaller(split: Split) -> Iterator[Split]:
+    if split.decode.replicas > 1:
+        yield Split(_with(split.decode, -1), split.prefill)
+    if split.prefill is not None and split.prefill.replicas > 1:
+        yield Split(split.decode, _with(split.prefill, -1))
+
+
+def _larger(tried: Tried) -> Split:
+    """More of what its miss asks for."""
+    split = tried.split
+    decode, prefill = split.decode, split.prefill
+    if prefill is None:
+        return Split(_with(decode, _stride(decode)))
+    if tried.ttft_of_target > 1:
+        prefill = _with(prefill, _stride(prefill))
+    if tried.itl_of_target > 1 or math.isinf(tried.ttft_s):  # a place to decode is waited for, too
+        decode = _with(decode, _stride(decode))
+    return Split(decode, prefill)
+
+
+def _stride(part: Part) -> int:
+    return max(1, part.replicas // STRIDE)
+
+
+def _with(part: Part, more: int) -> Part:
+    return Part(part.layout, part.replicas + more)

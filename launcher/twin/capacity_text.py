@@ -1,0 +1,111 @@
+"""The answer of `action=capacity` for people: a table, plain words about what pays, and a picture.
+
+Decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.twin.capacity_search import Tried
+from launcher.view.present import table
+
+if TYPE_CHECKING:
+    from launcher.twin.capacity import Answer
+
+
+def answer_text(answer: Answer) -> str:
+    return "\n".join(_lines(answer))
+
+
+def _lines(answer: Answer) -> Iterator[str]:
+    yield (
+        f"{answer.rate:.2f} requests/s; p{answer.percentile:g} of TTFT within {answer.ttft_s:g} s and of ITL within"
+        f" {1e3 * answer.itl_s:g} ms; step times: {answer.source}"
+    )
+    chosen, cheaper = answer.chosen, answer.next_cheaper
+    if chosen is None:
+        yield f"nothing within {answer.max_gpus} GPUs keeps to it"
+        yield from table([HEADER, _row("closest", cheaper)]) if cheaper else ["no layout can, however many there are"]
+        return
+    rows = [("chosen", chosen), ("next cheaper", cheaper), *_others(answer)]
+    yield from table([HEADER, *(_row(name, tried) for name, tried in rows if tried is not None)])
+    yield _margin(answer)
+    if cheaper is not None:
+        yield f"with {cheaper.split.gpus} GPUs it would miss: {cheaper.misses}"
+    yield _what_pays(answer)
+    yield f"{len(answer.tried)} splits of {answer.requests} requests replayed in {answer.took_s:.0f} s"
+
+
+HEADER = ("", "GPUs", "split", "TTFT s", "ITL ms", "of targets")
+
+
+def _others(answer: Answer) -> Iterator[tuple[str, Tried | None]]:
+    for name, tried in (("aggregated", answer.best_aggregated), ("disaggregated", answer.best_disaggregated)):
+        if tried is not answer.chosen:
+            yield f"best {name}", tried
+
+
+def _row(name: str, tried: Tried) -> tuple[str, ...]:
+    return (name, str(tried.split.gpus), str(tried.split), *_latencies(tried))
+
+
+def _latencies(tried: Tried) -> tuple[str, str, str]:
+    if math.isinf(tried.ttft_s):
+        return "not kept up", f"{1e3 * tried.itl_s:.1f}", "-"
+    return f"{tried.ttft_s:.3f}", f"{1e3 * tried.itl_s:.1f}", f"{tried.worst:.2f}"
+
+
+def _margin(answer: Answer) -> str:
+    assert answer.chosen is not None
+    spare = f"margin: {1 - answer.chosen.worst:.0%} of the tighter target; holds {answer.load_held:g} times the load"
+    return f"{spare}; {answer.breaks_first} breaks first" if answer.breaks_first else f"{spare} and perhaps more"
+
+
+def _what_pays(answer: Answer) -> str:
+    chosen, aggregated, apart = answer.chosen, answer.best_aggregated, answer.best_disaggregated
+    assert chosen is not None
+    if chosen.split.prefill is not None:
+        saved = f"{aggregated.split.gpus - chosen.split.gpus} GPUs fewer" if aggregated else "aggregated does not do it"
+        return f"disaggregation pays: {saved}"
+    if apart is not None:
+        return f"disaggregation does not pay: it takes {apart.split.gpus} GPUs, aggregated {chosen.split.gpus}"
+    least = answer.at_least.get("disaggregated")
+    why = "no pair of layouts can" if least is None else f"nothing with fewer than {chosen.split.gpus} GPUs does it"
+    return f"disaggregation does not pay: {why}"
+
+
+def draw(answer: Answer, folder: str) -> None:
+    """Every split that was replayed to its end: what it costs, and how much of the tighter target it takes."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    shown = [tried for tried in answer.tried if math.isfinite(tried.worst)]
+    for name, apart in (("aggregated", False), ("disaggregated", True)):
+        points = [tried for tried in shown if (tried.split.prefill is not None) == apart]
+        axes.scatter([tried.split.gpus for tried in points], [tried.worst for tried in points], label=name)
+    frontier = pareto(shown)
+    axes.plot([tried.split.gpus for tried in frontier], [tried.worst for tried in frontier], color="0.6")
+    axes.axhline(1.0, color="tab:red", linestyle=":")
+    axes.set_xlabel("GPUs")
+    axes.set_ylabel(f"p{answer.percentile:g} as a part of its target")
+    axes.legend()
+    figure.savefig(Path(folder).expanduser() / "capacity.png", dpi=110)
+    pyplot.close(figure)
+
+
+def pareto(tried: list[Tried]) -> list[Tried]:
+    """Those that nothing cheaper beats."""
+    found: list[Tried] = []
+    for each in sorted(tried, key=lambda one: (one.split.gpus, one.worst)):
+        if not found or each.worst < found[-1].worst:
+            found.append(each)
+    return found

@@ -1,0 +1,160 @@
+"""`action=capacity`: the search against all splits, what it says, the recipe it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from launcher.__main__ import main
+from launcher.config import CONF_DIR, load
+from launcher.refusal import Refused
+from launcher.twin.capacity import capacity
+from launcher.twin.capacity_search import Needs, Search, Tried, families, smaller
+from launcher.twin.capacity_text import pareto
+from launcher.twin.recipe import recipe_text
+from launcher.twin.simulate import resolved
+from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, pools_of
+
+H100 = ("+cluster=h100x1", "model=llama-3.1-8b", "action=capacity")
+LAYOUTS = (Layout(1), Layout(2), Layout(4))
+
+
+def judge(prefill: float, decode: float, mixed: float, overhead: float) -> tuple[list[Needs], Search]:
+    """Workers of a layout do their GPUs' work less an overhead; aggregated ones disturb themselves by `mixed`."""
+
+    def power(part: Part) -> float:
+        return part.gpus * (1 - overhead * math.log2(part.layout.gpus))
+
+    def try_split(split: Split) -> Tried:
+        if split.prefill is None:
+            ttft = itl = mixed * (prefill + decode) / power(split.decode)
+        else:
+            ttft, itl = prefill / power(split.prefill), decode / power(split.decode)
+        return Tried(split=split, ttft_s=ttft, itl_s=itl, ttft_of_target=ttft, itl_of_target=itl)
+
+    needs = [Needs(layout, prefill / power(Part(layout, 1)), decode / power(Part(layout, 1))) for layout in LAYOUTS]
+    return needs, Search(try_split, 64)
+
+
+@pytest.mark.parametrize("prefill", [0.3, 2.5, 11.0, 27.4])
+@pytest.mark.parametrize("decode", [0.4, 3.1, 14.0])
+@pytest.mark.parametrize("mixed", [0.9, 1.0, 1.3, 1.7])
+@pytest.mark.parametrize("overhead", [0.0, 0.1])
+def test_the_search_finds_what_trying_all_finds(prefill: float, decode: float, mixed: float, overhead: float) -> None:
+    needs, search = judge(prefill, decode, mixed, overhead)
+    chosen = search.run(families(needs, lambda split: True))
+    parts = [Part(layout, count) for layout in LAYOUTS for count in range(1, 64 // layout.gpus + 1)]
+    all_splits = [Split(part) for part in parts]
+    all_splits += [Split(one, other) for one in parts for other in parts if one.gpus + other.gpus <= 64]
+    _, judged = judge(prefill, decode, mixed, overhead)
+    good = [split for split in all_splits if judged._ask(split).good]
+    if not good:
+        assert chosen is None
+        return
+    least = min(split.gpus for split in good)
+    assert chosen is not None and chosen.split.gpus == least
+    assert (chosen.split.prefill is None) == any(split.prefill is None for split in good if split.gpus == least)
+    assert len(search.tried) < len(all_splits) / 20
+    cheaper = search.next_cheaper(chosen)
+    assert cheaper is None or (cheaper.split.gpus < least and cheaper.misses)
+
+
+def test_splits_that_no_plan_allows_are_not_looked_at() -> None:
+    needs, _ = judge(3.0, 3.0, 2.0, 0.0)
+    allowed = families(needs, lambda split: split.prefill is None or split.prefill.layout == split.decode.layout)
+    assert len(allowed) == 6
+    assert all(family.prefill is None or family.prefill.layout == family.decode.layout for family in allowed)
+    hopeless = [Needs(Layout(1), math.inf, 1.0), Needs(Layout(2), 1.0, math.inf)]
+    found = families(hopeless, lambda split: True)
+    assert [str(family.first) for family in found] == ["prefill 1 x tp2, decode 1 x tp1"]
+
+
+def test_one_worker_less_of_each_kind() -> None:
+    split = Split(Part(Layout(1), 2), Part(Layout(2), 1))
+    assert list(smaller(split)) == [Split(Part(Layout(1), 1), Part(Layout(2), 1))]
+
+
+def test_nothing_cheaper_beats_what_is_on_the_frontier() -> None:
+    _, search = judge(5.0, 5.0, 1.2, 0.0)
+    for count in range(1, 20):
+        search._ask(Split(Part(Layout(1), count)))
+        search._ask(Split(Part(Layout(1), count), Part(Layout(1), count)))
+    frontier = pareto(list(search.tried.values()))
+    assert [each.split.gpus for each in frontier] == sorted({each.split.gpus for each in frontier})
+    assert all(before.worst > after.worst for before, after in pairwise(frontier))
+
+
+def test_layouts_are_those_that_a_plan_would_take() -> None:
+    config = load(["+cluster=h100x2", "model=llama-3.3-70b", "action=capacity"])
+    model = resolved(config)
+    assert [layout.name for layout in layouts(config, model)] == ["tp4", "tp8"]
+    assert faults_of(config, model, Split(Part(Layout(4), 1), Part(Layout(4), 3))) == []
+    assert "KV tokens" in faults_of(config, model, Split(Part(Layout(2), 1)))[0]
+
+
+# ---------------------------------------------------------------- the action
+
+
+def test_the_answer_is_told_to_people_and_programs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    small = [*H100, "workload.rate=40", "workload.requests=300", f"predict.output={tmp_path}"]
+    assert main(small) == 0
+    text = capsys.readouterr().out
+    assert "chosen" in text and "estimate" in text and "margin" in text and "disaggregation" in text
+    assert main([*small, "output=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["chosen"]["ttft_of_target"] <= 1 and found["chosen"]["itl_of_target"] <= 1
+    assert found["load_held"] >= 1 and len(found["tried"]) > 1
+    assert json.loads((tmp_path / "capacity.json").read_text())["chosen"] == found["chosen"]
+    assert (tmp_path / "capacity.png").stat().st_size > 1000
+
+
+def test_what_cannot_be_had_is_said_with_what_comes_closest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*H100, "workload.rate=500", "workload.requests=300", "predict.max_gpus=2"]) == 1
+    assert "nothing within 2 GPUs" in capsys.readouterr().out
+    assert main([*H100, "workload.requests=50", "routing.targets.itl_s=0.0001"]) == 1
+    assert "no layout can" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "split",
+    [Split(Part(Layout(2), 3)), Split(Part(Layout(2), 1), Part(Layout(1), 4)), Split(Part(Layout(1), 1))],
+    ids=str,
+)
+def test_a_recipe_is_loaded_as_what_was_found(split: Split, tmp_path: Path) -> None:
+    config = load([*H100, "cluster.nodes=2", "cluster.account=me", "routing.targets.itl_s=0.03"])
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF_DIR, conf)
+    (conf / "recipe" / "mine.yaml").write_text(recipe_text(config, split))
+    found = load(["+recipe=mine", "action=plan"], conf)
+    assert found.pools == pools_of(split) and found.cluster == config.cluster
+    assert found.model == config.model and found.routing == config.routing
+
+
+def test_all_that_is_wrong_is_told_at_once() -> None:
+    def told(*overrides: str) -> str:
+        with pytest.raises(Refused) as refused:
+            capacity(load([*H100, *overrides]))
+        return str(refused.value)
+
+    many = told("routing.targets.ttft_s=-1", "routing.targets.itl_s=1e9", "workload.rate=0", "name=../x")
+    for key in ("routing.targets.ttft_s", "routing.targets.itl_s", "workload.rate", "name: '../x'"):
+        assert key in many
+    assert "predict.percentile" in told("predict.percentile=100")
+    assert "predict.max_gpus: 9 of 1 x 8" in told("predict.max_gpus=9")
+    assert "cluster.gpu: no data sheet of 'tpu'" in told("cluster.gpu=tpu")
+    assert "latent attention" in told("model=deepseek-v3")
+    assert "cluster.gpus_per_node" in told("engine=vllm_cpu", "cluster.gpus_per_node=0")
+    assert "engine.simulated" in told("engine=sim")
+    assert "exists" in told("name=gpt-oss-120b-h100")
+
+
+def test_a_model_of_which_nothing_is_known_is_refused_by_its_key() -> None:
+    config = load([*H100, "model.path=some/other"])
+    config.model.config_json = {}
+    with pytest.raises(Refused, match=r"model\.config_json: has no value"):
+        capacity(config)
