@@ -75,7 +75,7 @@ def controller(run: Live) -> Iterator[None]:
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 
     async def report() -> None:
-        links = ProxyLinks(RunDir(run.path), RUN, lambda view: None)
+        links = ProxyLinks(RunDir(run.path), RUN, "p0", lambda view: None)
         links.tell(jobs())
         searching = asyncio.create_task(links.run())
         await done.wait()
