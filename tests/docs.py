@@ -54,6 +54,9 @@ HOW = {
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan": How.HERE,
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan output=json": How.HERE,
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo": How.PLANNED,
+    "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=simulate workload.rate=5": How.HERE,
+    "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=capacity workload.rate=40"
+    " predict.output=out/capacity": How.HERE,
     "python -m launcher action=status run=demo": How.LIVE,
     "python -m launcher action=status run=demo output=json": How.LIVE,
     "python -m launcher action=connect run=demo port=8000": How.CONNECTED,
@@ -90,6 +93,7 @@ HOW = {
     "python -m benchmarks.routing trace=conversation_trace.jsonl policies=kv,dynamo,round_robin loads=0.9": How.SMALL,
     "python -m benchmarks.roles": How.SMALL,
     "python -m benchmarks.forecast": How.SMALL,
+    "python -m benchmarks.capacity": How.SMALL,
     "python -m benchmarks.chaos": How.SMALL,
     "python -m benchmarks.chaos rows=rolling_restart,scancel_decode": How.SMALL,
     "make bench-peers": How.MAKE,
