@@ -52,7 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     load: Duration = 0.7  # of the rates above
     requests: Count = 400
     cases: str = ",".join(CASES)
-    layouts: str = "1,2"  # tensor parallel
+    layouts: str = "1"  # tensor parallel; with several, prefill and decode may differ
     output: str = "out/capacity"
 
 

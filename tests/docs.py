@@ -27,6 +27,7 @@ class How(Enum):
     """How a shown command is tested, and where."""
 
     HERE = "run in a copy of the checkout: unit/test_docs.py"
+    PREDICTED = "its prediction is made there"
     PLANNED = "its plan is made there; such runs come up in e2e/ and on the one-box Slurm"
     SUBMITTED = "its script is checked and its arguments planned there; it runs on the one-box Slurm"
     LIVE = "run against a run of simulated engines: integration/test_docs_commands.py"
@@ -54,9 +55,9 @@ HOW = {
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan": How.HERE,
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo action=plan output=json": How.HERE,
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=demo": How.PLANNED,
-    "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=simulate workload.rate=5": How.HERE,
+    "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=simulate workload.rate=5": How.PREDICTED,
     "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=capacity workload.rate=40"
-    " predict.output=out/capacity": How.HERE,
+    " predict.output=out/capacity": How.PREDICTED,
     "python -m launcher action=status run=demo": How.LIVE,
     "python -m launcher action=status run=demo output=json": How.LIVE,
     "python -m launcher action=connect run=demo port=8000": How.CONNECTED,

@@ -72,6 +72,14 @@ def test_plans_are_made_as_shown(checkout: Path) -> None:
     assert not (checkout / "runs").exists()
 
 
+def test_predictions_are_made_as_shown(checkout: Path) -> None:
+    for command in shown_as(How.PREDICTED):
+        answer = shell(command, checkout)
+        assert answer.returncode == 0, f"{command}\n{answer.stderr}"
+        assert "step times: " in answer.stdout and "estimate" in answer.stdout
+    assert not (checkout / "runs").exists()
+
+
 @pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_are_sound(script: Path) -> None:
     subprocess.run(["bash", "-n", script], check=True)
