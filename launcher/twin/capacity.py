@@ -123,7 +123,7 @@ class Capacity:
     def answer(self, max_gpus: int, sizes: Sequence[int] = ()) -> Answer:
         """`sizes`: tensor parallel, of the layouts to look at; none: all."""
         started = time.process_time()
-        able = [each for each in layouts(self.config, self.model) if not sizes or each.tensor_parallel in sizes]
+        able = [each for each in able_layouts(self.config, self.model) if not sizes or each.tensor_parallel in sizes]
         ordered = families([self.needs(layout) for layout in able], self.hands_over)
         search = Search(self.try_split, max_gpus)
         chosen = search.run(ordered)
@@ -158,6 +158,14 @@ class Capacity:
         return held, ""
 
 
+def able_layouts(config: Config, model: ResolvedModel) -> list[Layout]:
+    """Without a data sheet only those that have been measured, if any has."""
+    assert config.cluster is not None
+    found, profiled = list(layouts(config, model)), config.predict.profiles
+    measured = [layout for layout in found if layout.name in profiled]
+    return measured if config.cluster.gpu is None and measured else found
+
+
 def _badness(tried: Tried) -> float:
     return tried.worst
 
@@ -180,7 +188,7 @@ def capacity(config: Config) -> int:
     model = resolved(config)
     able: list[Layout] = []
     if not faults:
-        able = list(layouts(config, model))
+        able = able_layouts(config, model)
         faults += engine_faults(config, model, [layout.name for layout in able])
     if not faults and not able:
         assert config.cluster is not None
@@ -191,8 +199,8 @@ def capacity(config: Config) -> int:
     answer = Capacity(config, model, found, workload).answer(_max_gpus(config))
     save(config, "capacity.json", answer)
     print(msgspec.json.encode(answer).decode() if config.output is Output.json else answer_text(answer))
-    if config.predict.output is not None:
-        draw(answer, config.predict.output)
+    if config.predict.output is not None and not draw(answer, config.predict.output):
+        print("no picture: matplotlib is not installed", file=sys.stderr)
     if config.name is not None and answer.chosen is not None:
         path = write_recipe(config, answer.chosen.split)
         print(f"{path}\nnext: python -m launcher +recipe={config.name} action=plan", file=sys.stderr)

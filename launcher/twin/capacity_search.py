@@ -59,7 +59,8 @@ class Family(msgspec.Struct, frozen=True):
             return Split(Part(self.decode.layout, _count(both))) if math.isfinite(both) else None
         if not math.isfinite(self.prefill.prefill + self.decode.decode):
             return None
-        prefill = Part(self.prefill.layout, _count(self.prefill.prefill))
+        # What is left of a worker's worth of prompts, those that decode compute themselves.
+        prefill = Part(self.prefill.layout, max(1, int(self.prefill.prefill)))
         return Split(Part(self.decode.layout, _count(self.decode.decode)), prefill)
 
 

@@ -62,7 +62,7 @@ def _latencies(tried: Tried) -> tuple[str, str, str]:
 def _margin(answer: Answer) -> str:
     assert answer.chosen is not None
     spare = f"margin: {1 - answer.chosen.worst:.0%} of the tighter target; holds {answer.load_held:g} times the load"
-    return f"{spare}; {answer.breaks_first} breaks first" if answer.breaks_first else f"{spare} and perhaps more"
+    return f"{spare}; first to break: {answer.breaks_first}" if answer.breaks_first else f"{spare}, and perhaps more"
 
 
 def _what_pays(answer: Answer) -> str:
@@ -78,12 +78,14 @@ def _what_pays(answer: Answer) -> str:
     return f"disaggregation does not pay: {why}"
 
 
-def draw(answer: Answer, folder: str) -> None:
-    """Every split that was replayed to its end: what it costs, and how much of the tighter target it takes."""
+def draw(answer: Answer, folder: str) -> bool:
+    """Every split that was replayed to its end: what it costs, and how much of the tighter target it takes. False: no
+    library to draw with is installed.
+    """
     try:
         import matplotlib
     except ImportError:
-        return
+        return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -100,6 +102,7 @@ def draw(answer: Answer, folder: str) -> None:
     axes.legend()
     figure.savefig(Path(folder).expanduser() / "capacity.png", dpi=110)
     pyplot.close(figure)
+    return True
 
 
 def pareto(tried: list[Tried]) -> list[Tried]:

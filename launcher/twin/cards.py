@@ -31,10 +31,13 @@ def layout_name(tensor_parallel: int, pipeline_parallel: int) -> str:
 
 def read_profiles(config: Config) -> tuple[Profiles, list[str]]:
     """And what is wrong with them, by their keys."""
-    found, faults = {}, []
+    found: dict[str, profiles.Profile] = {}
+    faults: list[str] = []
     for name, path in config.predict.profiles.items():
         try:
             found[name] = profiles.read(Path(path).expanduser())
+            if found[name].max_kv_tokens < config.model.max_model_len:
+                faults.append(f"predict.profiles.{name}: max_kv_tokens is less than model.max_model_len; lower that")
         except (profiles.BadProfile, OSError) as fault:
             faults += [f"predict.profiles.{name}: {line}" for line in str(fault).splitlines()]
     return found, faults
@@ -60,7 +63,7 @@ def make_card(config: Config, pool: PoolPlan, shape: Shape | None, found: Profil
         sim = msgspec.convert(args, SimArgs)
         return Card(
             block_size=block_size,
-            kv_tokens=sim.num_blocks * config.engine.block_size,
+            kv_tokens=_whole_blocks(sim.num_blocks * config.engine.block_size, block_size),
             max_num_seqs=sim.max_num_seqs,
             max_num_batched_tokens=sim.max_num_batched_tokens,
             link_bytes_per_s=sim.timing.handoff_bytes_per_s,
@@ -73,13 +76,18 @@ def make_card(config: Config, pool: PoolPlan, shape: Shape | None, found: Profil
     name = layout_name(pool.tensor_parallel, pool.pipeline_parallel)
     return Card(
         block_size=block_size,
-        kv_tokens=found[name].max_kv_tokens if name in found else pool.kv_tokens,
+        kv_tokens=_whole_blocks(found[name].max_kv_tokens if name in found else pool.kv_tokens, block_size),
         max_num_seqs=args.get("max_num_seqs", DEFAULT_MAX_NUM_SEQS),
         max_num_batched_tokens=args.get("max_num_batched_tokens", DEFAULT_MAX_NUM_BATCHED_TOKENS),
         link_bytes_per_s=network_bytes_per_s * ranks,
         timing=Timing(kv_bytes_per_token=pool.memory.kv_bytes_per_token * ranks),
         model=_model(config, pool, shape, found),
     )
+
+
+def _whole_blocks(num_tokens: int, block_size: int) -> int:
+    """Rounded up: the longest request has to fit as it does in the engine's smaller blocks."""
+    return -(-num_tokens // block_size) * block_size
 
 
 def _model(config: Config, pool: PoolPlan, shape: Shape, found: Profiles) -> StepModel:

@@ -13,12 +13,14 @@ import pytest
 from launcher.__main__ import main
 from launcher.config import CONF_DIR, load
 from launcher.refusal import Refused
+from launcher.twin import profile as profiles
 from launcher.twin.capacity import capacity
 from launcher.twin.capacity_search import Needs, Search, Tried, families, smaller
 from launcher.twin.capacity_text import pareto
 from launcher.twin.recipe import recipe_text
 from launcher.twin.simulate import resolved
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, pools_of
+from tests.unit.test_step_model import TRUE, measured
 
 H100 = ("+cluster=h100x1", "model=llama-3.1-8b", "action=capacity")
 LAYOUTS = (Layout(1), Layout(2), Layout(4))
@@ -111,6 +113,17 @@ def test_the_answer_is_told_to_people_and_programs(capsys: pytest.CaptureFixture
     assert found["load_held"] >= 1 and len(found["tried"]) > 1
     assert json.loads((tmp_path / "capacity.json").read_text())["chosen"] == found["chosen"]
     assert (tmp_path / "capacity.png").stat().st_size > 1000
+
+
+def test_without_a_data_sheet_measured_layouts_are_looked_at(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    profiles.write(tmp_path / "one.npz", measured(TRUE))
+    profiled = [f"predict.profiles.tp2={tmp_path}/one.npz", "cluster.gpu=null", "model.max_model_len=8192"]
+    assert main([*H100, *profiled, "workload.requests=200", "output=json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["source"] == "profile"
+    assert {tried["split"]["decode"]["layout"]["tensor_parallel"] for tried in found["tried"]} == {2}
 
 
 def test_what_cannot_be_had_is_said_with_what_comes_closest(capsys: pytest.CaptureFixture[str]) -> None:

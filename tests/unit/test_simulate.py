@@ -61,6 +61,18 @@ def test_a_profile_replaces_the_estimate(capsys: pytest.CaptureFixture[str], tmp
     assert found["figures"]["ttft_p50_s"] > 3 * estimate["figures"]["ttft_p50_s"]
 
 
+def test_a_profile_of_too_small_a_cache_is_refused(tmp_path: Path) -> None:
+    profiles.write(tmp_path / "one.npz", msgspec.structs.replace(measured(TRUE), max_kv_tokens=1000))
+    assert "max_kv_tokens is less than model.max_model_len" in faults_of(f"predict.profiles.tp4={tmp_path}/one.npz")
+
+
+def test_a_request_as_long_as_the_cache_runs_whatever_the_block_size(capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["engine.engine_args.num_blocks=130", "model.max_model_len=4150", "workload.prompt_tokens=4140"]
+    sizes = ["workload.spread=0", "workload.output_tokens=8", "workload.requests=4"]
+    assert main(["+cluster=local", "engine=sim", "action=simulate", *long, *sizes]) == 0
+    assert "4 requests" in capsys.readouterr().out
+
+
 def test_a_simulated_engine_has_its_own_step_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["+cluster=local", "engine=sim", "action=simulate", "workload.requests=50"]) == 0
     assert "the simulator's" in capsys.readouterr().out
