@@ -117,15 +117,19 @@ class Search:
         return self.tried[split]
 
     def _search(self, family: Family) -> None:
-        split, limit = family.first, self._limit(family)
+        assert family.first is not None
+        todo, limit = [family.first], self._limit(family)
         bad: Split | None = None
-        while split is not None and split.gpus <= limit:
+        while todo:
+            split = min(todo, key=lambda each: each.gpus)
+            todo.remove(split)
             tried = self._ask(split)
             if tried.good:
                 between = self._between(bad, tried) if bad and not split.prefill else tried
                 self._keep(self._smallest(between))
                 return
-            bad, split = split, _larger(tried)
+            bad = split
+            todo += [each for each in _larger(tried) if each.gpus <= limit and each not in {*self.tried, *todo}]
 
     def _between(self, bad: Split, good: Tried) -> Tried:
         """Of aggregated splits, halving."""
@@ -167,17 +171,18 @@ def smaller(split: Split) -> Iterator[Split]:
         yield Split(split.decode, _with(split.prefill, -1))
 
 
-def _larger(tried: Tried) -> Split:
-    """More of what its miss asks for."""
-    split = tried.split
-    decode, prefill = split.decode, split.prefill
+def _larger(tried: Tried) -> list[Split]:
+    """More of what its miss asks for. First tokens may wait for a worker that prefills or for a place to decode."""
+    decode, prefill = tried.split.decode, tried.split.prefill
+    more = _with(decode, _stride(decode))
     if prefill is None:
-        return Split(_with(decode, _stride(decode)))
-    if tried.ttft_of_target > 1:
-        prefill = _with(prefill, _stride(prefill))
-    if tried.itl_of_target > 1 or math.isinf(tried.ttft_s):  # a place to decode is waited for, too
-        decode = _with(decode, _stride(decode))
-    return Split(decode, prefill)
+        return [Split(more)]
+    if tried.ttft_of_target <= 1:
+        return [Split(more, prefill)]
+    more_prefill = _with(prefill, _stride(prefill))
+    if _stride(prefill) > 1:  # of many workers not all mixtures are tried
+        return [Split(more if tried.itl_of_target > 1 or math.isinf(tried.ttft_s) else decode, more_prefill)]
+    return [Split(decode, more_prefill), Split(more, prefill)]
 
 
 def _stride(part: Part) -> int:
