@@ -40,10 +40,12 @@ _GRID = _grid()
 
 
 class Marks(NamedTuple):
-    """What a prompt is promised by: `hashes[i]` stands for its first `blocks[i]` blocks, or about so many."""
+    """What a prompt is promised by: `hashes[i]` stands for all up to `ends[i]`, in blocks or in bytes."""
 
     hashes: Sequence[int]
-    blocks: Sequence[int]
+    ends: Sequence[int]
+    start: int = 0  # so much more lies before the first end
+    blocks_each: float = 1.0  # of one byte
 
 
 NO_MARKS = Marks((), ())
@@ -164,13 +166,13 @@ class PrefixIndex:
 
     def _find_promised(self, marks: Marks, found: dict[Target, int]) -> None:
         still, past = self._live, 0
-        for part, depth in zip(marks.hashes, marks.blocks, strict=True):
+        for part, end in zip(marks.hashes, marks.ends, strict=True):
             if lost := still & ~self._promised.get(part, 0):
                 self._note(lost, past, found)
                 still ^= lost
                 if not still:
                     return
-            past = depth
+            past = int(marks.blocks_each * (marks.start + end))
         self._note(still, past, found)
 
     def _find_ends(self, bits: int, chain: Sequence[int], past: int, end: int, found: dict[Target, int]) -> None:

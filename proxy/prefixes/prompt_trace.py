@@ -78,7 +78,8 @@ class PromptBook:
             chain = unpack(trace.chain[: num_tokens // trace.block_size * HASH_BYTES])
             num_bytes = key.ends[place]
         num_tokens += int((key.num_bytes - num_bytes) / self.bytes_per_token)
-        return Known(num_tokens, chain, _marks(key, num_tokens / block_size))
+        blocks_each = num_tokens / block_size / max(1, key.context_bytes + key.num_bytes)  # as if all were alike
+        return Known(num_tokens, chain, Marks(key.hashes, key.ends, key.context_bytes, blocks_each))
 
     def learn(self, key: PromptKey, chain: bytes, num_tokens: int, block_size: int) -> None:
         """An engine has told which blocks this prompt is."""
@@ -120,12 +121,6 @@ class PromptBook:
         kept = max(0.0, 1 - num_tokens / MEMORY_TOKENS)
         self._seen_tokens = self._seen_tokens * kept + num_tokens
         self._seen_bytes = self._seen_bytes * kept + num_bytes
-
-
-def _marks(key: PromptKey, num_blocks: float) -> Marks:
-    """As if all of its bytes made as many tokens."""
-    each = num_blocks / max(1, key.context_bytes + key.num_bytes)
-    return Marks(key.hashes, [int(each * (key.context_bytes + end)) for end in key.ends])
 
 
 def _agreed(node: _Node, trace: _Trace) -> int:

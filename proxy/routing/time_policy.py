@@ -37,6 +37,7 @@ class _Part:
     queue_s: float = 0.0
     work_s: float = 0.0  # computing, or receiving KV
     stall_s: float = 0.0
+    itl_s: float = 0.0  # of its answer, where it is decoded here
 
 
 class ByTime:
@@ -59,11 +60,11 @@ class ByTime:
     def _best_whole(self, able: Sequence[Worker], demand: Demand, held: Held, now: float) -> tuple[float, Route] | None:
         parts = [part for worker in able if (part := self._compute(worker, demand, held, now)) is not None]
         for part in parts:
-            part.cost_s += self._decoding_cost_s(part.worker, demand, now)
+            self._count_decoding(part, demand, now)
         if not parts:
             return None
         best = _cheapest(parts)
-        return best.cost_s, Route(None, best.worker, self._reason(demand, best, None, now))
+        return best.cost_s, Route(None, best.worker, self._reason(demand, best, None))
 
     def _best_split(
         self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: Held, now: float
@@ -79,7 +80,7 @@ class ByTime:
         if not computing:
             return None
         compute = _cheapest(computing)
-        reason = self._reason(demand, compute, receive, now)
+        reason = self._reason(demand, compute, receive)
         return compute.cost_s + receive.cost_s, Route(compute.worker, receive.worker, reason)
 
     def _compute(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part | None:
@@ -94,15 +95,17 @@ class ByTime:
     def _receive(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
         cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
         work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
-        return _Part(worker, cached, work_s + self._decoding_cost_s(worker, demand, now), 0.0, work_s)
+        part = _Part(worker, cached, work_s, work_s=work_s)
+        self._count_decoding(part, demand, now)
+        return part
 
-    def _decoding_cost_s(self, worker: Worker, demand: Demand, now: float) -> float:
-        itl_s = worker.rates.itl_s(worker.held_tokens + demand.num_tokens, now)
-        return self._itl_weight * (FAR_WEIGHT * itl_s + max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s))
+    def _count_decoding(self, part: _Part, demand: Demand, now: float) -> None:
+        itl_s = part.itl_s = part.worker.rates.itl_s(part.worker.held_tokens + demand.num_tokens, now)
+        near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
+        part.cost_s += self._itl_weight * (FAR_WEIGHT * itl_s + near_s)
 
     @staticmethod
-    def _reason(demand: Demand, compute: _Part, receive: _Part | None, now: float) -> Reason:
-        decode = receive.worker if receive else compute.worker
+    def _reason(demand: Demand, compute: _Part, receive: _Part | None) -> Reason:
         return Reason(
             policy=POLICY,
             why="prefill elsewhere takes less" if receive else demand.whole_because or "whole takes less",
@@ -113,7 +116,7 @@ class ByTime:
             compute_s=compute.work_s,
             transfer_s=receive.work_s if receive else 0.0,
             ttft_s=compute.queue_s + compute.work_s + (receive.work_s if receive else 0.0),
-            itl_s=decode.rates.itl_s(decode.held_tokens + demand.num_tokens, now),
+            itl_s=receive.itl_s if receive else compute.itl_s,
             stall_s=compute.stall_s,
         )
 
