@@ -2,8 +2,8 @@
 
 Three parts. `decisions`: the time of one decision for a long prompt, by the number of workers, in the proxy's cores.
 `requests`: the CPU of a real proxy per request with a long prompt, for each policy, before engines that do nothing,
-all in turns within every repeat. `dynamo`: the same of the Dynamo frontend in its KV mode, which tokenizes; it is
-installed from the package index. Owns the experiment and its figures.
+all in turns within every repeat. `dynamo`: the same of the Dynamo frontend in its KV mode, which tokenizes, as it comes
+and with its fastest tokenizer; it is installed from the package index. Owns the experiment and its figures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.command import command
 from benchmarks.decision_time import Case, decision_figures
 from benchmarks.direct import engine_spec
 from benchmarks.measure import CommonOptions, Part, measure, parts
-from benchmarks.peer_programs import KV_PEER, PeerFault, install
+from benchmarks.peer_programs import KV_PEERS, PeerFault, install
 from benchmarks.peers import cache_folder
 from benchmarks.processes import ALWAYS_SPLIT, FLEETS, Fleet, fleet
 from benchmarks.proxy import say
@@ -30,6 +30,7 @@ from proxy.routing.router import POLICIES
 
 PARTS = ("decisions", "requests", "dynamo")
 BASE = "least_loaded"
+FRONTEND = "frontend_us_per_request"
 
 
 class Options(CommonOptions, frozen=True, kw_only=True):
@@ -88,7 +89,9 @@ def long_prompts(options: Options) -> Part:
     return next(part for part in parts(options) if part.name == "prompts")
 
 
-def repeat(options: Options, proxies: Mapping[str, Fleet], dynamo: Target | None, number: int) -> dict[str, float]:
+def repeat(
+    options: Options, proxies: Mapping[str, Fleet], peers: Mapping[str, Target], number: int
+) -> dict[str, float]:
     """Who is first in one repeat is last in the next."""
     part, figures = long_prompts(options), {}
     shift = number % len(proxies)
@@ -97,9 +100,9 @@ def repeat(options: Options, proxies: Mapping[str, Fleet], dynamo: Target | None
         sample = measure(part, options, running.endpoint, pids, options.seed + number)
         for process in pids:
             figures[f"{policy}.{process}_us_per_request"] = sample.per_unit_us(process, part)
-    if dynamo is not None:
-        sample = measure(part, options, dynamo.endpoint, {"frontend": dynamo.relay}, options.seed + number)
-        figures["dynamo.frontend_us_per_request"] = sample.per_unit_us("frontend", part)
+    for name, target in peers.items():
+        sample = measure(part, options, target.endpoint, {"frontend": target.relay}, options.seed + number)
+        figures[f"{name}.{FRONTEND}"] = sample.per_unit_us("frontend", part)
     return figures | ratios(figures, list(proxies))
 
 
@@ -111,20 +114,23 @@ def ratios(figures: Mapping[str, float], policies: list[str]) -> dict[str, float
             name = f"{process}_us_per_request"
             if policy != BASE and f"{BASE}.{name}" in figures:
                 found[f"{policy}.{process}_to_{BASE}"] = figures[f"{policy}.{name}"] / figures[f"{BASE}.{name}"]
-        if "dynamo.frontend_us_per_request" in figures:
+        for name in (name for name in KV_PEERS if f"{name}.{FRONTEND}" in figures):
             ours = figures[f"{policy}.proxy_us_per_request"]
-            found[f"dynamo.frontend_to_proxy_with_{policy}"] = figures["dynamo.frontend_us_per_request"] / ours
+            found[f"{name}.frontend_to_proxy_with_{policy}"] = figures[f"{name}.{FRONTEND}"] / ours
     return found
 
 
-def start_dynamo(stack: ExitStack, options: Options, folder: Path) -> Target | str:
-    """Or why it is left out."""
-    try:
-        programs = install(KV_PEER, Path(options.venvs).expanduser())
-        floor = stack.enter_context(floor_engines(options))
-        return stack.enter_context(peer(KV_PEER, "whole", programs, folder, floor))
-    except PeerFault as fault:
-        return str(fault)
+def start_peers(stack: ExitStack, options: Options, folder: Path) -> dict[str, Target]:
+    """Says why one is left out."""
+    floor, started = stack.enter_context(floor_engines(options)), {}
+    for name, program in KV_PEERS.items():
+        try:
+            programs, own = install(program, Path(options.venvs).expanduser()), folder / name
+            own.mkdir()
+            started[name] = stack.enter_context(peer(program, "whole", programs, own, floor))
+        except PeerFault as fault:
+            say(f"{name} is left out: {fault}")
+    return started
 
 
 def all_requests(options: Options, policies: list[str], *, beside_dynamo: bool) -> Iterator[dict[str, float]]:
@@ -136,15 +142,12 @@ def all_requests(options: Options, policies: list[str], *, beside_dynamo: bool) 
         for policy in policies:
             routing = msgspec.structs.replace(ALWAYS_SPLIT, policy=policy)
             proxies[policy] = stack.enter_context(fleet(folder / policy, FLEETS["whole"], engine, routing=routing))
-        dynamo = start_dynamo(stack, options, folder) if beside_dynamo else None
-        if isinstance(dynamo, str):
-            say(f"dynamo is left out: {dynamo}")
-            dynamo = None
+        peers = start_peers(stack, options, folder) if beside_dynamo else {}
         say("warming up")
-        repeat(options, proxies, dynamo, 0)
+        repeat(options, proxies, peers, 0)
         for number in range(options.repeats):
             say(f"repeat {number + 1} of {options.repeats}")
-            yield repeat(options, proxies, dynamo, number + 1)
+            yield repeat(options, proxies, peers, number + 1)
 
 
 # ---------------------------------------------------------------- the whole
@@ -159,7 +162,7 @@ def run(options: Options) -> None:
     if "requests" in wanted:
         runs = list(all_requests(options, policies, beside_dynamo="dynamo" in wanted))
         figures |= report.medians(runs)
-    versions = {"dynamo": KV_PEER.version} if "dynamo.frontend_us_per_request" in figures else {}
+    versions = {name: program.version for name, program in KV_PEERS.items() if f"{name}.{FRONTEND}" in figures}
     result = report.report("decisions", figures, versions)
     path = report.write(Path(options.output), result, {"options": options, "repeats": runs})
     print(report.table(["", "figure"], [[name, f"{value:.2f}"] for name, value in figures.items()]))

@@ -84,7 +84,11 @@ def _routing(around: Surroundings) -> list[str]:
     return [*listening, *metrics, "--policy", "round_robin", "--worker-startup-check-interval", "1"]
 
 
-def _dynamo(case: str, around: Surroundings, router: Sequence[str] = ("--router-mode", "round-robin")) -> Commands:
+FASTEST_TOKENIZER = ("--tokenizer", "fastokens")
+_ROUND_ROBIN = ("--router-mode", "round-robin", *FASTEST_TOKENIZER)
+
+
+def _dynamo(case: str, around: Surroundings, router: Sequence[str] = _ROUND_ROBIN) -> Commands:
     """Its frontend has engines of its own kind only: mockers, here without a limit but the length of a step."""
     discovery = ["--discovery-backend", "file"]
     listening = ["--http-host", "127.0.0.1", "--http-port", str(around.port)]
@@ -96,7 +100,7 @@ def _dynamo(case: str, around: Surroundings, router: Sequence[str] = ("--router-
     if case == "split":
         prefill = ["--disaggregation-mode", "prefill", "--bootstrap-ports", str(around.other_port)]
         roles = [prefill, ["--disaggregation-mode", "decode"]]
-    frontend = ["python", "-m", "dynamo.frontend", *discovery, *listening, *router, "--tokenizer", "fastokens"]
+    frontend = ["python", "-m", "dynamo.frontend", *discovery, *listening, *router]
     return [frontend, *([*mocker, *role] for role in roles)]
 
 
@@ -157,7 +161,12 @@ PEERS = {
 
 _KV_ROUTER = ("--router-mode", "kv", "--kv-cache-block-size", "16")
 # Dynamo's frontend as it knows where the KV lies: it tokenizes each prompt and listens to the engines' events.
-KV_PEER = replace(PEERS["dynamo"], commands=lambda case, around: _dynamo(case, around, _KV_ROUTER))
+KV_PEERS = {
+    "dynamo": replace(PEERS["dynamo"], commands=lambda case, around: _dynamo(case, around, _KV_ROUTER)),
+    "dynamo_fastest": replace(
+        PEERS["dynamo"], commands=lambda case, around: _dynamo(case, around, (*_KV_ROUTER, *FASTEST_TOKENIZER))
+    ),
+}
 
 
 def install(peer: Peer, venvs: Path) -> Path:

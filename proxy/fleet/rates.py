@@ -78,6 +78,7 @@ class Rates:
     prefill: Line = field(default_factory=lambda: Line(0.02, 5e-5))  # of one prompt: uncached tokens -> seconds
     transfer: Line = field(default_factory=lambda: Line(0.02, 5e-6))  # of one hand-over: tokens -> seconds
     answer_tokens: Mean = field(default_factory=lambda: Mean(300.0))
+    answer_share: Mean = field(default_factory=lambda: Mean(1 / 300))  # that a token has in its answer, mean of answers
     step: Line = field(default_factory=lambda: Line(0.015, 2e-8))  # of one token: tokens held there -> seconds
     computed_s: float = 0.0  # all that prompts have taken since the start
     _busy: float = 0.0  # part of the time that prompts took, of late

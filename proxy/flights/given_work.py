@@ -74,6 +74,7 @@ def answered(leg: LegRecord, num_output_tokens: int, now: float) -> None:
         return
     rates = leg.worker.rates
     rates.answer_tokens.learn(num_output_tokens)
+    rates.answer_share.learn(1 / (num_output_tokens - 1))
     decoding_s = now - leg.computed_at - (rates.computed_s - leg.stalls_before_s)
     rates.step.learn(leg.worker.held_tokens, max(0.0, decoding_s) / (num_output_tokens - 1))
 

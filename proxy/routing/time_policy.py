@@ -34,6 +34,7 @@ class _Part:
     worker: Worker
     cached_tokens: int
     cost_s: float
+    computes: bool
     queue_s: float = 0.0
     work_s: float = 0.0  # computing, or receiving KV
     stall_s: float = 0.0
@@ -89,18 +90,21 @@ class ByTime:
             return None
         queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
         stall_s = work_s * worker.all_decodes
-        weight = self._itl_weight / max(1.0, worker.rates.answer_tokens.value)
-        return _Part(worker, cached, queue_s + work_s + weight * stall_s, queue_s, work_s, stall_s)
+        cost_s = queue_s + work_s + self._itl_weight * work_s * _tokens_spoilt(worker)
+        return _Part(worker, cached, cost_s, True, queue_s, work_s, stall_s)
 
     def _receive(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
         cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
         work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
-        part = _Part(worker, cached, work_s, work_s=work_s)
+        part = _Part(worker, cached, work_s, False, work_s=work_s)
         self._count_decoding(part, demand, now)
         return part
 
     def _count_decoding(self, part: _Part, demand: Demand, now: float) -> None:
-        itl_s = part.itl_s = part.worker.rates.itl_s(part.worker.held_tokens + demand.num_tokens, now)
+        """Of one that is computed here, too, what waits behind it is taken to be as much as waits before it."""
+        rates = part.worker.rates
+        behind_s = (part.queue_s + part.work_s) * rates.answer_share.value if part.computes else 0.0
+        itl_s = part.itl_s = rates.itl_s(part.worker.held_tokens + demand.num_tokens, now) + behind_s
         near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
         part.cost_s += self._itl_weight * (FAR_WEIGHT * itl_s + near_s)
 
@@ -119,6 +123,14 @@ class ByTime:
             itl_s=receive.itl_s if receive else compute.itl_s,
             stall_s=compute.stall_s,
         )
+
+
+def _tokens_spoilt(worker: Worker) -> float:
+    """The sum of all shares that a token has in an answer which would wait. Who is met decoding has a long answer more
+    often than those that come."""
+    coming = min(worker.num_prompts, worker.all_decodes)
+    rates = worker.rates
+    return coming * rates.answer_share.value + (worker.all_decodes - coming) / max(1.0, rates.answer_tokens.value)
 
 
 def _cheapest(parts: Sequence[_Part]) -> _Part:

@@ -84,6 +84,27 @@ def test_a_prompt_is_computed_elsewhere_where_many_decode_and_their_target_is_ne
     assert found.reason.transfer_tokens == 4000 and found.reason.why == "prefill elsewhere takes less"
 
 
+def test_short_answers_are_not_decoded_where_many_prompts_wait_to_be_computed() -> None:
+    """What waits before a prompt is as much as will wait behind it, and a stall spoils a short answer."""
+    made, demand = fleet(1, 2), Demand(2000, None)
+    for worker in made.workers.values():
+        worker.num_prompts, worker.prefill_tokens = 10, 10_000
+    made.workers["decode-1", 0].num_prompts, made.workers["decode-1", 0].prefill_tokens = 12, 12_000
+    assert route(made, PrefixIndex(), demand).prefill is None
+    for worker in made.workers.values():
+        worker.rates.answer_share.value = 1 / 8
+    assert route(made, PrefixIndex(), demand).prefill is not None
+
+
+def test_a_stall_counts_more_for_answers_that_come_than_for_those_that_were_met() -> None:
+    made = fleet(0, 2)
+    coming, met = (made.workers[name, 0] for name in ("decode-0", "decode-1"))
+    for worker in (coming, met):
+        worker.num_decodes, worker.rates.answer_share.value = 6, 1 / 8
+    coming.num_prompts, coming.computing_since = 6, -60.0  # its queue is all but done
+    assert route(made, PrefixIndex(), Demand(2000, None)).decode is met
+
+
 def test_a_second_turn_stays_where_the_first_was_decoded() -> None:
     made = fleet(1, 2)
     for name in ("decode-0", "decode-1"):
