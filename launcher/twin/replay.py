@@ -19,7 +19,8 @@ from launcher.twin.records import Record, Replayed
 from launcher.twin.setup import NO_LIMITS, Setup
 from launcher.twin.traces import Request
 from launcher.twin.work import Effect, Ended, Fetch, First, Work
-from proxy.fleet.fleet_events import LoadTold
+from proxy.fleet.fleet import Fleet
+from proxy.fleet.fleet_events import CapsTold, LoadTold
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fe
 from proxy.flights.flight import Flight
@@ -27,11 +28,13 @@ from proxy.flights.flights import Flights
 from proxy.prefixes.prefix_index import PrefixIndex, marks_of
 from proxy.routing.load_policies import SCORES, Scores
 from proxy.routing.router import Demand, Route, Router
-from proxy.spec import Deadlines
+from proxy.spec import Deadlines, PoolCaps
 from workers.kv_messages import Computed
 from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
 
 PATIENT = Deadlines(queue_s=float("inf"))  # nobody is turned away
+LOOK_S = 1.0
+Look = Callable[[Fleet, Flights, float], Mapping[str, PoolCaps] | None]
 ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
 
 
@@ -63,7 +66,9 @@ class Replay:
         requests: Sequence[Request],
         scores: Mapping[str, Scores] = SCORES,
         patience: Patience | None = None,
+        look: Look | None = None,
     ) -> None:
+        """`look`: may move roles every LOOK_S; None: no change."""
         self._patience = patience or Patience()
         self._num_late = 0
         self._setup = setup
@@ -81,10 +86,13 @@ class Replay:
         self._legs: dict[int, tuple[Key, Submit, Work]] = {}  # rid -> worker key, envelope, work
         self._received: dict[Key, int] = dict.fromkeys(self._engines, 0)
         self._num_open = len(requests)
+        self._look = look
         # As live: who does not look at what is cached is not told.
         self._sees_cache = Router.wants_chain(setup.routing.policy)
 
     def run(self) -> Replayed:
+        if self._look is not None:
+            self._at(LOOK_S, self._move_roles, self._look)
         for number, request in enumerate(self._requests):
             self._at(request.at_s, self._arrive, number)
         for number, key in enumerate(self._engines):
@@ -128,6 +136,13 @@ class Replay:
                 self._num_open -= 1
             else:
                 raise RuntimeError(f"no request may fail here: {effect}")
+
+    def _move_roles(self, look: Look, now: float) -> None:
+        moved = look(self._fleet, self._flights, now)
+        if moved is not None:
+            self._fleet.apply(CapsTold(moved), now)
+            self._tell(fe.RoomMade(), now)
+        self._at(now + LOOK_S, self._move_roles, look)
 
     def _beat(self, key: Key, now: float) -> None:
         engine, received = self._engines[key], self._received[key]
