@@ -81,4 +81,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval_s: float = 30.0  # Slurm is asked no more often than this
     revision: int = 0  # counts how often a live run was given another plan
     drain_first: bool = False  # there is no room for two lives of a worker
+    planner: str = "off"  # off | advise | on
     allocation: Allocation | None = None  # with executor steps; None where it is planned outside of the job

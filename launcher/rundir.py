@@ -68,6 +68,7 @@ class RunDir:
         self.desired = self.path / "desired.json"
         self.jobs = self.path / "jobs.json"
         self.status = self.path / "status.json"
+        self.planner = self.path / "planner.json"
         self.endpoint = self.path / "endpoint.json"
         self.owner = self.path / "controller.json"
         self.heir = self.path / "heir.json"

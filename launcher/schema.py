@@ -202,6 +202,17 @@ class ProxyConfig:
     deadlines: DeadlinesConfig = field(default_factory=DeadlinesConfig)
 
 
+class PlannerMode(Enum):
+    off = "off"
+    advise = "advise"  # says what it would do
+    on = "on"
+
+
+@dataclass(slots=True, kw_only=True)
+class PlannerConfig:
+    mode: PlannerMode = PlannerMode.off
+
+
 class BatchOrder(Enum):
     input = "input"  # as in the input, written at the end
     finish = "finish"  # as they finish, while it runs
@@ -274,6 +285,7 @@ class Config:
     handoff: HandoffConfig = field(default_factory=HandoffConfig)
     routing: RoutingConfig = field(default_factory=RoutingConfig)
     pools: dict[str, PoolConfig] = field(default_factory=dict)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
     proxy: ProxyConfig = field(default_factory=ProxyConfig)
     controller: ControllerConfig = field(default_factory=ControllerConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -44,7 +44,7 @@ from proxy.routing.router import Demand, Router
 from proxy.spec import ProxySpec
 from proxy.zap import Zap
 from workers.beat import next_mark
-from workers.controller_messages import ControllerHello, DrainWorker, Jobs
+from workers.controller_messages import ControllerHello, DrainWorker, Jobs, SetCaps
 from workers.kv_messages import Computed, Digest, PromptTrace
 from workers.links.zmq_loop import CurveKeys
 from workers.message import Message
@@ -120,7 +120,6 @@ class Dispatch:
 
     @property
     def num_streams(self) -> int:
-        """Answers on their way to clients."""
         return len(self._streams)
 
     # ------------------------------------------------------------ this process among others
@@ -272,12 +271,13 @@ class Dispatch:
         self._apply_fleet(fleet_events.PeerLost(peer, reason, as_asked))
 
     def _obey(self, message: Message) -> None:
-        """The controller's word."""
         if isinstance(message, Jobs):
             self.board.told(message)
             self._apply_fleet(fleet_events.RunTold(message.wanted, message.serves))
             if self._relatives.followed(message.successors):
                 self._introduce()
+        elif isinstance(message, SetCaps):
+            self._apply_fleet(fleet_events.caps_told(message))
         elif isinstance(message, DrainWorker):
             self._apply_all(self._drains.ask(message, self._loop.time()))
             self._drain_due()

@@ -59,6 +59,18 @@ class DrainWorker(Message, frozen=True, tag="drain_worker"):
     timeout_s: float
 
 
+class WorkerCaps(msgspec.Struct, frozen=True, array_like=True):
+    worker: str
+    max_prefill_tokens: int
+    max_decodes: int
+
+
+class SetCaps(Message, frozen=True, tag="set_caps"):
+    """The planner's word, by the controller: all that is to differ from the pools' caps."""
+
+    workers: tuple[WorkerCaps, ...]
+
+
 class WorkerView(msgspec.Struct, frozen=True, array_like=True):
     """One worker as the proxy sees it."""
 

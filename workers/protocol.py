@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs
+from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs, SetCaps
 from workers.kv_messages import AboutPrompts, DigestWanted
 from workers.links.proxy_file import ProxyFile
 from workers.message import Message
@@ -302,6 +302,7 @@ ToProxy = (
     | ControllerHello
     | Jobs
     | DrainWorker
+    | SetCaps
 )
 ToWorker = (
     Registered | Refused | Beat | Submit | Cancel | Release | TicketClosed | DigestWanted | Drain | YourTurn | Goodbye

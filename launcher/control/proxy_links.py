@@ -15,7 +15,7 @@ import zmq
 
 from launcher.control.views import merged, sees_as_much
 from launcher.rundir import RunDir
-from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs
+from workers.controller_messages import ControllerHello, DrainWorker, FleetView, Jobs, SetCaps
 from workers.links.link import Link
 from workers.links.proxy_file import ProxyFile, proxy_of
 from workers.links.rendezvous import Rendezvous
@@ -35,6 +35,7 @@ class ProxyLinks:
         self._on_fleet = on_fleet
         self._jobs = Jobs(())
         self._successors: tuple[ProxyFile, ...] = ()
+        self._caps = SetCaps(())
         self._context: zmq.Context[Any] = zmq.Context()
         self._rendezvous = Rendezvous(run.proxies, self._open)
         self._views: dict[str, FleetView] = {}
@@ -67,7 +68,13 @@ class ProxyLinks:
     def _seen(self) -> FleetView | None:
         return merged(view for process, view in self._views.items() if proxy_of(process) == self._proxy)
 
-    def say(self, message: Jobs | DrainWorker) -> None:
+    def set_caps(self, caps: SetCaps) -> None:
+        """As `tell`."""
+        if caps != self._caps:
+            self._caps = caps
+            self.say(caps)
+
+    def say(self, message: Jobs | DrainWorker | SetCaps) -> None:
         for link in self._rendezvous.links.values():
             link.send(message)
 
@@ -94,6 +101,8 @@ class ProxyLinks:
             silence_s=PROXY_SILENCE_S,
         )
         link.send(self._jobs)
+        if self._caps.workers:
+            link.send(self._caps)
         return link
 
     def _hear(self, proxy: str, message: Message) -> None:

@@ -1,9 +1,9 @@
 """Which workers prefill and which decode, as the pressure on both moves.
 
-Pure: one mutator, `apply(event, now) -> effects`. While times between tokens are far from their target every worker does
-both and the router chooses for each request. Else roles are dealt out so that neither side is pressed harder than it
-has to be: prompts by the seconds of work that arrive per second and lie in queues, answers by the time between tokens
-and the KV they hold. Nothing restarts: what a worker has begun it ends.
+Pure: one mutator, `apply(event, now) -> effects`. While times between tokens are far from their target every worker
+does both and the router chooses for each request. Else roles are dealt out so that neither side is pressed harder than
+it has to be: prompts by the seconds of work that arrive per second and lie in queues, answers by the time between
+tokens and by what their engines hold. Nothing restarts: what a worker has begun it ends.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Roles:
     _waiting_s: float = 0.0
     _before: dict[str, Sight] = field(default_factory=dict)
     _looked_at: float | None = None
+    _began: float = 0.0
     _moved_at: float = -math.inf
     _grew: Role = Role.BOTH  # with the last move
 
@@ -104,13 +105,18 @@ class Roles:
         self._learn(workers, waiting_s, now)
         self.roles = {name: self.roles.get(name, Role.BOTH) for name in workers}
         if len(workers) < 2:
+            self.pressure = None
             return self._deal(dict.fromkeys(workers, Role.BOTH), workers, now)
         self.pressure = pressure = self._press(list(workers.values()), waiting_s)
+        if now - self._began < MEMORY_S:
+            return []
         return self._deal(self._wanted(pressure, workers, now), workers, now)
 
     def _learn(self, workers: dict[str, Sight], waiting_s: float, now: float) -> None:
         """Work arrives as queues grow and as it is done."""
-        if self._looked_at is not None and now > self._looked_at:
+        if self._looked_at is None:
+            self._began = now
+        elif now > self._looked_at:
             passed_s = now - self._looked_at
             known = [(self._before[name], sight) for name, sight in workers.items() if name in self._before]
             done_s = sum(max(0.0, after.computed_s - before.computed_s) for before, after in known)

@@ -27,6 +27,7 @@ from launcher.schema import (
     Device,
     Executor,
     LimitsConfig,
+    PlannerMode,
     PoolConfig,
     PoolRole,
 )
@@ -94,6 +95,12 @@ def pool_plan_faults(
     cluster = config.cluster
     assert cluster is not None
     faults = [fault for pair in pairs if pair.required for fault in pair.faults]
+    movable = any(pair.prefill == pair.decode and not pair.faults for pair in pairs)
+    if config.planner.mode is not PlannerMode.off and not movable:
+        faults.append(
+            f"planner.mode: {config.planner.mode.value}, but roles move only among two or more workers of a pool with"
+            " the role any that exchange KV; use planner=off"
+        )
     for pool in pools:
         faults += list(_latent_faults(pool, model.shape)) or _fit_faults(config, pool)
     workers = [pool.layout for pool in pools for _ in range(pool.replicas)]

@@ -62,6 +62,7 @@ def make_plan(
         gpus_per_node=config.cluster.gpus_per_node,
         poll_interval_s=config.controller.poll_interval_s,
         drain_first=config.cluster.drain_first,
+        planner=config.planner.mode.value,
         allocation=allocation,
     )
 

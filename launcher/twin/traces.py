@@ -51,7 +51,7 @@ def _hashes(numbers: NDArray[numpy.uint64]) -> array[int]:
     return array("Q", ((numbers + numpy.uint64(1)) * _MIX).tobytes())
 
 
-def _own_chain(index: int, num_prompt: int, block_size: int) -> array[int]:
+def own_chain(index: int, num_prompt: int, block_size: int) -> array[int]:
     return _hashes(numpy.arange(num_prompt // block_size, dtype=numpy.uint64) + numpy.uint64(_OWN * (index + 1)))
 
 
@@ -104,7 +104,7 @@ def _read_azure(path: Path, block_size: int) -> list[Request]:
                 raise BadTrace(f"{path}:{number + 2}: {error}") from None
             start = start or at
             at_s = (at - start).total_seconds()
-            requests.append(Request(at_s, num_prompt, num_output, _own_chain(number, num_prompt, block_size)))
+            requests.append(Request(at_s, num_prompt, num_output, own_chain(number, num_prompt, block_size)))
     return requests
 
 

@@ -65,12 +65,12 @@ def current_status(run: RunDir, plan: Plan) -> tuple[RunStatus, str]:
     return overlay_queue(told, rows, kept=kept), f"Slurm, asked just now; {source}"
 
 
-def ask_fleet(run: RunDir) -> dict[str, Any] | None:
+def ask_fleet(run: RunDir, path: str = "/fleet") -> dict[str, Any] | None:
     """None where no proxy of the run answers from here."""
     key = api_key_file(run.keys).read_text().strip()
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     for proxy in read_proxies(run.proxies):
-        request = urllib.request.Request(f"{proxy.http}/fleet", headers={"Authorization": f"Bearer {key}"})
+        request = urllib.request.Request(f"{proxy.http}{path}", headers={"Authorization": f"Bearer {key}"})
         try:
             with opener.open(request, timeout=TIMEOUT_S) as answer:
                 fleet: dict[str, Any] = msgspec.json.decode(answer.read())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from proxy.fleet.worker import Key, Pair, Peer, Proof
 from proxy.spec import PoolCaps
+from workers.controller_messages import SetCaps
 from workers.protocol import Load, Register
 from workers.stages import StageTimes
 
@@ -81,6 +82,14 @@ class CapsTold:
     """All that is to differ from the pools' caps, by worker; nothing beyond those."""
 
     caps: Mapping[str, PoolCaps]
+
+
+def caps_told(message: SetCaps) -> CapsTold:
+    caps = {
+        told.worker: PoolCaps(max_prefill_tokens=told.max_prefill_tokens, max_decodes=told.max_decodes)
+        for told in message.workers
+    }
+    return CapsTold(caps)
 
 
 Event = (

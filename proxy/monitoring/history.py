@@ -28,6 +28,7 @@ class Interval(msgspec.Struct):
     failed: int = 0
     prompt_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0  # of the prompts
 
     def include(self, other: Interval) -> None:
         self.ttft.include(other.ttft)
@@ -36,6 +37,7 @@ class Interval(msgspec.Struct):
         self.failed += other.failed
         self.prompt_tokens += other.prompt_tokens
         self.output_tokens += other.output_tokens
+        self.cached_tokens += other.cached_tokens
 
 
 class History(msgspec.Struct):
@@ -73,6 +75,7 @@ def history_json(intervals: Iterable[Interval]) -> list[dict[str, Any]]:
             "failed": interval.failed,
             "prompt_tokens": interval.prompt_tokens,
             "output_tokens": interval.output_tokens,
+            "cached_tokens": interval.cached_tokens,
             "ttft_p50_s": interval.ttft.quantile(0.5),
             "ttft_p99_s": interval.ttft.quantile(0.99),
             "itl_p50_s": interval.itl.quantile(0.5),

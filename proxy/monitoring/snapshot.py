@@ -18,6 +18,7 @@ from proxy.monitoring.totals import Totals
 # (name, help, [(labels, value)])
 Gauge = tuple[str, str, list[tuple[dict[str, str], float]]]
 
+SUMS = ("queued", "queued_tokens", "open_requests", "open_tickets")
 SAME_NEWS_S = 5.0  # the same news of two processes, so close together, is one event
 
 
@@ -55,7 +56,7 @@ def _fleet(fleets: list[dict[str, Any]]) -> dict[str, Any]:
         **fleets[0],
         "ready": all(fleet["ready"] for fleet in taking),
         "serving": all(fleet["serving"] for fleet in taking),
-        **{name: sum(fleet[name] for fleet in fleets) for name in ("queued", "open_requests", "open_tickets")},
+        **{name: sum(fleet[name] for fleet in fleets) for name in SUMS},
         "workers": _workers(fleets),
         "jobs": max((fleet["jobs"] for fleet in fleets), key=len),
         "pairs": _pairs(taking),
@@ -70,11 +71,23 @@ def _workers(fleets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for worker in chain.from_iterable(fleet["workers"] for fleet in fleets):
         key = (worker["worker"], worker["generation"])
         if key in found:
-            given = {name: found[key][name] + worker[name] for name in ("prefill_tokens", "decodes")}
-            found[key] = {**found[key], **given}
+            found[key] = {
+                **found[key],
+                **_summed(found[key], worker, ("prefill_tokens", "decodes")),
+                "pressure": {
+                    **found[key]["pressure"],
+                    **_summed(
+                        found[key]["pressure"], worker["pressure"], ("queue_s", "computed_s", "decodes", "held_tokens")
+                    ),
+                },
+            }
         else:
             found[key] = worker
     return list(found.values())
+
+
+def _summed(one: dict[str, Any], other: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: one[name] + other[name] for name in names}
 
 
 def _pairs(fleets: list[dict[str, Any]]) -> list[dict[str, Any]]:

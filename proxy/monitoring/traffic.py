@@ -74,6 +74,7 @@ class Traffic(msgspec.Struct):
         interval = self.history.at(unix)
         interval.answered += 1
         interval.prompt_tokens += end.num_prompt_tokens
+        interval.cached_tokens += min(flight.cached_tokens, end.num_prompt_tokens)
         interval.output_tokens += end.num_output_tokens
         self.prompt_tokens += end.num_prompt_tokens
         self.cached_tokens += min(flight.cached_tokens, end.num_prompt_tokens)

@@ -33,6 +33,7 @@ def fleet_json(
         "ready": fleet.ready,
         "serving": fleet.serving,
         "queued": len(flights.queue),
+        "queued_tokens": sum(flight.demand.num_tokens for flight in flights.queue),
         "open_requests": len(flights.open),
         "open_tickets": len(flights.tickets),
         "workers": [_worker_json(worker, turns, now, unix) for worker in fleet.workers.values()],
@@ -69,6 +70,28 @@ def _worker_json(worker: Worker, turns: Turns, now: float, unix: float) -> dict[
         "max_model_len": capabilities.max_model_len if capabilities else None,
         "stages": {stage: round(seconds, 2) for stage, seconds in worker.stages},
         "turn": turn_words(turns, worker.key),
+        "max_prefill_tokens": worker.caps.max_prefill_tokens,
+        "max_decodes": worker.caps.max_decodes,
+        "up": worker.up,
+        "pressure": pressure_json(worker, now),
+    }
+
+
+def pressure_json(worker: Worker, now: float) -> dict[str, Any]:
+    """What moving roles looks at."""
+    rates, capabilities = worker.rates, worker.capabilities
+    return {
+        "worker": worker.key[0],
+        "queue_s": worker.queue_s(now),
+        "computed_s": rates.computed_s,
+        "decodes": worker.num_decodes,
+        "held_tokens": worker.held_tokens,
+        "running": worker.load.running,
+        "max_running": capabilities.max_num_seqs if capabilities else 1,
+        "kv_used": worker.load.kv_used,
+        "prompt_each_s": rates.prefill.each_s,
+        "step_s": rates.step.fixed_s,
+        "step_each_s": rates.step.each_s,
     }
 
 
@@ -139,6 +162,16 @@ def gauges(fleet: Fleet, flights: Flights, process: str, num_connections: int) -
         ("sluice_worker_running", "Running, by the host.", [(_label(w.key), w.load.running) for w in workers]),
         ("sluice_worker_waiting", "Waiting, by the host.", [(_label(w.key), w.load.waiting) for w in workers]),
         ("sluice_worker_kv_used", "Part of the KV cache in use.", [(_label(w.key), w.load.kv_used) for w in workers]),
+        (
+            "sluice_worker_max_prefill_tokens",
+            "Cap of prompt tokens in flight; 0: it only decodes.",
+            [(_label(w.key), w.caps.max_prefill_tokens) for w in workers],
+        ),
+        (
+            "sluice_worker_max_decodes",
+            "Cap of answers at once; 0: it only prefills.",
+            [(_label(w.key), w.caps.max_decodes) for w in workers],
+        ),
         (
             "sluice_worker_pinned_blocks",
             "KV blocks held for unread tickets.",

@@ -92,6 +92,7 @@ EXAMPLES: dict[str, Message] = {
     "your_turn": protocol.YourTurn(),
     "controller_hello": controller_messages.ControllerHello(1, "demo", "b2"),
     "jobs": controller_messages.Jobs((JOB,), 8, ("decode-0",), True, (PROXY,)),
+    "set_caps": controller_messages.SetCaps((controller_messages.WorkerCaps("decode-0", 0, 256),)),
     "drain_worker": controller_messages.DrainWorker("decode-0", 1, "the run stops", 120.0),
     "fleet": controller_messages.FleetView(
         (WORKER,),

@@ -35,14 +35,16 @@ def snapshot(pid: int = 1, number: int = 1, **changes: Any) -> Snapshot:
     """Of one process, which has given the one worker `number` decodes."""
     worker = {"worker": "decode-0", "generation": 0, "phase": "ready", "running": 5}
     process = {"process": f"p0.{pid}", "pid": pid, "takes_connections": changes.pop("takes_connections", True)}
+    pressure = {"queue_s": 1.0, "computed_s": number, "decodes": number, "held_tokens": number, "kv_used": 0.5}
     fleet = {
         "run": "r",
         "ready": True,
         "serving": True,
         "queued": number,
+        "queued_tokens": number,
         "open_requests": number,
         "open_tickets": number,
-        "workers": [worker | {"prefill_tokens": 100 * number, "decodes": number}],
+        "workers": [worker | {"prefill_tokens": 100 * number, "decodes": number, "pressure": pressure}],
         "jobs": [],
         "pairs": [{"prefill": "prefill-0", "decode": "decode-0", "proven": True, "fault": ""}],
         "refusals": [],
@@ -68,6 +70,7 @@ def test_what_the_processes_do_adds_up_and_a_workers_own_word_does_not() -> None
     assert [whole.fleet[name] for name in ("queued", "open_requests", "open_tickets")] == [4, 4, 4]
     (worker,) = whole.fleet["workers"]
     assert (worker["running"], worker["decodes"], worker["prefill_tokens"]) == (5, 4, 400)
+    assert worker["pressure"] == {"queue_s": 2.0, "computed_s": 4, "decodes": 4, "held_tokens": 4, "kv_used": 0.5}
     assert [process["process"] for process in whole.fleet["processes"]] == ["p0.1", "p0.2"]
     assert whole.totals == totals(8)
     page = Scrape(whole.totals, whole.gauges).render().decode().splitlines()

@@ -1,0 +1,165 @@
+"""What moving roles is worth: `python -m benchmarks.planner [key=value ...]`.
+
+Prompts that are long with short answers, then short with long answers, then as at first, on the same engines in virtual
+time. Goodput of the planner beside that of the router alone, of each fixed split, and of an oracle that knows the
+phases and takes the best split in each. Owns the traffic, the four and what is printed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from benchmarks import report
+from benchmarks.arguments import Count, Duration
+from benchmarks.command import command
+from benchmarks.routing.measure import say
+from launcher.planner.roles import Looked, Role, Roles, Sight
+from launcher.twin.card import card
+from launcher.twin.records import Record
+from launcher.twin.replay import Look, Replay
+from launcher.twin.setup import MAX_MODEL_LEN, equal_engines
+from launcher.twin.traces import BLOCK_SIZE, Request, own_chain
+from proxy.fleet.fleet import Fleet
+from proxy.flights.flights import Flights
+from proxy.monitoring.view import pressure_json
+from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    phase_s: Duration = 40.0
+    workers: Count = 8
+    timings: str = "additive,mixed"
+    loads: str = "50/40,65/50,75/60"  # requests per second, prefill-heavy and decode-heavy
+    prompts: str = "3000/600"  # medians of tokens
+    answers: str = "20/700"
+    ttft_s: Duration = 2.0
+    itl_s: Duration = 0.025
+    splits: str = "2,4,6,7"  # prefill workers: fixed, or the oracle's to choose from
+    seed: int = 1
+    output: str = "out/planner"
+
+
+def pair(text: str) -> tuple[float, float]:
+    first, second = text.split("/")
+    return float(first), float(second)
+
+
+def traffic(options: Options, load: str) -> list[Request]:
+    rng, requests = random.Random(options.seed), list[Request]()
+    for phase, which in enumerate((0, 1, 0)):
+        at_s, end_s = phase * options.phase_s, (phase + 1) * options.phase_s
+        prompt, answer = pair(options.prompts)[which], pair(options.answers)[which]
+        while (at_s := at_s + rng.expovariate(pair(load)[which])) < end_s:
+            num_prompt = min(MAX_MODEL_LEN // 4, max(16, round(prompt * rng.lognormvariate(0.0, 0.8))))
+            num_output = max(1, round(answer * rng.lognormvariate(0.0, 0.7)))
+            requests.append(Request(at_s, num_prompt, num_output, own_chain(len(requests), num_prompt, BLOCK_SIZE)))
+    return requests
+
+
+# ---------------------------------------------------------------- who moves roles
+
+
+def caps(roles: dict[str, Role], max_decodes: int) -> dict[str, PoolCaps]:
+    return {
+        worker: PoolCaps(
+            max_prefill_tokens=0 if role is Role.DECODE else MAX_MODEL_LEN,
+            max_decodes=0 if role is Role.PREFILL else max_decodes,
+        )
+        for worker, role in roles.items()
+    }
+
+
+def planner(core: Roles, max_decodes: int) -> Look:
+    def look(fleet: Fleet, flights: Flights, now: float) -> dict[str, PoolCaps] | None:
+        sights = [msgspec.convert(pressure_json(worker, now), Sight) for worker in fleet.workers.values()]
+        waiting = sum(flight.demand.num_tokens for flight in flights.queue)
+        return caps(core.roles, max_decodes) if core.apply(Looked(sights, waiting), now) else None
+
+    return look
+
+
+def known(options: Options, outer: int, inner: int, max_decodes: int) -> Look:
+    """So many prefill workers in the outer phases, and in the one between."""
+
+    def look(fleet: Fleet, flights: Flights, now: float) -> dict[str, PoolCaps]:
+        number = inner if options.phase_s <= now < 2 * options.phase_s else outer
+        names = [key[0] for key in fleet.workers]
+        return caps({name: Role.PREFILL if n < number else Role.DECODE for n, name in enumerate(names)}, max_decodes)
+
+    return look
+
+
+# ---------------------------------------------------------------- figures
+
+
+def good_of(options: Options, records: Sequence[Record]) -> list[int]:
+    """Answers within both targets, by the phase in which they were asked for."""
+    counts = [0, 0, 0]
+    for record in records:
+        if record.ttft_s <= options.ttft_s and (record.itl_s or 0.0) <= options.itl_s:
+            counts[min(2, int(record.request.at_s // options.phase_s))] += 1
+    return counts
+
+
+def back_after_s(options: Options, records: Sequence[Record]) -> float:
+    """From the last phase's beginning to the last arrival that missed the target for its first token."""
+    start_s = 2 * options.phase_s
+    late = [r.request.at_s - start_s for r in records if r.request.at_s >= start_s and r.ttft_s > options.ttft_s]
+    return max(late, default=0.0)
+
+
+def measure(options: Options, timing: str, load: str) -> dict[str, float]:
+    requests, engine = traffic(options, load), card(timing)
+    routing = RoutingSpec(policy="kv", targets=LatencyTargets(ttft_s=options.ttft_s, itl_s=options.itl_s))
+    setup = equal_engines(engine, "adaptive", options.workers, options.workers // 2, routing)
+
+    def records_of(name: str, look: Look | None) -> Sequence[Record]:
+        records = Replay(setup, requests, look=look).run().records
+        say(f"{timing} {load} {name}: good {good_of(options, records)} of {len(records)}")
+        return records
+
+    splits = [int(split) for split in options.splits.split(",")]
+    fixed = {n: good_of(options, records_of(f"{n} fixed", known(options, n, n, engine.max_num_seqs))) for n in splits}
+    outer = max(splits, key=lambda n: fixed[n][0])
+    inner = max(splits, key=lambda n: fixed[n][1])
+    oracle = records_of("oracle", known(options, outer, inner, engine.max_num_seqs))
+    alone = records_of("router alone", None)
+    core = Roles(routing.targets)
+    ours = records_of("planner", planner(core, engine.max_num_seqs))
+    goods = {
+        "fixed": max(sum(good) for good in fixed.values()),
+        "alone": sum(good_of(options, alone)),
+        "oracle": sum(good_of(options, oracle)),
+    }
+    good = sum(good_of(options, ours))
+    return {
+        "good": good / len(requests),
+        **{f"to_{name}": good / max(1, other) for name, other in goods.items()},
+        "back_after_s": back_after_s(options, ours),
+        "oracle_back_after_s": back_after_s(options, oracle),
+        "alone_back_after_s": back_after_s(options, alone),
+    }
+
+
+def run(options: Options) -> None:
+    found = {
+        (timing, load): measure(options, timing, load)
+        for timing in options.timings.split(",")
+        for load in options.loads.split(",")
+    }
+    figures = {f"{timing}.{load}.{name}": v for (timing, load), row in found.items() for name, v in row.items()}
+    result = report.report("planner", figures)
+    path = report.write(Path(options.output), result, {"options": options})
+    names = list(next(iter(found.values())))
+    rows = [[f"{timing} {load}", *(f"{row[name]:.2f}" for name in names)] for (timing, load), row in found.items()]
+    print(report.table(["", *names], rows))
+    print(f"written: {path}")
+    print(report.last_line(result))
+
+
+if __name__ == "__main__":
+    command(Options, run)

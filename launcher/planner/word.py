@@ -1,0 +1,66 @@
+"""What the planner says and remembers, in `planner.json` of the run folder, and what the controller makes of it.
+
+Owns the file's shape. The planner writes it, whole; whoever starts after it goes on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from launcher.planner.forecast import Bucket, Interval
+from launcher.planner.roles import Pressure, Role
+from proxy.spec import PoolCaps
+from workers.controller_messages import SetCaps, WorkerCaps
+
+STALE_S = 60.0  # a planner that has been silent for so long is not obeyed any more
+MAX_DECISIONS = 50
+ON = "on"
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's role, and the numbers behind it. `done`: not merely advised."""
+
+    at: float
+    worker: str
+    before: Role
+    role: Role
+    pressure: Pressure
+    done: bool
+
+
+class Word(msgspec.Struct, frozen=True, kw_only=True):
+    written_at: float = 0.0
+    mode: str = ""
+    roles: dict[str, Role] = {}
+    pressure: Pressure | None = None
+    demand: dict[str, dict[int, Interval]] = {}  # by kind and minutes ahead: tokens per second
+    drift: str = ""
+    decisions: tuple[Decision, ...] = ()  # the newest last
+    minute: int = 0  # unix time of the newest bucket's beginning
+    buckets: tuple[Bucket, ...] = ()
+
+
+def caps_of(word: Word | None, workers: Mapping[str, str], pools: Mapping[str, PoolCaps], now: float) -> SetCaps:
+    """What the proxy is to be told. `workers`: their pools. Nothing where nobody may be obeyed."""
+    if word is None or word.mode != ON or now - word.written_at > STALE_S:
+        return SetCaps(())
+    moved = [
+        WorkerCaps(
+            worker,
+            0 if role is Role.DECODE else pools[workers[worker]].max_prefill_tokens,
+            0 if role is Role.PREFILL else pools[workers[worker]].max_decodes,
+        )
+        for worker, role in sorted(word.roles.items())
+        if worker in workers and role is not Role.BOTH
+    ]
+    return SetCaps(tuple(moved))
+
+
+def movable(workers: Mapping[str, str], pools: Mapping[str, PoolCaps], pairs: tuple[tuple[str, str], ...]) -> set[str]:
+    """Who may prefill and decode, for others of its pool too."""
+    able = {
+        name for name, caps in pools.items() if caps.max_prefill_tokens and caps.max_decodes and (name, name) in pairs
+    }
+    return {worker for worker, pool in workers.items() if pool in able}
