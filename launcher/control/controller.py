@@ -49,8 +49,8 @@ from launcher.control.reporter import Reporter
 from launcher.control.restoring import job_system, policy_of, restore
 from launcher.job import Plan, PlannedWorker
 from launcher.jobs import JobError, JobRecord, JobSystem
-from launcher.planner.word import Word, caps_of
-from launcher.rundir import STOP, Desired, Owner, RunDir, read_optional
+from launcher.planner.obeying import obey
+from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.steps import stop_at
 from launcher.view.status import jobs_message
@@ -115,7 +115,11 @@ class Controller:
                     self._proxies.run,
                     self._proxy.run,
                     batches.run,
-                    *([] if self._plan.planner == "off" else [planner.run, self._obey_planner]),
+                    *(
+                        []
+                        if self._plan.planner == "off"
+                        else [planner.run, lambda: obey(self._run, lambda: self._plan, self._proxies.set_caps)]
+                    ),
                 )
                 tasks = [group.create_task(part()) for part in work]
                 await self._finished.wait()
@@ -171,17 +175,6 @@ class Controller:
                 goal = STOP if self._stop_asked else desired.target
                 revisions = {planned.spec.worker: planned.revision for planned in self._plan.workers}
                 self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal), revisions))
-            await asyncio.sleep(TICK_S)
-
-    async def _obey_planner(self) -> None:
-        while True:
-            try:
-                word = await asyncio.to_thread(read_optional, self._run.planner, Word)
-            except (OSError, msgspec.DecodeError) as fault:
-                log.error("%s: %s; roles stay as they are", self._run.planner, fault)
-            else:
-                proxy = self._plan.proxy
-                self._proxies.set_caps(caps_of(word, proxy.workers, proxy.pools, time.time()))
             await asyncio.sleep(TICK_S)
 
     async def _with_plan(self, desired: Desired) -> Desired:
