@@ -115,11 +115,7 @@ class Controller:
                     self._proxies.run,
                     self._proxy.run,
                     batches.run,
-                    *(
-                        []
-                        if self._plan.planner == "off"
-                        else [planner.run, lambda: obey(self._run, lambda: self._plan, self._proxies.set_caps)]
-                    ),
+                    *([] if self._plan.planner == "off" else [planner.run, self._obey]),
                 )
                 tasks = [group.create_task(part()) for part in work]
                 await self._finished.wait()
@@ -176,6 +172,9 @@ class Controller:
                 revisions = {planned.spec.worker: planned.revision for planned in self._plan.workers}
                 self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal), revisions))
             await asyncio.sleep(TICK_S)
+
+    async def _obey(self) -> None:
+        await obey(self._run, lambda: self._plan, self._proxies.set_caps)
 
     async def _with_plan(self, desired: Desired) -> Desired:
         """A new plan is there before it is wanted; whoever wrote it may have ended in between."""
