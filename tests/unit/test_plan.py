@@ -287,6 +287,7 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["engine.engine_args.max_num_seqs=many"], "pools.prefill.engine_args.max_num_seqs: 'many' is not a count"),
         (["engine.engine_args.gpu_memory_utilization=90"], "pools.prefill.engine_args.gpu_memory_utilization: 90 is"),
         (["routing.policy=luck"], "routing.policy: unknown 'luck'; known: "),
+        (["planner=on"], "planner.mode: on, but roles move only among two or more workers of a pool with the role any"),
         (["handoff.connector=Mooncake"], "handoff.connector: Mooncake is not available; use NixlConnector, NixlPushCo"),
         (["engine=vllm_cpu", "handoff.buffer_device=cuda"], "handoff.buffer_device: cuda, but the engine runs on"),
         (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node: -1 is not a count; use 0 or more"),
