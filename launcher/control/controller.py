@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -49,7 +50,7 @@ from launcher.control.reporter import Reporter
 from launcher.control.restoring import job_system, policy_of, restore
 from launcher.job import Plan, PlannedWorker
 from launcher.jobs import JobError, JobRecord, JobSystem
-from launcher.planner.obeying import obey
+from launcher.planner.obeying import keep_planner
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.steps import stop_at
@@ -103,7 +104,6 @@ class Controller:
     async def run(self) -> None:
         log_folder = self._run.log_dir(self._plan.proxy.proxy)
         batches = KeptProcess("launcher.batch.service", self._run.path, log_folder / "batches.log")
-        planner = KeptProcess("launcher.planner", self._run.path, log_folder / "planner.log")
         try:
             async with asyncio.TaskGroup() as group:
                 work = (
@@ -115,7 +115,7 @@ class Controller:
                     self._proxies.run,
                     self._proxy.run,
                     batches.run,
-                    *([] if self._plan.planner == "off" else [planner.run, self._obey]),
+                    partial(keep_planner, self._run, lambda: self._plan, self._proxies.set_caps),
                 )
                 tasks = [group.create_task(part()) for part in work]
                 await self._finished.wait()
@@ -172,9 +172,6 @@ class Controller:
                 revisions = {planned.spec.worker: planned.revision for planned in self._plan.workers}
                 self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal), revisions))
             await asyncio.sleep(TICK_S)
-
-    async def _obey(self) -> None:
-        await obey(self._run, lambda: self._plan, self._proxies.set_caps)
 
     async def _with_plan(self, desired: Desired) -> Desired:
         """A new plan is there before it is wanted; whoever wrote it may have ended in between."""

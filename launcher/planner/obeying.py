@@ -1,4 +1,4 @@
-"""The controller's side of the planner: what it has written last goes to the proxy, for as long as it is not stale.
+"""The controller's side of the planner: it is kept running, and its last word goes to the proxy while it is fresh.
 
 Owns no state: the file is read every second, and a file that cannot be read changes nothing.
 """
@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from launcher.control.kept_process import KeptProcess
 from launcher.job import Plan
-from launcher.planner.word import Word, caps_of
+from launcher.planner.word import OFF, Word, caps_of
 from launcher.rundir import RunDir, read_optional
 from workers.controller_messages import SetCaps
 
@@ -22,7 +23,18 @@ log = logging.getLogger("sluice.planner")
 LOOK_S = 1.0
 
 
-async def obey(run: RunDir, plan: Callable[[], Plan], set_caps: Callable[[SetCaps], None]) -> None:
+async def keep_planner(run: RunDir, plan: Callable[[], Plan], set_caps: Callable[[SetCaps], None]) -> None:
+    """Its process, and what it says. Until cancelled, or at once where nothing is to be planned."""
+    first = plan()
+    if first.planner == OFF:
+        return
+    planner = KeptProcess("launcher.planner", run.path, run.log_dir(first.proxy.proxy) / "planner.log")
+    async with asyncio.TaskGroup() as group:
+        group.create_task(planner.run())
+        group.create_task(_obey(run, plan, set_caps))
+
+
+async def _obey(run: RunDir, plan: Callable[[], Plan], set_caps: Callable[[SetCaps], None]) -> None:
     """Until cancelled. `plan`: of the newest revision."""
     while True:
         try:

@@ -16,7 +16,7 @@ from workers.controller_messages import SetCaps, WorkerCaps
 
 STALE_S = 60.0  # a planner that has been silent for so long is not obeyed any more
 MAX_DECISIONS = 50
-ON = "on"
+OFF, ON = "off", "on"
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
