@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from benchmarks.processes import ProcessFault, end, spawn
 from launcher.rundir import SOURCE, RunDir
 
 ENGINES = 2
-START_TIMEOUT_S = 400.0
+START_TIMEOUT_S, END_TIMEOUT_S = 400.0, 30.0
 ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
 ENGINE_ARGS: dict[str, Any] = {
     "dtype": "bfloat16",
@@ -74,7 +76,16 @@ class Plain:
         )
 
     def stop(self) -> None:
-        end(self._children)
+        """At the end of its input an engine ends its processes; one that cannot is ended with all of its session."""
+        for child in self._children:
+            assert child.stdin is not None
+            child.stdin.close()
+        for child in self._children:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(END_TIMEOUT_S)
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
     def _read(self, child: subprocess.Popen[bytes]) -> Any:
         assert child.stdout is not None
