@@ -1,4 +1,4 @@
-"""`python -m benchmarks.batch_cost` at its smallest: the shape of its results, and that it leaves no process behind.
+"""The batch benchmarks that need no engine, at their smallest: the shape of their results, and what they leave behind.
 
 Says nothing of how fast anything is.
 """
@@ -24,3 +24,13 @@ def test_it_measures_a_batch_beside_users_and_leaves_nothing(tmp_path: Path) -> 
         assert {f"{case}.{part}_us_per_request" for part in ("client", "proxy", "hosts", "all")} <= figures.keys()
     assert json.loads((tmp_path / "out" / "batch_cost.json").read_text())["figures"] == figures
     assert processes_of(tmp_path) == []
+
+
+def test_it_measures_memory_stage_by_stage_and_leaves_no_file(tmp_path: Path) -> None:
+    with start("batch_memory", tmp_path, "lines=600") as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    figures = json.loads(output.splitlines()[-1])["figures"]
+    for stage in ("first_look", "results", "after_a_crash"):
+        assert figures[f"{stage}.peak_mib"] > 1 and figures[f"{stage}.cpu_us_per_line"] > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and processes_of(tmp_path) == []
