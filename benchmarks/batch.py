@@ -110,10 +110,7 @@ def run(options: Options) -> None:
             runs.append(repeat(options, ours, plain, number))
     figures = report.medians(runs)
     result = report.report("batch", figures)
-    path = report.write(Path(options.output), result, {"options": options, "repeats": runs})
-    print(show(figures))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(Path(options.output), result, {"options": options, "repeats": runs}, show(figures))
 
 
 if __name__ == "__main__":

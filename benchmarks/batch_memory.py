@@ -82,11 +82,10 @@ def run(options: Options) -> None:
             cpu_s, mib = measured(of, Path(name))
             figures |= {f"{stage}.peak_mib": mib, f"{stage}.cpu_us_per_line": cpu_s / options.lines * 1e6}
     result = report.report("batch_memory", figures)
-    path = report.write(Path(options.output), result, {"options": options})
     rows = [[s, f"{figures[f'{s}.peak_mib']:.0f}", f"{figures[f'{s}.cpu_us_per_line']:.1f}"] for s in STAGES]
-    print(report.table(["", "peak MiB", "µs of CPU per line"], rows))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(
+        Path(options.output), result, {"options": options}, report.table(["", "peak MiB", "µs of CPU per line"], rows)
+    )
 
 
 if __name__ == "__main__":

@@ -78,10 +78,7 @@ def run(options: Options) -> None:
             runs.append(repeat(options, proxies, number))
     figures = report.medians(runs)
     result = report.report("cores", figures)
-    path = report.write(Path(options.output), result, {"options": options, "repeats": runs})
-    print(show(figures))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(Path(options.output), result, {"options": options, "repeats": runs}, show(figures))
 
 
 if __name__ == "__main__":

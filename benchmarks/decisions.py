@@ -164,10 +164,12 @@ def run(options: Options) -> None:
         figures |= report.medians(runs)
     versions = {name: program.version for name, program in KV_PEERS.items() if f"{name}.{FRONTEND}" in figures}
     result = report.report("decisions", figures, versions)
-    path = report.write(Path(options.output), result, {"options": options, "repeats": runs})
-    print(report.table(["", "figure"], [[name, f"{value:.2f}"] for name, value in figures.items()]))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(
+        Path(options.output),
+        result,
+        {"options": options, "repeats": runs},
+        report.table(["", "figure"], [[name, f"{value:.2f}"] for name, value in figures.items()]),
+    )
 
 
 if __name__ == "__main__":

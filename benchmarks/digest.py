@@ -116,12 +116,14 @@ def run(options: Options) -> None:
         found = report.medians(repeats) | {"host_bytes_per_block": memory(payloads, block_size)}
         figures |= {f"{block_size}_tokens.{name}": value for name, value in found.items()}
     result = report.report("digest", figures)
-    path = report.write(Path(options.output), result, {"options": options})
     names = list(dict.fromkeys(name.partition(".")[2] for name in figures))
     rows = [[name, *(f"{figures[f'{size}_tokens.{name}']:.1f}" for size in BLOCK_SIZES)] for name in names]
-    print(report.table(["", *(f"blocks of {size}" for size in BLOCK_SIZES)], rows))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(
+        Path(options.output),
+        result,
+        {"options": options},
+        report.table(["", *(f"blocks of {size}" for size in BLOCK_SIZES)], rows),
+    )
 
 
 if __name__ == "__main__":

@@ -124,10 +124,12 @@ def run(options: Options) -> None:
     except (OSError, BadTrace) as fault:
         raise SystemExit(f"traces: {fault}") from None
     result = report.report("forecast", figures_of(found))
-    path = report.write(Path(options.output), result, {"options": options})
-    print(report.table(["demand", "error to last value's"], [[name, f"{value:.3f}"] for name, value in found.items()]))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(
+        Path(options.output),
+        result,
+        {"options": options},
+        report.table(["demand", "error to last value's"], [[name, f"{value:.3f}"] for name, value in found.items()]),
+    )
 
 
 if __name__ == "__main__":

@@ -166,12 +166,9 @@ def run(options: Options) -> None:
     }
     figures = {f"{timing}.{load}.{name}": v for (timing, load), row in found.items() for name, v in row.items()}
     result = report.report("planner", figures)
-    path = report.write(Path(options.output), result, {"options": options})
     names = list(next(iter(found.values())))
     rows = [[f"{timing} {load}", *(f"{row[name]:.2f}" for name in names)] for (timing, load), row in found.items()]
-    print(report.table(["", *names], rows))
-    print(f"written: {path}")
-    print(report.last_line(result))
+    report.publish(Path(options.output), result, {"options": options}, report.table(["", *names], rows))
 
 
 if __name__ == "__main__":

@@ -73,5 +73,13 @@ def write(folder: Path, result: Report, details: Mapping[str, Any]) -> Path:
     return path
 
 
+def publish(folder: Path, result: Report, details: Mapping[str, Any], text: str) -> None:
+    """Write it, and print `text` for people and the line for programs."""
+    path = write(folder, result, details)
+    print(text)
+    print(f"written: {path}")
+    print(last_line(result))
+
+
 def last_line(result: Report) -> str:
     return msgspec.json.encode(result).decode()
