@@ -133,7 +133,8 @@ def test_after_the_proxy_is_restarted(run: Live, ours: openai.OpenAI, theirs: op
     run.wait_ready()
     with openai.OpenAI(base_url=f"{run.url}/v1", api_key=API_KEY, timeout=120) as client:
         up_at = time.monotonic()
-        wait_for(lambda: all(blocks(run).get(worker, 0) >= held for worker, held in before.items()), "the index")
+        # Not to the block: what full engines gave up for the last prompt may not have been told when it was counted.
+        wait_for(lambda: all(blocks(run).get(worker, 0) >= 0.9 * held for worker, held in before.items()), "the index")
         print(f"the index is back {time.monotonic() - up_at:.2f} s after the proxy is ready")
         warm_up(run)  # the new proxy has yet to learn how fast each is
         hits = [run.metric(HITS, worker) for worker in WORKERS]
