@@ -1,1 +1,1 @@
-"""What a run will need, and what is done about it while it serves: forecast, caps, sizes."""
+"""What a run will need, and what is done about it while it serves: forecast and caps."""
