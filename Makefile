@@ -5,6 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
+# Engines, Slurm and browsers run for real here, and a machine that others use too can starve any of them.
+export ONCE_MORE := what failed above is run once more; what fails twice has failed
+
 .PHONY: help install serve check test unit bench-peers soak
 help:
 	@echo "make serve    install, then serve a tiny model on two real vLLM engines on this machine (Ctrl-C stops it)"
@@ -31,7 +34,7 @@ check: install
 test: install
 	bash tests/install_slurm.sh
 	bash tests/install_monitoring.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(ARGS) || { test $$? = 1 && echo "$$ONCE_MORE" && $(BIN)/python -m pytest --last-failed $(ARGS); }
 
 unit: install
 	$(BIN)/python -m pytest tests/unit $(ARGS)

@@ -190,6 +190,7 @@ class DeadlinesConfig:
     first_token_s: float = 120.0
     answer_s: float = 1800.0
     between_tokens_s: float = 60.0
+    node_silence_s: float = 2.5
 
 
 @dataclass(slots=True, kw_only=True)

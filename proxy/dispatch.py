@@ -98,7 +98,8 @@ class Dispatch:
         self.digests = DigestFollower(self.index, self.totals, self._send, spec.routing)
         self._streams = Streams(self.totals)
         self.on_chunk = self._streams.on_chunk
-        self.links = Links(context, address, port, curve, zap, self)
+        silence_s = spec.deadlines.node_silence_s
+        self.links = Links(context, address, port, keys=curve, zap=zap, node_silence_s=silence_s, listener=self)
         self.board = JobBoard()
         self.journal = Journal()
         self._proofs = Proofs(spec, self.fleet, self.new_id, partial(self.fly, streams=False), self._apply_all)

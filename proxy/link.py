@@ -24,7 +24,6 @@ from workers.message import Message
 from workers.protocol import (
     BEAT_INTERVAL_S,
     HOST_SILENCE_S,
-    NODE_SILENCE_S,
     WINDOW_BYTES,
     Beat,
     Chunk,
@@ -66,9 +65,18 @@ class Links:
     """All links of one proxy."""
 
     def __init__(
-        self, context: zmq.Context[Any], address: str, port: int, keys: CurveKeys, zap: Zap, listener: Listener
+        self,
+        context: zmq.Context[Any],
+        address: str,
+        port: int,
+        *,
+        keys: CurveKeys,
+        zap: Zap,
+        node_silence_s: float,
+        listener: Listener,
     ) -> None:
         """Binds to `port`, or to any free one where it is taken. Raises zmq.ZMQError."""
+        self._node_silence_s = node_silence_s
         self._listener = listener
         self._on_chunk = listener.on_chunk
         self._peers: dict[bytes, PeerState] = {}
@@ -213,7 +221,7 @@ class Links:
             if state.session.silent(now):
                 self._lose(peer, f"no word for {state.session.silence_s:g} s", tell=True)
             elif state.incarnation in gone:
-                self._lose(peer, f"no word from its node for {NODE_SILENCE_S:g} s", tell=True)
+                self._lose(peer, f"no word from its node for {self._node_silence_s:g} s", tell=True)
             else:
                 self.send(peer, Beat())
 
@@ -223,7 +231,7 @@ class Links:
         for state in self._peers.values():
             if state.incarnation:
                 heard.setdefault(state.incarnation, []).append(state.session.heard_at)
-        return {worker for worker, at in heard.items() if len(at) > 1 and now - max(at) > NODE_SILENCE_S}
+        return {worker for worker, at in heard.items() if len(at) > 1 and now - max(at) > self._node_silence_s}
 
     def _lose(self, peer: bytes, reason: str, *, tell: bool, as_asked: bool = False) -> None:
         state = self._peers.get(peer)

@@ -40,6 +40,7 @@ class Deadlines(msgspec.Struct, frozen=True, kw_only=True):
     first_token_s: float = 120.0
     answer_s: float = 1800.0  # of an answer that does not stream: nothing is heard of it before its end
     between_tokens_s: float = 60.0
+    node_silence_s: float = 2.5  # of agent and host alike: their node is gone. One alone may be starved on it
 
 
 class LatencyTargets(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,6 @@ OLDEST_PROTOCOL = 1
 
 # How often each side says something, and how long the other side may say nothing.
 BEAT_INTERVAL_S = 0.5
-NODE_SILENCE_S = 2.5  # of agent and host alike: their node is gone. One alone may be starved by the others on it
 HOST_SILENCE_S = 10.0  # one link alone: a host shares its interpreter with a busy engine
 PROXY_SILENCE_S = 10.0  # after this a host cancels a proxy's requests and releases its tickets
 WINDOW_BYTES = 16 << 20  # unacknowledged bytes per direction of a link

@@ -34,10 +34,12 @@ from launcher.schema import (
 from proxy.routing.router import POLICIES
 from workers.engines import ENGINES
 from workers.engines.vllm.args import PUSH_CONNECTOR, SUPPORTED_VERSIONS, owned_flags
+from workers.protocol import BEAT_INTERVAL_S, HOST_SILENCE_S
 from workers.spec import Role
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,46}[a-z0-9])?")
 CONNECTORS = ("NixlConnector", PUSH_CONNECTOR)
+MIN_NODE_SILENCE_S = 3 * BEAT_INTERVAL_S
 # sbatch options that Sluice sets, and what to do instead. With pinned nodes a job waits for ever when one fails.
 OWNED_SBATCH = {
     "signal": "workers drain by the clock",
@@ -136,6 +138,11 @@ def _run_faults(config: Config) -> Iterator[str]:
         yield (
             f"handoff.redeem_s: {config.handoff.redeem_s:g} is not inside the lease of {config.handoff.lease_s:g};"
             " a ticket read after its lease gives wrong tokens"
+        )
+    if not MIN_NODE_SILENCE_S <= config.proxy.deadlines.node_silence_s <= HOST_SILENCE_S:
+        yield (
+            f"proxy.deadlines.node_silence_s: {config.proxy.deadlines.node_silence_s:g} is not between"
+            f" {MIN_NODE_SILENCE_S:g} s, a few beats, and {HOST_SILENCE_S:g} s, when one silent process is enough"
         )
     if (config.proxy.tls_cert is None) != (config.proxy.tls_key is None):
         yield "proxy.tls_cert: TLS needs both tls_cert and tls_key"

@@ -29,17 +29,29 @@ BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 def nothing_left(real: Real) -> Iterator[None]:
     """After any test: no request, no ticket, and by vLLM's own figures no block in use."""
     yield
-    wait_for(lambda: quiet(real.run), "requests and tickets to end")
-    refresh(real.run)
-    for worker in ("prefill-0", "decode-0"):
-        for figure in (PINNED, *BUSY):
-            wait_for(lambda w=worker, f=figure: real.run.metric(f, w) == 0, f"{figure} of {worker} to be zero")
+    assert_at_rest(real.run, "prefill-0", "decode-0")
 
 
-def refresh(run: Live) -> None:
-    """An idle engine's gauges are those of its last step: make both take one."""
-    with run.client() as client:
-        client.post("/v1/completions", json={"model": "tiny", "prompt": prompt(99, 60), "max_tokens": 2})
+def assert_at_rest(run: Live, *workers: str, timeout_s: float = 60.0) -> None:
+    """No request, no ticket, and by vLLM's own figures no block in use."""
+    wait_for(lambda: quiet(run), "requests and tickets to end", timeout_s)
+    wait_for(lambda: idle(run, *workers), f"{workers} to be empty by {(PINNED, *BUSY)}", timeout_s)
+
+
+def idle(run: Live, *workers: str) -> bool:
+    """An idle engine's gauges are those of its last step, in which blocks may have been held: if so, it takes more.
+
+    New prompts of several lengths, as the router may have any engine serve one, and some without the prefill engine.
+    """
+    asked = time.monotonic()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda turn: ask(run, prompt(hash((asked, turn)), 30 + 300 * turn)), range(4)))
+    wait_for(lambda: quiet(run), "these requests to end")
+    while held := sum(run.metric(figure, worker) for figure in (PINNED, *BUSY) for worker in workers):
+        if time.monotonic() > asked + 5.0:
+            break
+        time.sleep(0.05)
+    return not held
 
 
 def busy(run: Live, worker: str) -> float:

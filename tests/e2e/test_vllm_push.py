@@ -15,10 +15,10 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.conftest import VLLM_FLAGS, PlainServer, vllm_engine
+from tests.e2e.conftest import PATIENT, VLLM_FLAGS, PlainServer, vllm_engine
 from tests.e2e.test_vllm_answers import prompt, tokens
-from tests.e2e.test_vllm_faults import BUSY, PINNED, refresh
-from tests.integration.test_path import open_stream, quiet
+from tests.e2e.test_vllm_faults import assert_at_rest
+from tests.integration.test_path import open_stream
 from tests.live import API_KEY, Live, live, wait_for
 from workers.spec import HandoffSpec
 
@@ -35,7 +35,7 @@ def push(model: Path, plain: PlainServer, tmp_path_factory: pytest.TempPathFacto
         "prefill-0": vllm_engine(model, args=STAGED_FLAGS, pipeline_parallel=2, handoff=PUSH),
         "decode-0": vllm_engine(model, handoff=PUSH),
     }
-    with live(tmp_path_factory.mktemp("push") / "run", engines) as run:
+    with live(tmp_path_factory.mktemp("push") / "run", engines, deadlines=PATIENT) as run:
         plain.wait()
         yield run
 
@@ -50,15 +50,6 @@ def ours(push: Live) -> Iterator[openai.OpenAI]:
 def theirs(plain: PlainServer) -> Iterator[openai.OpenAI]:
     with openai.OpenAI(base_url=f"{plain.url}/v1", api_key="none", timeout=120) as client:
         yield client
-
-
-def assert_at_rest(run: Live, *workers: str, timeout_s: float = 30.0) -> None:
-    """No request, no ticket, and by vLLM's own figures no block in use."""
-    wait_for(lambda: quiet(run), "requests and tickets to end", timeout_s)
-    refresh(run)
-    for worker in workers:
-        for figure in (PINNED, *BUSY):
-            wait_for(lambda w=worker, f=figure: run.metric(f, w) == 0, f"{figure} of {worker} to be zero", timeout_s)
 
 
 def test_the_answers_are_those_of_one_plain_engine(push: Live, ours: openai.OpenAI, theirs: openai.OpenAI) -> None:

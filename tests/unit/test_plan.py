@@ -247,6 +247,10 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["engine.version=0.9.0"], "engine.version: 0.9.0 is not supported; use 0.32.0"),
         (["~pools.decode"], "pools: nothing can decode"),
         (["handoff.redeem_s=120"], "handoff.redeem_s: 120 is not inside the lease of 120"),
+        (
+            ["proxy.deadlines.node_silence_s=1"],
+            "proxy.deadlines.node_silence_s: 1 is not between 1.5 s, a few beats, and 10",
+        ),
         (["proxy.tls_cert=a.pem"], "proxy.tls_cert: TLS needs both"),
         (["proxy.processes=0"], "proxy.processes: 0 is not a count"),
         (["proxy.processes=4"], "proxy.processes: 4 processes need as many cores, controller.cpus gives 2"),
