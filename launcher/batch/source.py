@@ -6,15 +6,16 @@ Owns reading. A line beyond the limit is passed over without being held in memor
 from __future__ import annotations
 
 import gzip
-import shutil
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
+
+from zstandard import ZstdDecompressor, ZstdError
 
 CHUNK_BYTES = 1 << 20
+PACKED_BYTES = 1 << 10  # of .zst at once: four of them may stand for 128 KiB
 
 
 class BadInput(Exception):
@@ -54,7 +55,7 @@ def read_lines(paths: Sequence[Path], max_line_bytes: int) -> Iterator[Line]:
                 for number, text in _split(read, max_line_bytes):
                     if text is None or text.strip():
                         yield Line(path, number, text)
-        except (OSError, EOFError, zlib.error) as fault:
+        except (OSError, EOFError, zlib.error, ZstdError) as fault:
             raise BadInput(f"{path}: cannot be read to its end: {fault}") from fault
 
 
@@ -88,20 +89,26 @@ def _opened(path: Path) -> Iterator[Callable[[int], bytes]]:
 
 @contextmanager
 def _zstd(path: Path) -> Iterator[Callable[[int], bytes]]:
-    """By the command: Python has a module for it from 3.14 on."""
-    command = shutil.which("zstd")
-    if command is None:
-        raise BadInput(f"{path}: the command zstd is not here; install it or unpack the file")
-    process = subprocess.Popen([command, "-dcq", "--", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
-    try:
-        yield process.stdout.read
-        told = process.stderr.read()
-        if process.wait():
-            raise BadInput(f"{path}: {told.decode(errors='replace').strip()}")
-    finally:
-        process.stdout.close()
-        process.stderr.close()
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    with path.open("rb") as file:
+        pieces = _unpacked(file)
+
+        def read(num_bytes: int) -> bytes:
+            taken = bytearray()
+            while len(taken) < num_bytes and (piece := next(pieces, None)) is not None:
+                taken += piece
+            return bytes(taken)
+
+        yield read
+
+
+def _unpacked(file: BinaryIO) -> Iterator[bytes]:
+    """Frame by frame: the library's own reader takes a file that was cut off for a whole one."""
+    frame, begun = ZstdDecompressor().decompressobj(), False
+    data = b""
+    while data := data or file.read(PACKED_BYTES):
+        yield frame.decompress(data)
+        data, begun = frame.unused_data, not frame.eof
+        if frame.eof:
+            frame = ZstdDecompressor().decompressobj()
+    if begun:
+        raise EOFError("it ends in the middle of a frame")
