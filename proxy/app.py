@@ -19,7 +19,7 @@ from proxy.flights.legs import BadBody, BodyFields, read_body, stateful_because,
 from proxy.forward import Forward
 from proxy.http.clients import HttpClient
 from proxy.http.exchange import Exchange
-from proxy.models import check_model
+from proxy.models import check_model, check_task
 from proxy.own_routes import OwnRoutes
 from proxy.prefixes.prompt_key import PromptKey
 from proxy.prefixes.prompts import NOTHING_SEEN, Seen
@@ -99,6 +99,7 @@ class App:
         try:
             fields = read_body(exchange.body)
             check_model(fields.model, self._spec, self._dispatch.fleet)
+            check_task(route, fields.model or self._spec.models[0], self._dispatch.fleet)
             if stateful := stateful_because(fields):
                 raise BadRequest(f"{stateful} needs a server that keeps answers; this one does not", param=stateful)
             policy = policy_of(exchange.headers.get(OVERRIDE), self._spec.routing)

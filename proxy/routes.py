@@ -26,7 +26,8 @@ class Access(Enum):
 
 class Route(msgspec.Struct, frozen=True):
     """`split`: may run as a prefill and a decode leg; every other inference route runs whole. `forwarded`: answered by
-    the batches' process. {id} and {name} stand for a name in a path."""
+    the batches' process. `generates`: what an engine must do that answers it, None: either. {id} and {name} stand for
+    a name in a path."""
 
     method: str
     path: str
@@ -34,14 +35,19 @@ class Route(msgspec.Struct, frozen=True):
     inference: bool = False
     split: bool = False
     forwarded: bool = False
+    generates: bool | None = None
 
 
 def _batch(method: str, path: str) -> Route:
     return Route(method, path, forwarded=True)
 
 
-def _engine(path: str, *, split: bool = False) -> Route:
-    return Route("POST", path, inference=True, split=split)
+def _engine(path: str, *, split: bool = False, generates: bool | None = True) -> Route:
+    return Route("POST", path, inference=True, split=split, generates=generates)
+
+
+def _pooling(path: str) -> Route:
+    return _engine(path, generates=False)
 
 
 WORKER_METRICS = Route("GET", "/workers/{name}/metrics", Access.READER)
@@ -52,16 +58,16 @@ ROUTES = (
     _engine("/v1/responses"),  # stateless use only: the body's rules refuse the rest
     _engine("/v1/messages"),
     _engine("/v1/messages/count_tokens"),
-    _engine("/v1/embeddings"),
-    _engine("/tokenize"),
-    _engine("/detokenize"),
-    _engine("/pooling"),
-    _engine("/classify"),
-    _engine("/score"),
-    _engine("/v1/score"),
-    _engine("/rerank"),
-    _engine("/v1/rerank"),
-    _engine("/v2/rerank"),
+    _pooling("/v1/embeddings"),
+    _engine("/tokenize", generates=None),
+    _engine("/detokenize", generates=None),
+    _pooling("/pooling"),
+    _pooling("/classify"),
+    _pooling("/score"),
+    _pooling("/v1/score"),
+    _pooling("/rerank"),
+    _pooling("/v1/rerank"),
+    _pooling("/v2/rerank"),
     _batch("POST", "/v1/files"),
     _batch("GET", "/v1/files"),
     _batch("GET", "/v1/files/{id}"),

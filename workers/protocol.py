@@ -94,6 +94,7 @@ class Capabilities(msgspec.Struct, frozen=True, array_like=True):
     # Workers exchange KV only where these are equal: engine version, model path, dtype, attention
     # backend, cache dtype, block size.
     kv_format: str = ""
+    generates: bool = True  # else it pools: embeddings, scores
 
 
 # ---------------------------------------------------------------- worker -> proxy

@@ -43,6 +43,11 @@ def given(args: Mapping[str, Any], key: str) -> str | None:
     return None if value in (None, "auto") else str(value)
 
 
+def generates(args: Mapping[str, Any]) -> bool:
+    """Else it pools, by vLLM's flags; a model that can do nothing else does so without them."""
+    return given(args, "runner") != "pooling" and given(args, "convert") in (None, "none")
+
+
 def argument_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
     key, args = f"pools.{name}.engine_args", engine_args(config, pool)
     yield from (f"{key}.{arg}: write {arg.replace('-', '_')}" for arg in args if "-" in arg)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 from launcher.job import Allocation
-from launcher.planning.arguments import argument_faults, engine_args
+from launcher.planning.arguments import argument_faults, engine_args, generates
 from launcher.planning.capacity import GIB, Memory
 from launcher.planning.fit import SCRIPT, allocation_faults
 from launcher.planning.layout import count_faults, place, size_faults
@@ -212,6 +212,8 @@ def _pool_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
         yield f"{key}.data_parallel: {pool.data_parallel} is not available yet; use replicas"
     if pool.role is PoolRole.decode and pool.pipeline_parallel > 1:
         yield f"{key}.pipeline_parallel: KV cannot be handed to pipeline stages; use tensor_parallel"
+    if pool.role is not PoolRole.any and not generates(engine_args(config, pool)):
+        yield f"{key}.role: {pool.role.value}, but engines that embed have no KV to hand over; use any"
     if config.engine.kind == "vllm":
         yield from (f"{key}.{fault}" for fault in owned_flags(engine_args(config, pool)))
 

@@ -23,6 +23,7 @@ class PoolTraits(msgspec.Struct, frozen=True, kw_only=True):
     pipeline_parallel: int
     num_kv_heads: int | None
     equal_args: tuple[str, str, str]  # values of EQUAL_ARGS
+    generates: bool
 
 
 class Pair(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +36,10 @@ class Pair(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def pairs(pools: Sequence[PoolTraits], *, push: bool) -> tuple[Pair, ...]:
-    """Every pair that roles suggest. A pool pairs with itself only where it has two workers. `push`: prefill writes."""
+    """Every pair of engines that generate which roles suggest, of a pool with itself only where it has two workers.
+
+    `push`: prefill writes.
+    """
     return tuple(
         Pair(
             prefill=prefill.name,
@@ -47,6 +51,7 @@ def pairs(pools: Sequence[PoolTraits], *, push: bool) -> tuple[Pair, ...]:
         for decode in pools
         if prefill.role is not Role.DECODE and decode.role is not Role.PREFILL
         if prefill is not decode or prefill.replicas > 1
+        if prefill.generates and decode.generates
     )
 
 

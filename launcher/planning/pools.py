@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from launcher.planning.arguments import engine_args, given
+from launcher.planning.arguments import engine_args, generates, given
 from launcher.planning.capacity import GIB, Demand, Memory, memory_in_budget, memory_with_kv
 from launcher.planning.layout import PoolLayout, pool_layout
 from launcher.planning.matrix import Pair, PoolTraits, pairs
@@ -163,4 +163,5 @@ def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) ->
         pipeline_parallel=pool.pipeline_parallel,
         num_kv_heads=shape.num_kv_heads if shape else None,
         equal_args=(dtype, given(args, "attention_backend") or "auto", given(args, "kv_cache_dtype") or dtype),
+        generates=generates(args),
     )

@@ -14,7 +14,7 @@ import msgspec
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import Event, ProofFailed, Proven
 from proxy.fleet.worker import Key, Pair
-from workers.protocol import Leg, Load, Submit
+from workers.protocol import Capabilities, Leg, Load, Submit
 
 RETRY_S = 2.0
 COUNTER_TIMEOUT_S = 5.0
@@ -91,16 +91,20 @@ class Prober:
         return events
 
 
-def proof(request_id: str, model: str, block_size: int, nonce: str) -> Submit:
-    """A completion whose prompt fills at least two blocks and shares its first one with nothing."""
-    words = " ".join(f"{nonce}{i:x}" for i in range(2 * block_size))
+def proof(request_id: str, model: str, loaded: Capabilities, nonce: str) -> Submit:
+    """A completion whose prompt fills at least two blocks and shares its first one with nothing.
+
+    Of an engine that pools: whatever its model makes of such a text.
+    """
+    words = " ".join(f"{nonce}{i:x}" for i in range(2 * loaded.block_size))
+    asked = {"prompt": words, "max_tokens": 2, "temperature": 0} if loaded.generates else {"input": words}
     return Submit(
         rid=0,
         request_id=request_id,
         leg=Leg.WHOLE,
         method="POST",
-        path="/v1/completions",
+        path="/v1/completions" if loaded.generates else "/pooling",
         query=b"",
         headers=((b"content-type", b"application/json"),),
-        body=msgspec.json.encode({"model": model, "prompt": words, "max_tokens": 2, "temperature": 0}),
+        body=msgspec.json.encode({"model": model, **asked}),
     )

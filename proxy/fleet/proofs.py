@@ -57,7 +57,7 @@ class Proofs:
     def _envelope(self, pair: Pair) -> Submit:
         capabilities = self._fleet.workers[pair[1]].capabilities
         assert capabilities is not None
-        return proof(self._new_id(), self._spec.models[0], capabilities.block_size, secrets.token_hex(2))
+        return proof(self._new_id(), self._spec.models[0], capabilities, secrets.token_hex(2))
 
     def _done(self, pair: Pair) -> Callable[[str | None], None]:
         def done(fault: str | None) -> None:

@@ -86,16 +86,17 @@ def test_results_come_in_the_inputs_order_and_errors_go_to_their_own_file(
         {**openai_line(3), "url": "/v1/files"},
         openai_line(4, model="unknown"),
         openai_line(5, max_tokens=-1),
+        {**openai_line(6), "url": "/v1/embeddings", "body": {"input": "of a model that generates"}},
         {"prompt": "plain", "max_tokens": 3},
         {"messages": [{"role": "user", "content": "plain"}], "custom_id": "mine"},
     ]
     output = folder / "mixed.jsonl"
     done = batch(folder, write_lines(folder / "mixed-in.jsonl", lines), output, "batch.parameters.max_tokens=5")
     assert done.returncode == 1, done.stderr
-    assert "9 requests, 9 left to do, 3 lines are wrong" in done.stdout
-    assert "failed: 4 of 9 done, 5 failed, 0 left" in done.stdout and "\x1b" not in done.stdout
+    assert "10 requests, 10 left to do, 3 lines are wrong" in done.stdout
+    assert "failed: 4 of 10 done, 6 failed, 0 left" in done.stdout and "\x1b" not in done.stdout
     results = read_lines(output)
-    assert [line["custom_id"] for line in results] == ["r0", "r1", "request-8", "mine"]
+    assert [line["custom_id"] for line in results] == ["r0", "r1", "request-9", "mine"]
     assert all(set(line) == {"id", "custom_id", "response", "error"} for line in results)
     assert [text_of(line) for line in results[:2]] == [undisturbed["r0"], undisturbed["r1"]]
     assert [line["response"]["body"]["usage"]["completion_tokens"] for line in results[2:]] == [3, 5]
@@ -106,13 +107,15 @@ def test_results_come_in_the_inputs_order_and_errors_go_to_their_own_file(
         ("r3", "invalid_url"),
         ("r4", "model_not_found"),
         ("r5", "400"),
+        ("r6", "unknown_url"),
     ]
     assert errors[4]["response"]["status_code"] == 400
+    assert "in this run tiny generates text" in errors[5]["error"]["message"]
     again = batch(folder, folder / "mixed-in.jsonl", output, "batch.parameters.max_tokens=5")
     assert again.returncode == 1 and "0 left to do" in again.stdout
     assert read_lines(output) == results
     summary = json.loads((folder / "mixed.jsonl.batch" / "summary.json").read_text())
-    assert (summary["outcome"], summary["done"], summary["failed"]) == ("failed", 4, 5)
+    assert (summary["outcome"], summary["done"], summary["failed"]) == ("failed", 4, 6)
 
 
 def test_a_changed_input_or_setting_is_refused_and_nothing_is_touched(folder: Path) -> None:

@@ -163,6 +163,16 @@ def test_a_pool_of_one_role_any_hands_over_only_between_two_workers() -> None:
     assert any("every request runs whole" in note for note in one.notes)
 
 
+def test_engines_that_embed_hand_nothing_over() -> None:
+    embeds = ("+cluster=onebox", "engine.engine_args.runner=pooling")
+    plan = planned(*embeds, "~pools.prefill", "pools.decode.role=any")
+    assert plan.proxy.pairs == () and plan.workers[0].spec.engine.handoff is None
+    assert [fault.partition(",")[0] for fault in refusals(*embeds)] == [
+        "pools.prefill.role: prefill",
+        "pools.decode.role: decode",
+    ]
+
+
 def test_pipeline_stages_serve_whole_and_without_a_connector() -> None:
     plan = planned(H100, "~pools.prefill", "pools.decode.role=any", "pools.decode.pipeline_parallel=2")
     assert plan.proxy.pairs == ()

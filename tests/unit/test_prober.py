@@ -1,10 +1,12 @@
 """A worker is proven by an answer and by KV that its engine counted; neither alone is enough."""
 
+import msgspec
+
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import ProofFailed, Proven
 from proxy.fleet.prober import COUNTER_TIMEOUT_S, RETRY_S, Prober, proof
 from tests.unit.proxies import bring_up, proxy_spec
-from workers.protocol import Load
+from workers.protocol import Capabilities, Load
 
 PREFILL, DECODE = ("prefill-0", 0), ("decode-0", 0)
 PAIR = (PREFILL, DECODE)
@@ -65,6 +67,9 @@ def test_one_proof_at_a_time_per_decode_worker() -> None:
 
 
 def test_the_prompt_fills_two_blocks_and_is_never_the_same() -> None:
-    bodies = {proof("r", "tiny", 16, nonce).body for nonce in ("a1", "b2")}
+    loaded = Capabilities(("tiny",), 4096, 16, 2048, 256, 1, True, True)
+    bodies = {proof("r", "tiny", loaded, nonce).body for nonce in ("a1", "b2")}
     assert len(bodies) == 2
     assert all(body.count(b" ") >= 31 for body in bodies)
+    pools = proof("r", "tiny", msgspec.structs.replace(loaded, generates=False), "c3")
+    assert pools.path == "/pooling" and pools.body.count(b" ") >= 31

@@ -208,7 +208,7 @@ async def _serve(client: Any, args: argparse.Namespace, spec: EngineSpec, placem
     engine = VllmEngine(
         client,
         app,
-        capabilities=await _capabilities(client, spec, args),
+        capabilities=await _capabilities(client, spec, args, tasks),
         own_id=engine_id(placement),
         patience_s=spec.handoff.lease_s if spec.handoff is not None else 60.0,
         pushes=_pushes(spec),
@@ -236,7 +236,7 @@ def _report_calls(client: Any) -> None:
     client.notify_kv_transfer_request_rejected = refuse
 
 
-async def _capabilities(client: Any, spec: EngineSpec, args: argparse.Namespace) -> Capabilities:
+async def _capabilities(client: Any, spec: EngineSpec, args: argparse.Namespace, tasks: Sequence[str]) -> Capabilities:
     config = client.vllm_config
     block_size = config.cache_config.block_size
     kv_format = (await client.collective_rpc("sluice_kv_format"))[0]
@@ -252,4 +252,5 @@ async def _capabilities(client: Any, spec: EngineSpec, args: argparse.Namespace)
         can_prefill=bool(kv_format) and (one_stage or _pushes(spec)),
         can_decode=bool(kv_format) and one_stage,
         kv_format=f"{kv_format[:16]}/{block_size}" if kv_format else "",
+        generates="generate" in tasks,
     )
