@@ -9,6 +9,7 @@ from typing import Any
 
 import zmq
 
+from workers.beat import until_next_mark
 from workers.kv_messages import PromptTrace
 from workers.links.link import OUTBOX_BYTES, Link
 from workers.links.wire import decode_to_proxy, decode_to_worker
@@ -37,7 +38,8 @@ async def linked() -> AsyncIterator[tuple[Link, zmq.Socket[bytes]]]:
         silence_s=60.0,
     )
     try:
-        await asyncio.sleep(0.01)  # the hello has a turn of its own
+        await until_next_mark(BEAT_INTERVAL_S)  # no beat falls into what a test does, and the hello has left
+        await asyncio.sleep(0.01)
         yield link, router
     finally:
         link.close("done")
