@@ -16,6 +16,7 @@ from launcher.site.facts import Machine, Site, Trial
 from launcher.site.finding import listed
 from launcher.site.partitions import USABLE_STATES, describe
 from launcher.site.slurm_text import Partition, minutes
+from launcher.twin.gpus import GPUS
 
 # GiB of one GPU as the driver counts it, by a part of the site's name for it; the first that fits.
 GPU_MEMORY_GIB = {
@@ -137,6 +138,8 @@ def _gpus(nodes: Nodes, trials: dict[str, Trial]) -> Iterator[str]:
     memory = gpu_memory_gib(nodes.gpu_type)
     doubt = "" if _known_memory(nodes.gpu_type) else "DECIDE: this type is not known; "
     yield f"  gpu_memory_gib: {memory}  # {doubt}action=doctor submit=true reads it from the driver"
+    sheet = data_sheet(nodes.gpu_type)
+    yield f"  gpu: {sheet or 'null'}  # whose data sheet predictions use: {listed(sorted(GPUS), '')}"
     accepted = [setting.removeprefix("cluster.gres=") for setting, trial in trials.items() if trial.accepted]
     typed = f"gpu:{nodes.gpu_type}"
     several = nodes.gpu_type and len([kind for kind in trials if kind.startswith("cluster.gres=gpu:")]) > 1
@@ -199,6 +202,10 @@ def _limit_words(partition: Partition) -> str:
 
 def gpu_memory_gib(gpu_type: str) -> float:
     return _known_memory(gpu_type) or UNKNOWN_GPU_GIB
+
+
+def data_sheet(gpu_type: str) -> str | None:
+    return next((name for name in GPUS if name in gpu_type.lower()), None)
 
 
 def _known_memory(gpu_type: str) -> float | None:

@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import asdict, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from launcher.config import CONF_DIR, choices
+from launcher.config import CONF_DIR, choices, load
 from launcher.refusal import Refused
 from launcher.schema import ClusterConfig, Config
 from launcher.twin.splits import Split, pools_of
 
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+# Beside cluster and pools: what else makes a run.
+RUN_KEYS = ("model", "engine", "handoff", "routing", "planner", "proxy", "controller")
 POOL_KEYS = ("role", "replicas", "tensor_parallel", "pipeline_parallel")
 
 
@@ -39,7 +41,7 @@ def recipe_faults(config: Config) -> Iterator[str]:
 
 
 def recipe_text(config: Config, split: Split) -> str:
-    cluster, targets = config.cluster, config.routing.targets
+    cluster = config.cluster
     assert cluster is not None
     pools = {
         name: {key: _plain(getattr(pool, key)) for key in POOL_KEYS if getattr(pool, key) != 1}
@@ -48,12 +50,30 @@ def recipe_text(config: Config, split: Split) -> str:
     body = {
         "defaults": [{"override /model": config.model.name}],
         "cluster": _changed(cluster),
-        "model": {"max_model_len": config.model.max_model_len},
-        "routing": {"targets": {"ttft_s": targets.ttft_s, "itl_s": targets.itl_s}},
+        **_overrides(config),
         "pools": pools,
     }
     head = f"# @package _global_\n# {config.model.name} on {split.gpus} GPUs of {cluster.name}: {split}.\n"
     return head + OmegaConf.to_yaml(OmegaConf.create(body))
+
+
+def _overrides(config: Config) -> dict[str, Any]:
+    """What the user set that model and defaults do not say by themselves."""
+    default = load(["action=status", "run=none", f"model={config.model.name}"])
+    found = {key: _different(asdict(getattr(config, key)), asdict(getattr(default, key))) for key in RUN_KEYS}
+    return {key: values for key, values in found.items() if values}
+
+
+def _different(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        known = default.get(key)
+        if isinstance(value, dict) and isinstance(known, dict):
+            if nested := _different(value, known):
+                found[key] = nested
+        elif key not in default or value != known:
+            found[key] = _plain(value)
+    return found
 
 
 def _changed(cluster: ClusterConfig) -> dict[str, Any]:

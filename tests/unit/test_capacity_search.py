@@ -17,7 +17,7 @@ from launcher.twin import profile as profiles
 from launcher.twin.capacity import capacity
 from launcher.twin.capacity_search import Needs, Search, Tried, families, smaller
 from launcher.twin.capacity_text import pareto
-from launcher.twin.recipe import recipe_text
+from launcher.twin.recipe import RUN_KEYS, recipe_text
 from launcher.twin.simulate import resolved
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, pools_of
 from tests.unit.test_step_model import TRUE, measured
@@ -133,19 +133,33 @@ def test_what_cannot_be_had_is_said_with_what_comes_closest(capsys: pytest.Captu
     assert "no layout can" in capsys.readouterr().out
 
 
+OTHERS = (
+    "routing.targets.itl_s=0.03",
+    "routing=least_loaded",
+    "handoff=nixl_push",
+    "planner=on",
+    "model.max_model_len=30000",
+    "engine.engine_args.gpu_memory_utilization=0.8",
+    "engine.environment.VLLM_LOGGING_LEVEL=DEBUG",
+    "proxy.limits.max_queued=99",
+    "controller.where=foreground",
+)
+
+
 @pytest.mark.parametrize(
     "split",
     [Split(Part(Layout(2), 3)), Split(Part(Layout(2), 1), Part(Layout(1), 4)), Split(Part(Layout(1), 1))],
     ids=str,
 )
 def test_a_recipe_is_loaded_as_what_was_found(split: Split, tmp_path: Path) -> None:
-    config = load([*H100, "cluster.nodes=2", "cluster.account=me", "routing.targets.itl_s=0.03"])
+    config = load([*H100, "cluster.nodes=2", "cluster.account=me", *OTHERS])
     conf = tmp_path / "conf"
     shutil.copytree(CONF_DIR, conf)
     (conf / "recipe" / "mine.yaml").write_text(recipe_text(config, split))
     found = load(["+recipe=mine", "action=plan"], conf)
     assert found.pools == pools_of(split) and found.cluster == config.cluster
-    assert found.model == config.model and found.routing == config.routing
+    for part in RUN_KEYS:
+        assert getattr(found, part) == getattr(config, part)
 
 
 def test_all_that_is_wrong_is_told_at_once() -> None:

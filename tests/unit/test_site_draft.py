@@ -99,6 +99,7 @@ def test_a_large_site(conf: Path) -> None:
     cluster = config.cluster
     assert cluster is not None
     assert (cluster.partition, cluster.gpus_per_node, cluster.gpu_memory_gib) == ("h100", 8, 79.6)
+    assert cluster.gpu == "h100"
     assert config.controller.partition == "cpu"
     assert "yours are nlp, teaching" in text and "DECIDE: yours are long, normal" in text
     assert "cpu (default), at most 720 min" in text
