@@ -28,8 +28,8 @@ class KeyPair(msgspec.Struct, frozen=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """One entry of `api_keys.json`. `class` is `user`, `batch` for requests that come after all others, or `reader`
-    for what shows the run only."""
+    """One entry of `api_keys.json`. `class` is `user`, `batch` for requests that come after all others, `reader`
+    for what shows the run only, or `operator` for a user who may name the worker."""
 
     name: str
     hash: str  # SHA-256 of the key, hexadecimal
@@ -44,6 +44,10 @@ def batch_key_file(folder: Path) -> Path:
     return folder / "batch_key"
 
 
+def operator_key_file(folder: Path) -> Path:
+    return folder / "operator_key"
+
+
 def write_keys(folder: Path) -> None:
     """Make what is missing."""
     for party in PARTIES:
@@ -56,6 +60,7 @@ def write_keys(folder: Path) -> None:
             ("default", api_key_file(folder), "user"),
             ("default batch", batch_key_file(folder), "batch"),
             ("default reader", folder / "reader_key", "reader"),
+            ("default operator", operator_key_file(folder), "operator"),
         ]
         entries = [ApiKey(name, hashlib.sha256(_api_key(path).encode()).hexdigest(), kind) for name, path, kind in keys]
         write_json(folder / "api_keys.json", entries)

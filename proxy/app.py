@@ -13,7 +13,8 @@ from typing import Any
 from proxy import errors, routes
 from proxy.auth import ApiKeys, Key, authorize
 from proxy.dispatch import Dispatch
-from proxy.errors import ApiError, BadRequest, NotFound, NoWorker, Unauthorized
+from proxy.errors import ApiError, BadRequest, Forbidden, NotFound, NoWorker, Unauthorized
+from proxy.fleet.worker import Key as WorkerKey
 from proxy.flights.admission import RETRY_AFTER_S
 from proxy.flights.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
 from proxy.forward import Forward
@@ -25,7 +26,7 @@ from proxy.prefixes.prompt_key import PromptKey
 from proxy.prefixes.prompts import NOTHING_SEEN, Seen
 from proxy.processes.siblings import Siblings
 from proxy.routes import Route
-from proxy.routing.explain import ASK, OVERRIDE, policy_of
+from proxy.routing.explain import ASK, OVERRIDE, WORKER, policy_of
 from proxy.routing.router import Demand, Router, estimated_tokens
 from proxy.spec import ProxySpec
 from workers.protocol import Leg, Submit
@@ -103,6 +104,7 @@ class App:
             if stateful := stateful_because(fields):
                 raise BadRequest(f"{stateful} needs a server that keeps answers; this one does not", param=stateful)
             policy = policy_of(exchange.headers.get(OVERRIDE), self._spec.routing)
+            named = self._named_worker(exchange)
         except BadBody as fault:
             client.reject(BadRequest(str(fault)))
             return
@@ -116,6 +118,8 @@ class App:
         else:
             known = seen.known
             demand = Demand(known.num_tokens, whole, chain=known.chain, marks=known.marks, policy=policy)
+        if named is not None:
+            demand = replace(demand, whole_because="it names its worker", forced=(None, named))
         if ASK in exchange.headers:
             demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
@@ -133,19 +137,36 @@ class App:
 
     def _worker_metrics(self, exchange: Exchange) -> None:
         """The engine's own page. Not a user's request: it counts neither as load nor as latency."""
-        name = routes.worker_name(exchange.path)
+        name = routes.worker_name(exchange.path) or ""
         exchange.path = routes.WORKER_METRICS.path  # how it is counted: one series, not one per name
         client = HttpClient(exchange, self._dispatch.new_id(), self._count)
-        lives = [worker for worker in self._dispatch.fleet.workers.values() if worker.key[0] == name]
-        up = [worker.key for worker in lives if worker.up]
-        if not lives and name not in self._spec.workers:
-            client.reject(NotFound(f"this run has no worker {name}; see /fleet"))
+        try:
+            up = self._life_of(name)
+        except ApiError as error:
+            client.reject(error)
             return
-        if not up:
-            client.reject(NoWorker(f"worker {name} is not ready; see /fleet", retry_after_s=RETRY_AFTER_S))
-            return
-        demand = Demand(0, "metrics", forced=(None, max(up)), scrape=True)
+        demand = Demand(0, "metrics", forced=(None, up), scrape=True)
         self._launch(exchange, client, demand, "/metrics", streams=True)
+
+    def _named_worker(self, exchange: Exchange) -> WorkerKey | None:
+        """What measures a worker says which one: beside its caps and everybody's turns, so not for any key."""
+        name = exchange.headers.get(WORKER)
+        if name is None:
+            return None
+        key = self._key(exchange)
+        if key is None or key.kind != "operator":
+            raise Forbidden(f"{WORKER.decode()}: only a key of the class operator may name the worker")
+        return self._life_of(name.decode("latin-1"))
+
+    def _life_of(self, name: str) -> WorkerKey:
+        """Of a worker's lives the newest that is up. Raises ApiError."""
+        lives = [worker for worker in self._dispatch.fleet.workers.values() if worker.key[0] == name]
+        if not lives and name not in self._spec.workers:
+            raise NotFound(f"this run has no worker {name}; see /fleet")
+        up = [worker.key for worker in lives if worker.up]
+        if not up:
+            raise NoWorker(f"worker {name} is not ready; see /fleet", retry_after_s=RETRY_AFTER_S)
+        return max(up)
 
     def _launch(
         self,

@@ -27,7 +27,7 @@ class Key(msgspec.Struct, frozen=True, rename={"kind": "class"}, forbid_unknown_
 
     name: str
     hash: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-    kind: Literal["user", "batch", "reader"]
+    kind: Literal["user", "batch", "reader", "operator"]
 
 
 class ApiKeys:

@@ -27,6 +27,7 @@ from workers.spec import EngineSpec, HandoffSpec, Role, WorkerSpec, write_json
 SOURCE = Path(__file__).resolve().parent.parent
 API_KEY = "sk-test-user"
 READER_KEY = "sk-test-reader"
+OPERATOR_KEY = "sk-test-operator"
 STEP_TIMEOUT_S = {"sim": 8.0, "vllm": 60.0}  # real steps may be starved; whether a hang is noticed is tested in sim
 SIM_ARGS: dict[str, Any] = {"num_blocks": 2048}
 
@@ -66,7 +67,7 @@ class Live:
         for name in ("proxy", "worker", "controller"):
             public, secret = zmq.curve_keypair()
             write_json(self.path / "keys" / f"{name}.json", {"public": public.decode(), "secret": secret.decode()})
-        keys = [("test", API_KEY, "user"), ("reader", READER_KEY, "reader")]
+        keys = [("test", API_KEY, "user"), ("reader", READER_KEY, "reader"), ("operator", OPERATOR_KEY, "operator")]
         entries = [{"name": n, "hash": hashlib.sha256(k.encode()).hexdigest(), "class": c} for n, k, c in keys]
         write_json(self.path / "keys" / "api_keys.json", entries)
 

@@ -16,6 +16,7 @@ from proxy.spec import RoutingSpec
 
 ASK = b"x-sluice-explain"
 OVERRIDE = b"x-sluice-policy"
+WORKER = b"x-sluice-worker"
 WAITED = b"x-sluice-waited-s"
 CACHED = b"x-sluice-cached-tokens"
 

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from proxy.spec import Deadlines, Limits
-from tests.live import API_KEY, READER_KEY, Live, live, sim_engine, wait_for
+from tests.live import API_KEY, OPERATOR_KEY, READER_KEY, Live, live, sim_engine, wait_for
 
 PROMPT = "the quick brown fox jumps over the lazy dog " * 20
 
@@ -57,6 +57,19 @@ def test_a_split_answer_equals_a_whole_one(run: Live) -> None:
     assert split.headers["x-sluice-decode"] == "decode-0"
     assert "x-sluice-prefill" not in whole.headers
     assert split.json()["choices"][0]["text"] == whole.json()["choices"][0]["text"]
+
+
+def test_an_operator_names_the_worker_and_nobody_else_does(run: Live) -> None:
+    body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 8}
+    with run.client(OPERATOR_KEY) as client:
+        answer = client.post("/v1/completions", json=body, headers={"x-sluice-worker": "prefill-0"})
+        assert answer.headers["x-sluice-decode"] == "prefill-0" and "x-sluice-prefill" not in answer.headers
+        assert answer.json()["choices"] == completion(run).json()["choices"]
+        unknown = client.post("/v1/completions", json=body, headers={"x-sluice-worker": "prefill-9"})
+        assert unknown.status_code == 404 and "prefill-9" in error_of(unknown)["message"]
+    with run.client() as client:
+        refused = client.post("/v1/completions", json=body, headers={"x-sluice-worker": "prefill-0"})
+    assert refused.status_code == 403 and "operator" in error_of(refused)["message"]
 
 
 def test_the_openai_client_streams_chat_with_usage(run: Live) -> None:

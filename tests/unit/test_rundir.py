@@ -87,9 +87,10 @@ def test_keys_are_kept_and_only_the_hash_is_shared(run: RunDir) -> None:
         "api_key",
         "batch_key",
         "reader_key",
+        "operator_key",
         "api_keys.json",
     }
-    files = {"user": "api_key", "batch": "batch_key", "reader": "reader_key"}
+    files = {"user": "api_key", "batch": "batch_key", "reader": "reader_key", "operator": "operator_key"}
     keys = {kind: before[name].decode() for kind, name in files.items()}
     assert all(key.startswith("sk-sluice-") and len(key) > 40 for key in keys.values())
     assert [(entry["class"], entry["hash"]) for entry in msgspec.json.decode(before["api_keys.json"])] == [
