@@ -16,6 +16,7 @@ from launcher.connect.action import connect
 from launcher.jobs import JobError
 from launcher.multirun import plan_all
 from launcher.planning.models import ModelUnavailable
+from launcher.profiling.action import profile
 from launcher.refusal import Refused
 from launcher.resume import AlreadyLive
 from launcher.scheduler.slurm import clean_environment
@@ -43,6 +44,7 @@ python -m launcher action=batch run=NAME batch.input=FILE batch.output=FILE   re
 python -m launcher +cluster=NAME ... action=batch batch.input=...             the same on a run of its own
 python -m launcher +cluster=NAME ... action=simulate [workload.trace=FILE]    what it would do with a workload
 python -m launcher +cluster=NAME ... action=capacity [workload.rate=N] [name=NAME]   how many GPUs, which split
+python -m launcher action=profile run=NAME [profile.time_limit_s=600]         how fast its engines are, step by step
 python -m launcher action=doctor [+cluster=NAME] [submit=true] [output=json]   what the site is like, what to set
 python -m launcher action=new-cluster name=NAME                            writes conf/cluster/NAME.yaml
 
@@ -69,6 +71,7 @@ ACTIONS: dict[Action, Callable[[Config], int]] = {
     Action.batch: batch,
     Action.simulate: simulate,
     Action.capacity: capacity,
+    Action.profile: profile,
 }
 
 

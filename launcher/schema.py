@@ -28,6 +28,7 @@ class Action(Enum):
     batch = "batch"
     simulate = "simulate"
     capacity = "capacity"
+    profile = "profile"
 
 
 class CodeOf(Enum):
@@ -254,6 +255,13 @@ class PredictConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class ProfileConfig:
+    """Of action=profile."""
+
+    time_limit_s: float = 600.0  # then it ends with what there is; the same command goes on
+
+
+@dataclass(slots=True, kw_only=True)
 class ControllerConfig:
     """Controller and proxy together: one small CPU job, or this terminal."""
 
@@ -271,7 +279,7 @@ class Config:
     run: str | None = None  # null: model and cluster
     runs_dir: str = "runs"
     output: Output = Output.text
-    worker: str | None = None
+    worker: str | None = None  # of logs and profile
     follow: bool = False
     code: CodeOf = CodeOf.run  # that restarted workers get
     submit: bool = False  # of doctor: check compute nodes too, by a small job per partition
@@ -292,3 +300,4 @@ class Config:
     batch: BatchConfig = field(default_factory=BatchConfig)
     workload: WorkloadConfig = field(default_factory=WorkloadConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)

@@ -36,6 +36,7 @@ class How(Enum):
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
     SMALL = "run at its smallest: integration/test_benchmark_*.py"
+    PROFILED = "run against a small simulated engine: integration/test_profile.py"
     SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
     ELSEWHERE = "needs a machine that is not here"
 
@@ -58,6 +59,7 @@ HOW = {
     "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=simulate workload.rate=5": How.PREDICTED,
     "python -m launcher +cluster=h100x1 model=llama-3.1-8b action=capacity workload.rate=40"
     " predict.output=out/capacity": How.PREDICTED,
+    "python -m launcher action=profile run=demo": How.PROFILED,
     "python -m launcher action=status run=demo": How.LIVE,
     "python -m launcher action=status run=demo output=json": How.LIVE,
     "python -m launcher action=connect run=demo port=8000": How.CONNECTED,

@@ -39,13 +39,16 @@ class Display:
         self._console.print(f"{time.strftime('%H:%M:%S')}  {text}", markup=False)
 
     def show(self, reading: Reading, now: float) -> None:
+        self.draw(reading.ended, reading.total, line(reading), now)
+
+    def draw(self, done: int, total: int, told: str, now: float) -> None:
         if self._fancy:
             if self._task is None:
-                self._task = self._bar.add_task("", total=reading.total, told="")
-            self._bar.update(self._task, completed=reading.ended, told=line(reading), refresh=True)
+                self._task = self._bar.add_task("", total=total, told="")
+            self._bar.update(self._task, completed=done, told=told, refresh=True)
         elif now >= self._line_at:
             self._line_at = now + self._line_every_s
-            self.say(line(reading))
+            self.say(told)
 
 
 def line(reading: Reading) -> str:

@@ -134,7 +134,7 @@ class Pool:
     def _aim(self, target: Target) -> None:
         address = urlsplit(target.url)
         self._target = target
-        self._host, self._tls = address.hostname or "", _tls(address.scheme, target.ca_file)
+        self._host, self._tls = address.hostname or "", tls_context(address.scheme, target.ca_file)
         self._port = address.port or (443 if self._tls else 80)
         self._head = (
             f" HTTP/1.1\r\nhost: {address.netloc}\r\nauthorization: Bearer {target.key}\r\n"
@@ -184,7 +184,7 @@ class Pool:
             connection.close()
 
 
-def _tls(scheme: str, ca_file: str | None) -> ssl.SSLContext | None:
+def tls_context(scheme: str, ca_file: str | None) -> ssl.SSLContext | None:
     if scheme != "https":
         return None
     context = ssl.create_default_context()
