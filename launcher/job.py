@@ -48,6 +48,16 @@ class PlannedWorker(msgspec.Struct, frozen=True, kw_only=True):
     revision: int = 0  # lives of an earlier one are replaced
 
 
+class Scaling(msgspec.Struct, frozen=True, kw_only=True):
+    """How many workers the planner may have, by pool."""
+
+    initial: dict[str, int]
+    least: dict[str, int]
+    most: dict[str, int]
+    budget_gpu_hours: float | None = None
+    idle_to_zero_s: float | None = None
+
+
 class AllocatedNode(msgspec.Struct, frozen=True, kw_only=True):
     """What a job holds of one node."""
 
@@ -72,7 +82,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     run_dir: str
     cluster: str
     executor: str  # slurm | steps | local
-    workers: tuple[PlannedWorker, ...]
+    workers: tuple[PlannedWorker, ...]  # as many as there may ever be
     proxy: ProxySpec
     controller: JobRequest | None
     notes: tuple[str, ...]  # what a person should know: memory per GPU, what runs whole, and why
@@ -82,4 +92,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     revision: int = 0  # counts how often a live run was given another plan
     drain_first: bool = False  # there is no room for two lives of a worker
     planner: str = "off"  # off | advise | on
+    scaling: Scaling | None = None  # None: as many as there are
     allocation: Allocation | None = None  # with executor steps; None where it is planned outside of the job

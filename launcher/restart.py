@@ -65,6 +65,8 @@ def changed(old: Plan, made: Plan) -> Plan:
     """Pure. The old plan with the new one's workers; those that stay as they are keep their revision. Raises
     CannotRestart."""
     faults = [*_proxy_faults(old, made), *_engine_faults(old, made)]
+    if made.planner != old.planner:
+        faults.append(f"planner.mode: is {old.planner}, asked for {made.planner}")
     if faults:
         raise CannotRestart([f"{fault}; that needs a new run" for fault in faults])
     before = {planned.spec.worker: planned for planned in old.workers}
@@ -79,7 +81,7 @@ def changed(old: Plan, made: Plan) -> Plan:
     proxy = msgspec.structs.replace(proxy, pools=made.proxy.pools, workers=made.proxy.workers)
     revision = old.revision + 1
     plan = msgspec.structs.replace(old, workers=tuple(workers), proxy=proxy, revision=revision)
-    return msgspec.structs.replace(plan, notes=made.notes, drain_first=made.drain_first)
+    return msgspec.structs.replace(plan, notes=made.notes, drain_first=made.drain_first, scaling=made.scaling)
 
 
 def _with_code(plan: Plan, code: str) -> ProxySpec:

@@ -213,6 +213,10 @@ class PlannerMode(Enum):
 @dataclass(slots=True, kw_only=True)
 class PlannerConfig:
     mode: PlannerMode = PlannerMode.off
+    min_replicas: int | None = None  # of each pool; null: its own replicas
+    max_replicas: int | None = None
+    budget_gpu_hours: float | None = None  # of all workers since the run's start; null: no limit
+    idle_to_zero_s: float | None = None  # without requests; null: never to zero
 
 
 class BatchOrder(Enum):

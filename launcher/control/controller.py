@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -50,7 +49,7 @@ from launcher.control.reporter import Reporter
 from launcher.control.restoring import job_system, policy_of, restore
 from launcher.job import Plan, PlannedWorker
 from launcher.jobs import JobError, JobRecord, JobSystem
-from launcher.planner.obeying import keep_planner
+from launcher.planner.obeying import Counsel
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.steps import stop_at
@@ -97,6 +96,7 @@ class Controller:
         self._proxy = proxy or proxy_process(run, plan, self._name)
         self._proxy.on_death = self._proxy_died
         self._proxies = ProxyLinks(run, plan.run, self._name, lambda view: self._apply(FleetSeen(view)))
+        self._counsel = Counsel(run, plan)
         self._following = Following(run, owner, self._proxies)
         self._diary = Diary(run, owner)
         self._reporter = Reporter(run, plan, owner, core, self._proxies, self._diary)
@@ -115,7 +115,7 @@ class Controller:
                     self._proxies.run,
                     self._proxy.run,
                     batches.run,
-                    partial(keep_planner, self._run, lambda: self._plan, self._proxies.set_caps),
+                    self._counsel.keep,
                 )
                 tasks = [group.create_task(part()) for part in work]
                 await self._finished.wait()
@@ -160,6 +160,7 @@ class Controller:
     async def _read_desired(self) -> None:
         """A file that cannot be read just now changes nothing."""
         while True:
+            self._proxies.set_caps(await self._counsel.read(self._plan))
             try:
                 desired = await asyncio.to_thread(self._run.read_desired)
                 if desired.revision != self._plan.revision:
@@ -170,7 +171,7 @@ class Controller:
             else:
                 goal = STOP if self._stop_asked else desired.target
                 revisions = {planned.spec.worker: planned.revision for planned in self._plan.workers}
-                self._apply(DesiredRead(msgspec.structs.replace(desired, target=goal), revisions))
+                self._apply(DesiredRead(self._counsel.chosen(self._plan, desired, goal), revisions))
             await asyncio.sleep(TICK_S)
 
     async def _with_plan(self, desired: Desired) -> Desired:

@@ -1,8 +1,8 @@
 """`python -m launcher.planner RUN_DIR`: looks at the fleet every second, and writes what it thinks of it.
 
-A thin shell around `roles` and `forecast`, kept beside the controller. It asks the proxy over HTTP as anybody may and
-writes `planner.json`; it touches neither jobs nor requests. Where it ends, all goes on as it said last, and after a
-minute as the router alone has it.
+A thin shell around `roles`, `sizes` and `forecast`, kept beside the controller. It asks the proxy over HTTP as anybody
+may and writes `planner.json`; it touches neither jobs nor requests. Where it ends, all goes on as it said last, and
+after a minute roles are as the router alone has them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any
 import msgspec
 
 from launcher.job import Plan
+from launcher.planner import roles
 from launcher.planner.forecast import BUCKET_S, MAX_BUCKETS, Bucket, Forecast
-from launcher.planner.roles import Looked, Roles, Sight
+from launcher.planner.roles import Roles, Sight
+from launcher.planner.scale import Scaled
+from launcher.planner.sizes import Requests, Sizes
 from launcher.planner.word import MAX_DECISIONS, ON, Decision, Word, movable
 from launcher.rundir import RunDir, read_optional
 from launcher.view.live_status import ask_fleet
@@ -27,6 +30,7 @@ from workers.spec import write_json
 log = logging.getLogger("sluice.planner")
 
 LOOK_S = 1.0
+SIZE_S = 5.0
 WRITE_S = 10.0
 
 
@@ -36,9 +40,12 @@ class Planner:
     def __init__(self, run: RunDir, now: float) -> None:
         self._run = run
         self._plan: Plan = run.read_plan()
-        before = read_optional(run.planner, Word) or Word()
+        before = _word_before(run)
         self._word = msgspec.structs.replace(before, mode=self._plan.planner, written_at=0.0)
         self._roles = Roles(self._plan.proxy.routing.targets, dict(before.roles))
+        self._sizes: Sizes | None = None
+        self._since = before.since
+        self._sized_at = 0.0
         self._forecast = Forecast()
         for bucket in before.buckets:
             self._forecast.add(bucket)
@@ -49,26 +56,41 @@ class Planner:
         fleet = ask_fleet(self._run)
         if fleet is None:
             return
+        sights = _sights(fleet)
+        if self._sizes is not None:
+            requests = Requests(fleet["queued"], fleet["queued_tokens"], fleet["open_requests"])
+            self._sizes.look(sights, requests, int(now) // BUCKET_S * BUCKET_S)
         if now >= self._minute + 2 * BUCKET_S:
             self._count(now)
-        decisions = self._decide(fleet, now)
-        if decisions or now - self._word.written_at >= WRITE_S:
-            self._write(decisions, now)
+        moved, scaled = self._move(sights, fleet["queued_tokens"], now), self._scale(now)
+        for decision in (*moved, *scaled):
+            log.info("%s", decision)
+        if moved or scaled or now - self._word.written_at >= WRITE_S:
+            self._write(moved, scaled, now)
 
-    def _decide(self, fleet: dict[str, Any], now: float) -> list[Decision]:
+    def _move(self, sights: dict[str, list[Sight]], queued_tokens: int, now: float) -> list[Decision]:
         proxy = self._plan.proxy
         able = movable(proxy.workers, proxy.pools, proxy.pairs)
-        seen = [worker["pressure"] for worker in fleet["workers"] if worker["up"] and worker["worker"] in able]
-        sights = {sight["worker"]: msgspec.convert(sight, Sight) for sight in seen}  # of two lives the newer
-        moves = self._roles.apply(Looked(list(sights.values()), fleet["queued_tokens"]), now)
+        # Of two lives of a worker the newer.
+        movers = {sight.worker: sight for pool in sights.values() for sight in pool if sight.worker in able}
+        moves = self._roles.apply(roles.Looked(list(movers.values()), queued_tokens), now)
         done = self._plan.planner == ON
-        decisions = [
+        return [
             Decision(at=now, worker=m.worker, before=m.before, role=m.role, pressure=m.pressure, done=done)
             for m in moves
         ]
-        for decision in decisions:
-            log.info("%s", decision)
-        return decisions
+
+    def _scale(self, now: float) -> list[Scaled]:
+        """Once the run has served. The first look at a start of the run asks what was wanted, the plan how much may."""
+        if self._plan.scaling is None or now - self._sized_at < SIZE_S or not self._run.endpoint.exists():
+            return []
+        self._sized_at = now
+        since = self._run.read_desired().since
+        if self._sizes is None or self._sizes.scaling != self._plan.scaling or since != self._since:
+            wanted = {} if since != self._since else self._word.wanted
+            self._sizes, self._since = Sizes(self._plan, dict(wanted), now), since
+        scaled = self._sizes.decide(self._forecast, self._run.read_jobs(), since, now)
+        return [msgspec.structs.replace(one, done=self._plan.planner == ON) for one in scaled]
 
     def _count(self, now: float) -> None:
         """Minutes that are over. What nobody has counted was nothing."""
@@ -82,9 +104,12 @@ class Planner:
             bucket = _bucket([i for i in seen["history"]["intervals"] if start <= i["start"] < start + BUCKET_S])
             self._forecast.add(bucket)
             self._buckets = [*self._buckets, bucket][-MAX_BUCKETS:]
+            if self._sizes is not None:
+                self._sizes.learn(start, bucket.computed * BUCKET_S)
         self._minute = end - BUCKET_S
 
-    def _write(self, decisions: list[Decision], now: float) -> None:
+    def _write(self, moved: list[Decision], scaled: list[Scaled], now: float) -> None:
+        sizes = self._sizes
         self._word = Word(
             written_at=now,
             mode=self._plan.planner,
@@ -92,11 +117,33 @@ class Planner:
             pressure=self._roles.pressure,
             demand={kind: dict(ahead) for kind, ahead in self._forecast.ahead().items()},
             drift=self._forecast.drift(),
-            decisions=(*self._word.decisions, *decisions)[-MAX_DECISIONS:],
+            decisions=(*self._word.decisions, *moved)[-MAX_DECISIONS:],
             minute=self._minute,
             buckets=tuple(self._buckets),
+            since=self._since,
+            wanted=self._word.wanted if sizes is None else sizes.wanted,
+            gpu_hours=self._word.gpu_hours if sizes is None else sizes.gpu_hours,
+            scaled=(*self._word.scaled, *scaled)[-MAX_DECISIONS:],
         )
         write_json(self._run.planner, self._word)
+
+
+def _word_before(run: RunDir) -> Word:
+    """Of this planner's predecessor; nothing where that is broken."""
+    try:
+        return read_optional(run.planner, Word) or Word()
+    except msgspec.DecodeError as fault:
+        log.error("%s: %s; the planner begins anew", run.planner, fault)
+        return Word()
+
+
+def _sights(fleet: dict[str, Any]) -> dict[str, list[Sight]]:
+    """Of workers that take requests, by pool."""
+    sights: dict[str, list[Sight]] = {}
+    for worker in fleet["workers"]:
+        if worker["up"]:
+            sights.setdefault(worker["pool"], []).append(msgspec.convert(worker["pressure"], Sight))
+    return sights
 
 
 def _bucket(intervals: list[dict[str, Any]]) -> Bucket:

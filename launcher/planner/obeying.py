@@ -1,6 +1,6 @@
-"""The controller's side of the planner: it is kept running, and its last word goes to the proxy while it is fresh.
+"""The controller's side of the planner: it is kept running, and its last word is read every second.
 
-Owns no state: the file is read every second, and a file that cannot be read changes nothing.
+Owns that word: a file that cannot be read changes nothing.
 """
 
 from __future__ import annotations
@@ -8,40 +8,41 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
 
 import msgspec
 
 from launcher.control.kept_process import KeptProcess
 from launcher.job import Plan
-from launcher.planner.word import OFF, Word, caps_of
-from launcher.rundir import RunDir, read_optional
+from launcher.planner.word import OFF, Word, caps_of, wanted_workers
+from launcher.rundir import Desired, RunDir, read_optional
 from workers.controller_messages import SetCaps
 
 log = logging.getLogger("sluice.planner")
 
-LOOK_S = 1.0
 
+class Counsel:
+    """`plan`: of the controller's start."""
 
-async def keep_planner(run: RunDir, plan: Callable[[], Plan], set_caps: Callable[[SetCaps], None]) -> None:
-    """Its process, and what it says. Until cancelled, or at once where nothing is to be planned."""
-    first = plan()
-    if first.planner == OFF:
-        return
-    planner = KeptProcess("launcher.planner", run.path, run.log_dir(first.proxy.proxy) / "planner.log")
-    async with asyncio.TaskGroup() as group:
-        group.create_task(planner.run())
-        group.create_task(_obey(run, plan, set_caps))
+    def __init__(self, run: RunDir, plan: Plan) -> None:
+        self._run = run
+        self._mode, self._log = plan.planner, run.log_dir(plan.proxy.proxy) / "planner.log"
+        self._word: Word | None = None
 
+    async def keep(self) -> None:
+        """The planner's process, until cancelled; at once where nothing is to be planned."""
+        if self._mode != OFF:
+            await KeptProcess("launcher.planner", self._run.path, self._log).run()
 
-async def _obey(run: RunDir, plan: Callable[[], Plan], set_caps: Callable[[SetCaps], None]) -> None:
-    """Until cancelled. `plan`: of the newest revision."""
-    while True:
+    async def read(self, plan: Plan) -> SetCaps:
+        """What the proxy is to be told."""
         try:
-            word = await asyncio.to_thread(read_optional, run.planner, Word)
+            self._word = await asyncio.to_thread(read_optional, self._run.planner, Word)
         except (OSError, msgspec.DecodeError) as fault:
-            log.error("%s: %s; roles stay as they are", run.planner, fault)
-        else:
-            proxy = plan().proxy
-            set_caps(caps_of(word, proxy.workers, proxy.pools, time.time()))
-        await asyncio.sleep(LOOK_S)
+            log.error("%s: %s; all stays as it was said last", self._run.planner, fault)
+        proxy = plan.proxy
+        return caps_of(self._word, proxy.workers, proxy.pools, time.time())
+
+    def chosen(self, plan: Plan, desired: Desired, target: str) -> Desired:
+        """With the workers that the planner has on."""
+        workers = wanted_workers(self._word, plan, desired)
+        return msgspec.structs.replace(desired, target=target, workers=workers)

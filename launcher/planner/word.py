@@ -9,8 +9,12 @@ from collections.abc import Mapping
 
 import msgspec
 
+from launcher.job import Plan
+from launcher.jobs import pool_of
 from launcher.planner.forecast import Bucket, Interval
 from launcher.planner.roles import Pressure, Role
+from launcher.planner.scale import Scaled
+from launcher.rundir import Desired
 from proxy.spec import PoolCaps
 from workers.controller_messages import SetCaps, WorkerCaps
 
@@ -40,6 +44,21 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
     decisions: tuple[Decision, ...] = ()  # the newest last
     minute: int = 0  # unix time of the newest bucket's beginning
     buckets: tuple[Bucket, ...] = ()
+    since: float = 0.0  # unix time of the run's start that the rest is about
+    wanted: dict[str, tuple[str, ...]] = {}  # workers, by pool
+    gpu_hours: float = 0.0
+    scaled: tuple[Scaled, ...] = ()  # the newest last
+
+
+def wanted_workers(word: Word | None, plan: Plan, desired: Desired) -> tuple[str, ...]:
+    """Of those that are desired: the planner's, or as many as at first. A planner's silence ends nobody."""
+    if plan.scaling is None:
+        return desired.workers
+    own = dict(plan.scaling.initial)
+    obeyed = word is not None and word.mode == ON and word.since == desired.since
+    told = word.wanted if word is not None and obeyed else {}
+    names = {pool: [name for name in desired.workers if pool_of(name) == pool] for pool in own}
+    return tuple(name for pool, all in names.items() for name in all if name in told.get(pool, all[: own[pool]]))
 
 
 def caps_of(word: Word | None, workers: Mapping[str, str], pools: Mapping[str, PoolCaps], now: float) -> SetCaps:

@@ -18,6 +18,7 @@ from launcher.planning.layout import count_faults, place, size_faults
 from launcher.planning.matrix import Pair
 from launcher.planning.models import ResolvedModel
 from launcher.planning.pools import PoolPlan
+from launcher.planning.scaling import scaling_faults, scaling_of
 from launcher.planning.shapes import Shape
 from launcher.schema import (
     Action,
@@ -98,11 +99,12 @@ def pool_plan_faults(
     assert cluster is not None
     faults = [fault for pair in pairs if pair.required for fault in pair.faults]
     movable = any(pair.prefill == pair.decode and not pair.faults for pair in pairs)
-    if config.planner.mode is not PlannerMode.off and not movable:
+    if config.planner.mode is not PlannerMode.off and not movable and scaling_of(config) is None:
         faults.append(
             f"planner.mode: {config.planner.mode.value}, but roles move only among two or more workers of a pool with"
-            " the role any that exchange KV; use planner=off"
+            " the role any that exchange KV; use planner=off, or set planner.max_replicas"
         )
+    faults += scaling_faults(config, pools)
     for pool in pools:
         faults += list(_latent_faults(pool, model.shape)) or _fit_faults(config, pool)
     workers = [pool.layout for pool in pools for _ in range(pool.replicas)]

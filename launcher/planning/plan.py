@@ -16,6 +16,7 @@ from launcher.planning.matrix import Pair
 from launcher.planning.models import ResolvedModel
 from launcher.planning.notes import plan_notes
 from launcher.planning.pools import PoolPlan, plan_pools
+from launcher.planning.scaling import scaling_of
 from launcher.refusal import Refused
 from launcher.schema import ClusterConfig, Config, ControllerPlace
 from proxy.spec import Deadlines, LatencyTargets, Limits, PoolCaps, ProxySpec, RoutingSpec
@@ -63,6 +64,7 @@ def make_plan(
         poll_interval_s=config.controller.poll_interval_s,
         drain_first=config.cluster.drain_first,
         planner=config.planner.mode.value,
+        scaling=scaling_of(config),
         allocation=allocation,
     )
 

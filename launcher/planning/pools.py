@@ -29,7 +29,7 @@ DEFAULT_GPU_MEMORY_UTILIZATION = 0.9
 class PoolPlan(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     role: Role
-    replicas: int
+    replicas: int  # at most
     tensor_parallel: int
     pipeline_parallel: int
     layout: PoolLayout
@@ -52,6 +52,11 @@ def plan_pools(config: Config, model: ResolvedModel) -> tuple[tuple[PoolPlan, ..
     linked = {name for pair in found if not pair.faults for name in (pair.prefill, pair.decode)}
     plans = tuple(_pool(name, pool, config, model.shape, name in linked) for name, pool in config.pools.items())
     return plans, found
+
+
+def most_replicas(config: Config, pool: PoolConfig) -> int:
+    """That there may be at once."""
+    return max(pool.replicas, config.planner.max_replicas or 0)
 
 
 def _budget(config: Config, args: dict[str, Any], layout: PoolLayout) -> int | None:
@@ -83,7 +88,7 @@ def _pool(name: str, pool: PoolConfig, config: Config, shape: Shape | None, link
     return PoolPlan(
         name=name,
         role=role,
-        replicas=pool.replicas,
+        replicas=most_replicas(config, pool),
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         layout=layout,
@@ -148,7 +153,7 @@ def _share(config: Config, layout: PoolLayout) -> tuple[int, int | None]:
 
 
 def _workers_per_node(config: Config, cluster: ClusterConfig) -> int:
-    tasks = sum(pool.replicas * pool_layout(pool, cluster).num_nodes for pool in config.pools.values())
+    tasks = sum(most_replicas(config, pool) * pool_layout(pool, cluster).num_nodes for pool in config.pools.values())
     return -(-tasks // cluster.nodes)
 
 
@@ -158,7 +163,7 @@ def _traits(name: str, pool: PoolConfig, config: Config, shape: Shape | None) ->
     return PoolTraits(
         name=name,
         role=Role(pool.role.value),
-        replicas=pool.replicas,
+        replicas=most_replicas(config, pool),
         tensor_parallel=pool.tensor_parallel,
         pipeline_parallel=pool.pipeline_parallel,
         num_kv_heads=shape.num_kv_heads if shape else None,

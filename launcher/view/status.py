@@ -13,7 +13,7 @@ import msgspec
 from launcher.control.effects import Failure
 from launcher.control.job_book import Job
 from launcher.control.reconcile import Reconciler
-from launcher.job import Plan
+from launcher.job import Plan, PlannedWorker
 from launcher.jobs import EXITED, JobRecord, Row, pool_of
 from launcher.scheduler.hostlist import expand_hostlist
 from workers.agent import lifecycle
@@ -133,7 +133,7 @@ def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: flo
         served=core.served,
         workers=tuple(
             _worker(planned.spec.worker, planned.spec.pool, str(planned.spec.role), core, fleet)
-            for planned in plan.workers
+            for planned in _there(plan, core)
         )
         + tuple(_beside(plan, core, fleet)),
         hand_overs=tuple(_hand_overs(core)),
@@ -142,6 +142,14 @@ def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: flo
         faults=fleet.faults,
         refusals=fleet.refusals,
     )
+
+
+def _there(plan: Plan, core: Reconciler) -> Iterator[PlannedWorker]:
+    """Those that are wanted, and those that have not gone yet."""
+    for planned in plan.workers:
+        worker = planned.spec.worker
+        if core.desired is None or worker in core.desired.workers or core.book.jobs_of(worker):
+            yield planned
 
 
 def _beside(plan: Plan, core: Reconciler, fleet: FleetView) -> Iterator[WorkerStatus]:
@@ -188,7 +196,7 @@ def jobs_message(plan: Plan, core: Reconciler) -> Jobs:
     return Jobs(
         jobs=job_views(plan, core),
         gpus_per_node=plan.gpus_per_node,
-        wanted=tuple(planned.spec.worker for planned in plan.workers),
+        wanted=tuple(planned.spec.worker for planned in plan.workers) if core.desired is None else core.desired.workers,
         serves=core.served and not stopping,
     )
 
@@ -196,7 +204,8 @@ def jobs_message(plan: Plan, core: Reconciler) -> Jobs:
 def job_views(plan: Plan, core: Reconciler) -> tuple[JobView, ...]:
     specs = {planned.spec.worker: planned.spec for planned in plan.workers}
     nobody = FleetView((), False)
-    shown = [_worker(spec.worker, spec.pool, str(spec.role), core, nobody) for spec in specs.values()]
+    there = [planned.spec for planned in _there(plan, core)]
+    shown = [_worker(spec.worker, spec.pool, str(spec.role), core, nobody) for spec in there]
     shown += [status for status in _beside(plan, core, nobody) if status.worker in specs]
     return tuple(_job_view(status, specs[status.worker]) for status in shown)
 
