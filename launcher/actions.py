@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from launcher.job import Plan
+from launcher.planner.word import read_word
 from launcher.planning import models
 from launcher.report.read import read_sources
 from launcher.report.report import make_report, report_json
@@ -32,6 +33,7 @@ from launcher.start import Controlled, plan_run, run_dir, start_controller, writ
 from launcher.stopping import kill_local, stop_run
 from launcher.view.live_status import current_status
 from launcher.view.logs import follow, logs_of
+from launcher.view.planned import draw, planner_lines
 from launcher.view.present import failure_text, how_to_return, ready_text, status_text
 from launcher.view.progress import Progress
 from launcher.view.render import render_plan
@@ -180,10 +182,11 @@ def _sigterm_as_exception() -> Iterator[None]:
 def status(config: Config) -> int:
     run, made = existing_run(config)
     seen, source = current_status(run, made)
+    word = read_word(run)
     if config.output is Output.json:
-        print(msgspec.json.encode({"source": source, **msgspec.to_builtins(seen)}).decode())
+        print(msgspec.json.encode({"source": source, **msgspec.to_builtins(seen), "planner": word}).decode())
     else:
-        print(status_text(seen, source))
+        print("\n".join([status_text(seen, source), *planner_lines(word)]))
     return 0
 
 
@@ -206,10 +209,12 @@ def report(config: Config) -> int:
     run, made = existing_run(config)
     told = make_report(read_sources(run, made.run), time.time())
     write_json(run.path / "report.json", report_json(told))
+    word, picture = read_word(run), run.path / "demand.png"
+    drawn = word is not None and bool(word.buckets) and draw(word, picture)
     if config.output is Output.json:
         print_json(report_json(told))
     else:
-        print(report_text(told))
+        print(report_text(told) + (f"\ndemand and its forecast: {picture}" if drawn else ""))
     return 0
 
 

@@ -278,6 +278,7 @@ class Dispatch:
             if self._relatives.followed(message.successors):
                 self._introduce()
         elif isinstance(message, SetCaps):
+            self.board.counsel = message
             self._apply_fleet(fleet_events.caps_told(message))
         elif isinstance(message, DrainWorker):
             self._apply_all(self._drains.ask(message, self._loop.time()))

@@ -19,6 +19,7 @@ from proxy.errors import JSON_TYPE, Response
 from proxy.http.exchange import Exchange
 from proxy.http.page import page
 from proxy.models import models_json
+from proxy.monitoring.counsel import counsel_gauges
 from proxy.monitoring.metrics import Scrape
 from proxy.monitoring.overview import overview_json, since_of
 from proxy.monitoring.snapshot import Snapshot
@@ -103,6 +104,7 @@ class OwnRoutes:
             gauges=[
                 *gauges(dispatch.fleet, dispatch.flights, self._process, num_connections),
                 *dispatch.digests.gauges(),
+                *counsel_gauges(dispatch.board.counsel),
             ],
             journal=list(dispatch.journal.entries),
             gpus_per_node=dispatch.board.gpus_per_node,

@@ -65,10 +65,24 @@ class WorkerCaps(msgspec.Struct, frozen=True, array_like=True):
     max_decodes: int
 
 
+class Expected(msgspec.Struct, frozen=True, array_like=True):
+    """Demand of one kind so many minutes ahead: tokens per second."""
+
+    kind: str
+    minutes: int
+    low: float
+    mean: float
+    high: float
+
+
 class SetCaps(Message, frozen=True, tag="set_caps"):
-    """The planner's word, by the controller: all that is to differ from the pools' caps."""
+    """The planner's word, by the controller: all that is to differ from the pools' caps, and what people see."""
 
     workers: tuple[WorkerCaps, ...]
+    demand: tuple[Expected, ...] = ()
+    drift: str = ""
+    wanted: tuple[tuple[str, int], ...] = ()  # workers, by pool
+    gpu_hours: float = 0.0
 
 
 class WorkerView(msgspec.Struct, frozen=True, array_like=True):

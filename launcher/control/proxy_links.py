@@ -101,7 +101,7 @@ class ProxyLinks:
             silence_s=PROXY_SILENCE_S,
         )
         link.send(self._jobs)
-        if self._caps.workers:
+        if self._caps != SetCaps(()):
             link.send(self._caps)
         return link
 

@@ -21,8 +21,8 @@ from launcher.planner.forecast import BUCKET_S, MAX_BUCKETS, Bucket, Forecast
 from launcher.planner.roles import Roles, Sight
 from launcher.planner.scale import Scaled
 from launcher.planner.sizes import Requests, Sizes
-from launcher.planner.word import MAX_DECISIONS, ON, Decision, Word, movable
-from launcher.rundir import RunDir, read_optional
+from launcher.planner.word import MAX_DECISIONS, ON, Decision, Word, movable, read_word
+from launcher.rundir import RunDir
 from launcher.view.live_status import ask_fleet
 from workers.logs import start_logging
 from workers.spec import write_json
@@ -40,7 +40,7 @@ class Planner:
     def __init__(self, run: RunDir, now: float) -> None:
         self._run = run
         self._plan: Plan = run.read_plan()
-        before = _word_before(run)
+        before = read_word(run) or Word()
         self._word = msgspec.structs.replace(before, mode=self._plan.planner, written_at=0.0)
         self._roles = Roles(self._plan.proxy.routing.targets, dict(before.roles))
         self._sizes: Sizes | None = None
@@ -126,15 +126,6 @@ class Planner:
             scaled=(*self._word.scaled, *scaled)[-MAX_DECISIONS:],
         )
         write_json(self._run.planner, self._word)
-
-
-def _word_before(run: RunDir) -> Word:
-    """Of this planner's predecessor; nothing where that is broken."""
-    try:
-        return read_optional(run.planner, Word) or Word()
-    except msgspec.DecodeError as fault:
-        log.error("%s: %s; the planner begins anew", run.planner, fault)
-        return Word()
 
 
 def _sights(fleet: dict[str, Any]) -> dict[str, list[Sight]]:

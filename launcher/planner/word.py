@@ -14,9 +14,9 @@ from launcher.jobs import pool_of
 from launcher.planner.forecast import Bucket, Interval
 from launcher.planner.roles import Pressure, Role
 from launcher.planner.scale import Scaled
-from launcher.rundir import Desired
+from launcher.rundir import Desired, RunDir, read_optional
 from proxy.spec import PoolCaps
-from workers.controller_messages import SetCaps, WorkerCaps
+from workers.controller_messages import Expected, SetCaps, WorkerCaps
 
 STALE_S = 60.0  # a planner that has been silent for so long is not obeyed any more
 MAX_DECISIONS = 50
@@ -50,6 +50,14 @@ class Word(msgspec.Struct, frozen=True, kw_only=True):
     scaled: tuple[Scaled, ...] = ()  # the newest last
 
 
+def read_word(run: RunDir) -> Word | None:
+    """None: nobody has planned, or what it wrote is broken."""
+    try:
+        return read_optional(run.planner, Word)
+    except msgspec.DecodeError:
+        return None
+
+
 def wanted_workers(word: Word | None, plan: Plan, desired: Desired) -> tuple[str, ...]:
     """Of those that are desired: the planner's, or as many as at first. A planner's silence ends nobody."""
     if plan.scaling is None:
@@ -62,9 +70,22 @@ def wanted_workers(word: Word | None, plan: Plan, desired: Desired) -> tuple[str
 
 
 def caps_of(word: Word | None, workers: Mapping[str, str], pools: Mapping[str, PoolCaps], now: float) -> SetCaps:
-    """What the proxy is to be told. `workers`: their pools. Nothing where nobody may be obeyed."""
-    if word is None or word.mode != ON or now - word.written_at > STALE_S:
+    """What the proxy is to be told. `workers`: their pools. No caps where nobody may be obeyed."""
+    if word is None or now - word.written_at > STALE_S:
         return SetCaps(())
+    told = SetCaps(
+        (),
+        demand=tuple(
+            Expected(kind, minutes, *interval)
+            for kind, ahead in word.demand.items()
+            for minutes, interval in ahead.items()
+        ),
+        drift=word.drift,
+        wanted=tuple((pool, len(names)) for pool, names in word.wanted.items()),
+        gpu_hours=word.gpu_hours,
+    )
+    if word.mode != ON:
+        return told
     moved = [
         WorkerCaps(
             worker,
@@ -74,7 +95,7 @@ def caps_of(word: Word | None, workers: Mapping[str, str], pools: Mapping[str, P
         for worker, role in sorted(word.roles.items())
         if worker in workers and role is not Role.BOTH
     ]
-    return SetCaps(tuple(moved))
+    return msgspec.structs.replace(told, workers=tuple(moved))
 
 
 def movable(workers: Mapping[str, str], pools: Mapping[str, PoolCaps], pairs: tuple[tuple[str, str], ...]) -> set[str]:

@@ -7,7 +7,7 @@ its age.
 from __future__ import annotations
 
 from proxy.fleet.worker import Peer
-from workers.controller_messages import Jobs, JobView
+from workers.controller_messages import Jobs, JobView, SetCaps
 
 
 class JobBoard:
@@ -17,6 +17,7 @@ class JobBoard:
         self.controllers: set[Peer] = set()
         self.jobs: tuple[JobView, ...] = ()
         self.gpus_per_node = 0
+        self.counsel = SetCaps(())  # the planner's last word
         self._last_seen: float | None = None
 
     def joined(self, peer: Peer) -> None:

@@ -19,6 +19,7 @@ from proxy.monitoring.totals import Totals
 Gauge = tuple[str, str, list[tuple[dict[str, str], float]]]
 
 SUMS = ("queued", "queued_tokens", "open_requests", "open_tickets")
+SAID = ("sluice_worker_", "sluice_planner_")  # by others than the proxy, to each of its processes
 SAME_NEWS_S = 5.0  # the same news of two processes, so close together, is one event
 
 
@@ -101,13 +102,13 @@ def _pairs(fleets: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _gauges(every: list[list[Gauge]]) -> list[Gauge]:
-    """Figures of workers are the hosts' own words; all others add up."""
+    """What hosts and planner have said is the same everywhere; all others add up."""
     found: dict[str, tuple[str, dict[tuple[tuple[str, str], ...], float]]] = {}
     for name, text, samples in chain.from_iterable(every):
         values = found.setdefault(name, (text, {}))[1]
         for labels, value in samples:
             key = tuple(sorted(labels.items()))
-            values[key] = values.get(key, value) if name.startswith("sluice_worker_") else values.get(key, 0.0) + value
+            values[key] = values.get(key, value) if name.startswith(SAID) else values.get(key, 0.0) + value
     return [
         (name, text, [(dict(key), value) for key, value in values.items()]) for name, (text, values) in found.items()
     ]

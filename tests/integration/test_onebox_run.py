@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from launcher.jobs import Row, controller_name, job_name
-from launcher.rundir import RunDir
+from launcher.planner.word import Word
+from launcher.rundir import RunDir, read_optional
 from launcher.scheduler import slurm
 from tests.launching import Launch, environment, launch, nothing_left
 from tests.live import SOURCE, wait_for
@@ -118,6 +119,22 @@ def check_report(folder: Path) -> None:
     assert 0 < report["gpu_hours"] < 0.5 and report["tokens_per_gpu_hour"] > 0
     told = [(event["planned"], event["what"], event["who"]) for event in report["events"]]
     assert (False, "worker lost", "decode-0.g0") in told and (True, "stop", "decode-0.g1") in told
+
+
+def test_an_idle_run_gives_its_gpus_back_and_takes_them_again_when_somebody_asks(tmp_path: Path, run: RunDir) -> None:
+    scaled = ("planner=on", "planner.idle_to_zero_s=3", "planner.budget_gpu_hours=10", "proxy.deadlines.queue_s=50")
+    assert launch(tmp_path, *ARGUMENTS, *scaled).returncode == 0
+    wait_for(lambda: set(live_rows(run)) == {controller_name("demo")}, "the workers to be gone", 120)
+    wait_for(lambda: ask(run) == 200, "workers to answer again", 180)
+    generations = {row.name for row in slurm.run_rows("demo", run.path)}
+    assert {job_name("demo", worker, 1) for worker in ("prefill-0", "decode-0")} <= generations
+    word = read_optional(run.planner, Word) or Word()
+    told = [(one.pool, one.before, one.after, one.why, one.done) for one in word.scaled]
+    assert set(told) >= {(pool, 1, 0, "no request for 3 s", True) for pool in ("prefill", "decode")}
+    assert set(told) >= {(pool, 0, 1, "requests wait", True) for pool in ("prefill", "decode")}
+    assert 0 < word.gpu_hours < 1
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}
 
 
 def kill_controller(run: RunDir) -> Row:

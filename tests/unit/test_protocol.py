@@ -92,7 +92,13 @@ EXAMPLES: dict[str, Message] = {
     "your_turn": protocol.YourTurn(),
     "controller_hello": controller_messages.ControllerHello(1, "demo", "b2"),
     "jobs": controller_messages.Jobs((JOB,), 8, ("decode-0",), True, (PROXY,)),
-    "set_caps": controller_messages.SetCaps((controller_messages.WorkerCaps("decode-0", 0, 256),)),
+    "set_caps": controller_messages.SetCaps(
+        (controller_messages.WorkerCaps("decode-0", 0, 256),),
+        (controller_messages.Expected("computed", 15, 90.0, 120.0, 150.0),),
+        "prefill-heavy",
+        (("decode", 2),),
+        1.5,
+    ),
     "drain_worker": controller_messages.DrainWorker("decode-0", 1, "the run stops", 120.0),
     "fleet": controller_messages.FleetView(
         (WORKER,),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.job import Scaling
+from launcher.planner.forecast import Bucket, Forecast
 from launcher.planner.need import Costs, Demand
 from launcher.planner.roles import Sight
 from launcher.planner.scale import HOLD_S, Looked, Need, PoolLook, Scaled, Scaler, Stands, WorkerLook
-from launcher.planner.word import Word, wanted_workers
-from launcher.rundir import SERVE, Desired
+from launcher.planner.word import Word, caps_of, read_word, wanted_workers
+from launcher.rundir import SERVE, Desired, RunDir
+from launcher.view.planned import draw, planner_lines
+from proxy.monitoring.counsel import counsel_gauges
 from proxy.spec import LatencyTargets
 from tests.unit.planning import planned, refusals
 from workers.spec import Role
@@ -235,3 +240,47 @@ def test_what_cannot_be_is_refused_with_its_key() -> None:
     assert any(
         "decode and prefill share the prefills" in f or "prefill and decode share the" in f for f in refusals(*mixed)
     )
+
+
+# ---------------------------------------------------------------- what people see
+
+
+def word() -> Word:
+    rising = Forecast()
+    for minute in range(60):
+        rising.add(Bucket(100.0 + 20 * minute, 10.0, 50.0))
+    ahead = {kind: dict(forecast) for kind, forecast in rising.ahead().items()}
+    buckets = tuple(Bucket(100.0 + 20 * minute, 10.0, 50.0) for minute in range(60))
+    one = Scaled(at=0.0, pool="any", before=1, after=2, why="forecast", need=need(1, 2, 3), lead_s=60.0, gpu_hours=0.5)
+    return Word(
+        written_at=100.0,
+        mode="on",
+        demand=ahead,
+        drift=rising.drift(),
+        buckets=buckets,
+        wanted={"any": NAMES[:2]},
+        gpu_hours=0.5,
+        scaled=(one,),
+    )
+
+
+def test_the_forecast_is_shown_with_its_drift_in_text_picture_and_metrics(tmp_path: Path) -> None:
+    told = "\n".join(planner_lines(word()))
+    assert "prompts 1240, " in told and "the mix becomes prefill-heavy" in told
+    assert "the planner wants any 2 workers; 0.50 GPU-hours so far" in told
+    assert "any from 1 to 2 workers: forecast; 1 needed now, 2 to 3 in 60 s" in told
+    assert planner_lines(None) == []
+    assert draw(word(), tmp_path / "demand.png")
+    assert (tmp_path / "demand.png").read_bytes().startswith(b"\x89PNG")
+    shown = {name: samples for name, _, samples in counsel_gauges(caps_of(word(), {}, {}, 101.0))}
+    assert ({"pool": "any"}, 2.0) in shown["sluice_planner_wanted_workers"]
+    assert shown["sluice_planner_drift"] == [({"towards": "prefill-heavy"}, 1.0)]
+    demand = {(s["kind"], s["minutes"], s["bound"]): v for s, v in shown["sluice_planner_demand_tokens_per_second"]}
+    assert 1240 < demand["computed", "15", "mean"] <= demand["computed", "15", "high"]
+    assert counsel_gauges(caps_of(None, {}, {}, 0.0)) == []
+
+
+def test_a_word_that_is_broken_is_no_word(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    run.planner.write_text('{"mode": 7')
+    assert read_word(run) is None
