@@ -255,6 +255,10 @@ class PredictConfig:
     profiles: dict[str, str] = field(default_factory=dict)  # of measured engines, by layout: tp1, tp8, tp4pp2
     percentile: float = 90.0  # of TTFT and of ITL, that routing.targets are for
     max_gpus: int | None = None  # null: all of the cluster's
+    queue_s: float | None = None  # median wait in Slurm's queue; null: workers neither come nor go
+    start_s: float = 120.0  # median time from a job's start until its worker serves
+    time_spread: float = 0.5  # of the logarithms of both
+    failures_per_day: float = 0.0  # of each worker
     output: str | None = None  # a folder for JSON and picture
 
 

@@ -96,6 +96,25 @@ class Engine:
             self._drop(sequence)
         return self._go_on(effects, now)
 
+    def cancel(self, id: int, now: float) -> list[Effect]:
+        """Of one whose KV has not been used yet. One that is computed already goes on for nobody."""
+        effects = self._reach(now, changes=True)
+        left = [job for job in (*self._fetching.values(), *self._arrived) if job.id == id]
+        for job in left:
+            self._drop(job)
+        self._fetching.pop(id, None)
+        self._arrived = deque(job for job in self._arrived if job.id != id)
+        self._waiting = deque(job for job in self._waiting if job.id != id)
+        return self._go_on(effects, now)
+
+    def made(self, id: int, now: float) -> int:
+        """Tokens of an answer that has begun."""
+        job = self._decoding.get(id)
+        if job is None:
+            return 1
+        passes = self._pass + int(self._plan.searchsorted(now, side="right"))
+        return 1 + passes + job.base - job.work.num_prompt
+
     def tick(self, now: float) -> list[Effect]:
         """Due at `next_at`."""
         return self._go_on(self._reach(now, changes=False), now)

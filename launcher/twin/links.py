@@ -33,6 +33,12 @@ class Links:
         self._transfers[id] = _Transfer(source, target, num_bytes)
         self._share(now)
 
+    def stop(self, id: int, now: float) -> None:
+        """Nothing happens where it is over."""
+        self._move_on(now)
+        self._transfers.pop(id, None)
+        self._share(now)
+
     def take_done(self, now: float) -> list[int]:
         """Due at `next_at`."""
         self._move_on(now)

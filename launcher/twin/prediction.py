@@ -11,12 +11,16 @@ from collections.abc import Mapping
 import msgspec
 
 from launcher.job import Plan
+from launcher.planner.word import ON
 from launcher.twin.card import Card
+from launcher.twin.elastic import Elastic, Operated
 from launcher.twin.figures import figures_of
 from launcher.twin.percentiles import percentile
+from launcher.twin.planner import VirtualPlanner
 from launcher.twin.records import Replayed
 from launcher.twin.replay import Replay
 from launcher.twin.setup import Pool, Setup
+from launcher.twin.slurm import Site
 from launcher.twin.workload import Workload
 from launcher.view.present import table
 
@@ -29,6 +33,7 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     left_out: int
     span_s: float
     figures: dict[str, float]
+    operated: Operated | None  # where workers come and go
     times_real: float  # as fast as the requests come
 
 
@@ -44,9 +49,15 @@ def setup_of(plan: Plan, cards: Mapping[str, Card]) -> Setup:
     )
 
 
-def predict(setup: Setup, workload: Workload) -> Prediction:
+def predict(plan: Plan, setup: Setup, workload: Workload, site: Site | None) -> Prediction:
+    """`site`: None where workers neither come nor go."""
     started = time.process_time()
-    replayed = Replay(setup, workload.requests).run()
+    if site is None:
+        look = None if plan.planner != ON else VirtualPlanner(plan).look
+        operated, replayed = None, Replay(setup, workload.requests, look=look).run()
+    else:
+        elastic = Elastic(plan, setup, workload.requests, site)
+        replayed, operated = elastic.run(), elastic.operated
     took_s = time.process_time() - started
     return Prediction(
         sources={name: source_of(pool.card) for name, pool in setup.pools.items()},
@@ -54,6 +65,7 @@ def predict(setup: Setup, workload: Workload) -> Prediction:
         left_out=workload.num_left_out,
         span_s=workload.span_s,
         figures=predicted(replayed, setup),
+        operated=operated,
         times_real=replayed.end_s / took_s,
     )
 
@@ -82,6 +94,16 @@ def latencies(replayed: Replayed, fraction: float, steady_from: float) -> tuple[
     return percentile([record.ttft_s for record in records], fraction), percentile(itl, fraction)
 
 
+def operated_lines(operated: Operated | None) -> list[str]:
+    if operated is None:
+        return []
+    return [
+        f"workers: {operated.most_workers} at most, {operated.gpu_hours:.2f} GPU-hours; {operated.submitted} jobs"
+        f" submitted, {operated.drained} workers drained, {operated.lost} lost;"
+        f" {operated.failed_requests} requests failed"
+    ]
+
+
 def prediction_text(prediction: Prediction) -> str:
     found = prediction.figures
     header = ("", "mean", "p50", "p90", "p99")
@@ -100,6 +122,7 @@ def prediction_text(prediction: Prediction) -> str:
         f" {found['output_tokens_per_s']:.0f} output tokens/s",
         f"within both targets: {found['good']:.1%}; prompts cached: {found['hits']:.1%}; handed over:"
         f" {found['split']:.1%}; preemptions: {found['preemptions']:.0f}",
+        *operated_lines(prediction.operated),
         f"step times: {sources}",
         f"{prediction.times_real:.0f} times as fast as real time",
     ]

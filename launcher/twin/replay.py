@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from launcher.twin.engine import Engine
@@ -30,12 +30,15 @@ from proxy.routing.load_policies import SCORES, Scores
 from proxy.routing.router import Demand, Route, Router
 from proxy.spec import Deadlines, PoolCaps
 from workers.kv_messages import Computed
-from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Release, Start, Submit, Ticket
+from workers.message import Message
+from workers.output_ids import ID_BYTES
+from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Start, Submit, Ticket
 
 PATIENT = Deadlines(queue_s=float("inf"))  # nobody is turned away
 LOOK_S = 1.0
 Look = Callable[[Fleet, Flights, float], Mapping[str, PoolCaps] | None]
-ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b"")
+ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b" ")
+ONE_TOKEN = bytes(ID_BYTES)
 
 
 class Patience(NamedTuple):
@@ -67,19 +70,20 @@ class Replay:
         scores: Mapping[str, Scores] = SCORES,
         patience: Patience | None = None,
         look: Look | None = None,
+        names: Iterable[str] | None = None,
     ) -> None:
-        """`look`: may move roles every LOOK_S; None: no change."""
+        """`look`: may move roles every LOOK_S; None: no change. `names`: workers that are up; none: all."""
         self._patience = patience or Patience()
         self._num_late = 0
         self._setup = setup
         self._requests = requests
-        self._fleet = setup.fleet()
+        self._fleet = setup.fleet(names)
         self._index = PrefixIndex()
         self._router = _TimedRouter(setup.routing, random.Random(0), scores)
         self._router.decision_s = []
         self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, PATIENT)
         self._engines = {key: Engine(setup.card(key)) for key in self._fleet.workers}
-        self._links = Links({key[0]: engine.card.link_bytes_per_s for key, engine in self._engines.items()})
+        self._links = Links({name: setup.card((name, 0)).link_bytes_per_s for name in setup.workers})
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._records = [Record(request) for request in requests]
@@ -135,7 +139,10 @@ class Replay:
                 self._records[effect.flight.id].end_s = now
                 self._num_open -= 1
             else:
-                raise RuntimeError(f"no request may fail here: {effect}")
+                self._break(effect, now)
+
+    def _break(self, effect: fe.Effect, now: float) -> None:
+        raise RuntimeError(f"no request may fail here: {effect}")
 
     def _move_roles(self, look: Look, now: float) -> None:
         moved = look(self._fleet, self._flights, now)
@@ -145,6 +152,8 @@ class Replay:
         self._at(now + LOOK_S, self._move_roles, look)
 
     def _beat(self, key: Key, now: float) -> None:
+        if key not in self._engines:
+            return
         engine, received = self._engines[key], self._received[key]
         load = Load(
             running=engine.num_running,
@@ -163,24 +172,28 @@ class Replay:
     def _send(self, send: fe.Send, now: float) -> None:
         message, key = send.message, send.worker
         if isinstance(message, Submit):
-            request = self._requests[int(self._flights.legs[message.rid].flight.id)]
-            prefill = message.leg == Leg.PREFILL
+            flight = self._flights.legs[message.rid].flight
+            request, prefill = self._requests[flight.id], message.leg == Leg.PREFILL
+            num_made = 0 if message.resume is None else len(flight.output_ids) // ID_BYTES
             work = Work(
                 id=message.rid,
                 chain=request.chain,
-                num_prompt=request.num_prompt,
-                num_output=1 if prefill else request.num_output,
+                num_prompt=request.num_prompt + num_made,
+                num_output=1 if prefill else request.num_output - num_made,
                 hold=prefill,
                 remote=message.leg == Leg.DECODE,
             )
             self._legs[message.rid] = (key, message, work)
             self._took(key, self._engines[key].submit(work, now), now)
-        elif isinstance(message, Release):
-            raise RuntimeError("every ticket is read here")
+        else:
+            self._take_back(key, message, now)
+
+    def _take_back(self, key: Key, message: Message, now: float) -> None:
+        raise RuntimeError(f"every ticket is read here: {message}")
 
     def _tick(self, key: Key, due: float, now: float) -> None:
-        engine = self._engines[key]
-        if engine.next_at == due:  # else something came between
+        engine = self._engines.get(key)
+        if engine is not None and engine.next_at == due:  # else something came between
             self._took(key, engine.tick(now), now)
 
     def _took(self, key: Key, effects: list[Effect], now: float) -> None:
@@ -202,15 +215,19 @@ class Replay:
                 self._fetch(key, effect, now)
 
     def _first(self, first: First, now: float) -> None:
+        if first.id not in self._legs:
+            return
         submit = self._legs[first.id][1]
         flight = self._flights.legs[first.id].flight
         if submit.leg != Leg.DECODE:
             self._records[flight.id].num_cached = first.num_cached
         if submit.leg != Leg.PREFILL:
             self._tell(Computed(first.id, self._legs[first.id][2].num_prompt, first.num_cached), now)
-            self._tell(Start(first.id, 200, ()), now)
+            self._tell(Start(first.id, 200, (), output_ids=ONE_TOKEN), now)
 
     def _ended(self, rid: int, now: float) -> None:
+        if rid not in self._legs:
+            return
         key, submit, work = self._legs[rid]
         leg = self._flights.legs[rid]
         num_cached = self._records[leg.flight.id].num_cached
@@ -220,7 +237,8 @@ class Replay:
             self._tell(Prefilled(rid, ticket, work.num_prompt, num_cached), now)
             return
         del self._legs[rid]
-        self._tell(End(rid, work.num_prompt, num_cached, work.num_output), now)
+        request = self._requests[leg.flight.id]
+        self._tell(End(rid, request.num_prompt, num_cached, request.num_output), now)
 
     def _fetch(self, key: Key, fetch: Fetch, now: float) -> None:
         ticket = self._legs[fetch.id][1].ticket

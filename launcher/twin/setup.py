@@ -5,7 +5,7 @@ Owns how a fleet in virtual time is described, as the plan describes a real one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -13,7 +13,7 @@ import msgspec
 from launcher.twin.card import Card
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import PhaseTold, Proven, Registering
-from proxy.fleet.worker import Key
+from proxy.fleet.worker import Key, Peer
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
 from workers.agent.lifecycle import READY
 from workers.protocol import PROTOCOL, Capabilities, Part, Register
@@ -82,18 +82,26 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             routing=self.routing,
         )
 
-    def fleet(self) -> Fleet:
-        """All workers are up and proven at time 0."""
+    def fleet(self, names: Iterable[str] | None = None) -> Fleet:
+        """All of these workers, or all that there are, are up and proven at time 0."""
         fleet = Fleet(self.proxy_spec())
-        for name, pool in self.workers.items():
-            for part in (Part.AGENT, Part.HOST):
-                fleet.apply(Registering(f"{name}/{part}".encode(), self._register(name, pool, part)), 0.0)
-            fleet.apply(PhaseTold(f"{name}/{Part.AGENT}".encode(), READY, ""), 0.0)
-        for pair in fleet.expected_pairs():
-            fleet.apply(Proven(pair), 0.0)
+        for name in self.workers if names is None else names:
+            self._register_both(fleet, (name, 0), None, 0.0)
+        _prove(fleet, 0.0)
         return fleet
 
-    def _register(self, name: str, pool: str, part: str) -> Register:
+    def bring(self, fleet: Fleet, key: Key, end_time: float | None, now: float) -> None:
+        """One more, up and proven."""
+        self._register_both(fleet, key, end_time, now)
+        _prove(fleet, now)
+
+    def _register_both(self, fleet: Fleet, key: Key, end_time: float | None, now: float) -> None:
+        for part in (Part.AGENT, Part.HOST):
+            fleet.apply(Registering(peer_of(key, part), self._register(key, part, end_time)), now)
+        fleet.apply(PhaseTold(peer_of(key, Part.AGENT), READY, ""), now)
+
+    def _register(self, key: Key, part: str, end_time: float | None) -> Register:
+        name, pool = key[0], self.workers[key[0]]
         return Register(
             protocol=PROTOCOL,
             code="twin",
@@ -101,12 +109,23 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
             worker=name,
             pool=pool,
             role=pool,
-            generation=0,
+            generation=key[1],
             incarnation=name,
             session="0",
             part=part,
+            end_time=end_time,
             capabilities=self.capabilities(pool) if part == Part.HOST else None,
         )
+
+
+def peer_of(key: Key, part: str) -> Peer:
+    return f"{key[0]}/{key[1]}/{part}".encode()
+
+
+def _prove(fleet: Fleet, now: float) -> None:
+    for pair in fleet.expected_pairs():
+        if pair not in fleet.proven:
+            fleet.apply(Proven(pair), now)
 
 
 def equal_engines(

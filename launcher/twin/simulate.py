@@ -19,6 +19,7 @@ from launcher.schema import Config, Output, WorkloadConfig
 from launcher.start import plan_run
 from launcher.twin.cards import engine_faults, layout_name, make_card, read_profiles
 from launcher.twin.prediction import predict, prediction_text, setup_of
+from launcher.twin.slurm import Site
 from launcher.twin.traces import BadTrace
 from launcher.twin.workload import Workload, make_workload, workload_faults
 
@@ -36,7 +37,7 @@ def simulate(config: Config) -> int:
     workload = read_workload(config.workload, config.model.max_model_len)
     pools, _ = plan_pools(config, model)
     cards = {pool.name: make_card(config, pool, model.shape, found, workload.block_size) for pool in pools}
-    prediction = predict(setup_of(plan, cards), workload)
+    prediction = predict(plan, setup_of(plan, cards), workload, site_of(config))
     save(config, "simulate.json", prediction)
     if config.output is Output.json:
         print(msgspec.json.encode(prediction).decode())
@@ -47,9 +48,27 @@ def simulate(config: Config) -> int:
 
 def prediction_faults(config: Config) -> Iterator[str]:
     yield from workload_faults(config.workload)
+    for name in ("queue_s", "start_s", "time_spread", "failures_per_day"):
+        value = getattr(config.predict, name)
+        if value is not None and value < 0:
+            yield f"predict.{name}: {value:g} is less than nothing; use 0 or more"
     if config.cluster is not None:
         layouts = [layout_name(pool.tensor_parallel, pool.pipeline_parallel) for pool in config.pools.values()]
         yield from engine_faults(config, resolved(config), layouts)
+
+
+def site_of(config: Config) -> Site | None:
+    asked = config.predict
+    if asked.queue_s is None or config.cluster is None:
+        return None
+    return Site(
+        queue_s=asked.queue_s,
+        start_s=asked.start_s,
+        spread=asked.time_spread,
+        walltime_s=60.0 * config.cluster.walltime_min,
+        failures_per_day=asked.failures_per_day,
+        seed=config.workload.seed,
+    )
 
 
 def resolved(config: Config) -> ResolvedModel:
