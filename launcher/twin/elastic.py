@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from launcher.control.effects import Cancel as CancelJob
 from launcher.control.effects import DesiredRead, Drain, Event, FleetSeen, QueueRead, Submit, Submitted, Tick
@@ -45,7 +45,9 @@ class Operated:
     gpu_hours: float = 0.0
     submitted: int = 0
     drained: int = 0
-    drained_young: Counter[str] | None = None  # by worker: drained within its own start-up of being submitted
+    drained_young: Counter[str] = field(
+        default_factory=Counter
+    )  # by worker: drained within its own start-up of being submitted
     lost: int = 0
     failed_requests: int = 0
     most_workers: int = 0
@@ -65,7 +67,7 @@ class Elastic(Replay):
         self._core = self._begin_run(names)
         self._drains: dict[Key, float] = {}  # until when they may take
         self._asked_at = float("-inf")
-        self.operated = Operated(drained_young=Counter())
+        self.operated = Operated()
         self._fleet.apply(RunTold(tuple(names), serves=True), 0.0)
         self._at(TICK_S, self._operate)
 
@@ -151,7 +153,6 @@ class Elastic(Replay):
         record = self._core.book.live[job.id].record
         young = job.state == "RUNNING" and now - record.submitted_at < job.serves_at - record.submitted_at
         self.operated.drained += job.up
-        assert self.operated.drained_young is not None
         self.operated.drained_young[job.worker] += young
 
     def _leave(self, now: float) -> None:

@@ -32,7 +32,7 @@ from proxy.spec import Deadlines, PoolCaps
 from workers.kv_messages import Computed
 from workers.message import Message
 from workers.output_ids import ID_BYTES
-from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Start, Submit, Ticket
+from workers.protocol import BEAT_INTERVAL_S, End, Leg, Load, Prefilled, Start, Submit, Ticket, TicketClosed
 
 PATIENT = Deadlines(queue_s=float("inf"))  # nobody is turned away
 LOOK_S = 1.0
@@ -185,7 +185,7 @@ class Replay:
             )
             self._legs[message.rid] = (key, message, work)
             self._took(key, self._engines[key].submit(work, now), now)
-        else:
+        elif not isinstance(message, TicketClosed):
             self._take_back(key, message, now)
 
     def _take_back(self, key: Key, message: Message, now: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from launcher.job import Plan
 from launcher.planning.folders import folders
 from launcher.planning.models import ResolvedModel, resolve
 from launcher.planning.pools import plan_pools
@@ -19,6 +20,7 @@ from launcher.schema import Config, Output, WorkloadConfig
 from launcher.start import plan_run
 from launcher.twin.cards import engine_faults, layout_name, make_card, read_profiles
 from launcher.twin.prediction import predict, prediction_text, setup_of
+from launcher.twin.setup import Setup
 from launcher.twin.slurm import Site
 from launcher.twin.traces import BadTrace
 from launcher.twin.workload import Workload, make_workload, workload_faults
@@ -26,7 +28,7 @@ from launcher.twin.workload import Workload, make_workload, workload_faults
 
 def simulate(config: Config) -> int:
     """Raises Refused. Needs no Slurm and starts nothing."""
-    found, faults = read_profiles(config)
+    _, faults = read_profiles(config)
     faults += prediction_faults(config)
     try:
         _, plan, model = plan_run(config)
@@ -35,15 +37,19 @@ def simulate(config: Config) -> int:
     if faults:
         raise Refused(faults)
     workload = read_workload(config.workload, config.model.max_model_len)
-    pools, _ = plan_pools(config, model)
-    cards = {pool.name: make_card(config, pool, model.shape, found, workload.block_size) for pool in pools}
-    prediction = predict(plan, setup_of(plan, cards), workload, site_of(config))
+    prediction = predict(plan, twin_of(config, plan, model, workload.block_size), workload, site_of(config))
     save(config, "simulate.json", prediction)
     if config.output is Output.json:
         print(msgspec.json.encode(prediction).decode())
     else:
         print(prediction_text(prediction))
     return 0
+
+
+def twin_of(config: Config, plan: Plan, model: ResolvedModel, block_size: int) -> Setup:
+    found, _ = read_profiles(config)
+    pools, _ = plan_pools(config, model)
+    return setup_of(plan, {pool.name: make_card(config, pool, model.shape, found, block_size) for pool in pools})
 
 
 def prediction_faults(config: Config) -> Iterator[str]:
