@@ -38,7 +38,7 @@ class How(Enum):
     SMALL = "run at its smallest: integration/test_benchmark_*.py"
     PROFILED = "run against a small simulated engine: integration/test_profile.py"
     SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
-    ELSEWHERE = "needs a machine that is not here"
+    BATCHED = "its plan is made there; batches run so in integration/test_batch.py and on the one-box Slurm"
 
 
 READ = 'curl -sS -H "Authorization: Bearer $(cat runs/demo/keys/reader_key)"'
@@ -106,10 +106,10 @@ HOW = {
     "python -m launcher action=batch run=demo batch.input=prompts.jsonl batch.output=results.jsonl": How.LIVE,
     # docs/batches.md
     "python -m launcher +cluster=h100x2 model=llama-3.3-70b run=bulk action=batch"
-    " batch.input=prompts.jsonl batch.output=results.jsonl": How.ELSEWHERE,
+    " batch.input=prompts.jsonl batch.output=results.jsonl": How.BATCHED,
     "sbatch --nodes=2 --ntasks-per-node=1 --cpus-per-task=96 --gpus-per-node=8 --mem=960G --time=480"
     " slurm/batch.sbatch +cluster=h100x2 model=llama-3.3-70b"
-    " batch.input=prompts.jsonl batch.output=results.jsonl": How.ELSEWHERE,
+    " batch.input=prompts.jsonl batch.output=results.jsonl": How.BATCHED,
     # docs/monitoring.md
     f"{READ} http://HOST:PORT/fleet": How.LIVE,
     f"{READ} http://HOST:PORT/metrics": How.LIVE,
@@ -123,7 +123,7 @@ HOW = {
     # docs/security.md
     "python -m launcher +cluster=h100x2 run=demo"
     " proxy.tls_cert=/path/cert.pem proxy.tls_key=/path/key.pem action=plan": How.HERE,
-    "ssh -N -L 8000:HOST:PORT login.example.org": How.ELSEWHERE,
+    "ssh -N -L 8000:HOST:PORT login.example.org": How.CONNECTED,
 }
 
 

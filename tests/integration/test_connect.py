@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -13,11 +14,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
 from launcher.rundir import Endpoint, RunDir
 from launcher.scheduler.local import descendants
+from tests.docs import How, shown_as
 from tests.launching import Launch, command, environment, launch, nothing_left
 from tests.live import API_KEY, Live, live, parent_of, sim_engine, wait_for
 from workers.links.proxy_file import read_proxies
@@ -121,6 +124,13 @@ def test_one_port_serves_while_the_proxy_is_killed_and_started_again(tmp_path: P
         assert re.search(r"cannot be reached: action=status run=demo .*ssh -N -L \d+:\S+ LOGIN", local.output)
 
 
+def serves(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 @pytest.fixture
 def two(tmp_path: Path) -> Iterator[tuple[Live, Live]]:
     """Two endpoints, of which one takes the other's place."""
@@ -148,3 +158,12 @@ def test_over_one_hop_it_follows_the_endpoint_that_the_other_side_tells(tmp_path
             with local.client(API_KEY) as client:
                 assert says(client)
                 assert run.metric("sluice_requests_total") > 0
+    [shown] = [command for command in shown_as(How.CONNECTED) if command.startswith("ssh ")]
+    url, port = httpx.URL(two[0].url), free_port()
+    shown = shown.replace("8000", str(port)).replace("HOST:PORT", f"{url.host}:{url.port}")
+    with subprocess.Popen(shlex.split(shown), env={**environment(), "PATH": path}) as tunnel:
+        try:
+            wait_for(lambda: serves(port) or tunnel.poll() is not None, "the tunnel")
+            assert tunnel.poll() is None
+        finally:
+            tunnel.terminate()

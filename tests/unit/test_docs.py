@@ -55,18 +55,18 @@ def unwrapped(command: str) -> tuple[str, str, str]:
 def test_plans_are_made_as_shown(checkout: Path) -> None:
     """In order: a page may copy a file and use it in the next line."""
     for command in shown():
-        if HOW.get(command) not in (How.HERE, How.PLANNED, How.SUBMITTED):
+        if HOW.get(command) not in (How.HERE, How.PLANNED, How.SUBMITTED, How.BATCHED):
             continue
         options, script, command = unwrapped(command)
+        command = command.replace("action=batch", "action=plan")
         if command.startswith("python -m launcher") and "action=" not in command:
             command += " action=plan"
         answer = shell(command, checkout)
         assert answer.returncode == 0, f"{command}\n{answer.stderr}"
         if "launcher" in command:
             assert "#SBATCH --job-name=" in answer.stdout or "srun --jobid=" in answer.stdout, command
-        assert not options or f"sbatch {options}{script}" in answer.stdout, (
-            "the options are those that the plan asks for"
-        )
+        proposed = script.replace("batch.sbatch", "one_allocation.sbatch")
+        assert f"sbatch {options}{proposed}" in answer.stdout or not options, "the plan asks for other options"
         if "output=json" in command:
             assert set(json.loads(answer.stdout)) == {"plan", "scripts"}
     assert not (checkout / "runs").exists()
@@ -90,7 +90,7 @@ def test_shell_scripts_are_sound(script: Path) -> None:
 
 
 def test_scripts_that_are_shown_are_among_them() -> None:
-    for command in shown_as(How.SUBMITTED):
+    for command in (each for each in shown() if each.startswith("sbatch ")):
         assert SOURCE / unwrapped(command)[1] in SHELL_SCRIPTS
 
 

@@ -45,5 +45,10 @@ def test_a_taken_port_is_skipped_and_none_left_is_a_fault() -> None:
         other = bindable_port("127.0.0.1", "test-network", 0, "head")
         assert other != taken
         assert other in {derived_port("test-network", 0, attempt, "head") for attempt in range(64)}
-        with pytest.raises(NetworkFault, match=r"none of 1 ports for head could be bound on 127\.0\.0\.1"):
+        with pytest.raises(NetworkFault, match=r"none of 1 ports for head .* on 127\.0\.0\.1 \(Address already in use\);"):
             bindable_port("127.0.0.1", "test-network", 0, "head", attempts=1)
+
+
+def test_no_port_of_an_address_that_is_not_this_node_s_and_what_to_do() -> None:
+    with pytest.raises(NetworkFault, match=r"on 203\.0\.113\.9 .*; see what holds them .* cluster\.sbatch\.exclude"):
+        bindable_port("203.0.113.9", "test-network", 0, "handoff", attempts=2)

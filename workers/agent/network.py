@@ -55,12 +55,18 @@ def derived_port(job: str, worker_index: int, attempt: int, use: str) -> int:
 
 def bindable_port(address: str, job: str, worker_index: int, use: str, attempts: int = 64) -> int:
     """The first derived port that can be bound now. Raises NetworkFault where none can."""
+    words = ""
     for attempt in range(attempts):
         port = derived_port(job, worker_index, attempt, use)
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             try:
                 probe.bind((address, port))
-            except OSError:
+            except OSError as fault:
+                words = fault.strerror or str(fault)
                 continue
             return port
-    raise NetworkFault(f"none of {attempts} ports for {use} could be bound on {address}")
+    raise NetworkFault(
+        f"none of {attempts} ports for {use} between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS} could be bound on"
+        f" {address} ({words}); see what holds them (ss -ltnp), or set cluster.sbatch.exclude to leave this node out:"
+        " a new job tries others"
+    )
