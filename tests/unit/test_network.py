@@ -45,7 +45,7 @@ def test_a_taken_port_is_skipped_and_none_left_is_a_fault() -> None:
         other = bindable_port("127.0.0.1", "test-network", 0, "head")
         assert other != taken
         assert other in {derived_port("test-network", 0, attempt, "head") for attempt in range(64)}
-        with pytest.raises(NetworkFault, match=r"none of 1 ports for head .* on 127\.0\.0\.1 \(Address already in use\);"):
+        with pytest.raises(NetworkFault, match=r"none of 1 ports .* on 127\.0\.0\.1 \(Address already in use\);"):
             bindable_port("127.0.0.1", "test-network", 0, "head", attempts=1)
 
 
