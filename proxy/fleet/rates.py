@@ -94,6 +94,11 @@ class Rates:
         self._busy = self._busy * math.exp((self._busy_at - now) / BUSY_S) + seconds / BUSY_S
         self._busy_at = now
 
+    def stalls_per_step(self, now: float) -> float:
+        """By how much prompts that come as of late make a step longer, in steps."""
+        busy = self.busy(now)
+        return busy / (1 - busy)
+
     def itl_s(self, held_tokens: int, now: float) -> float:
         """Of one that decodes among so many tokens, with prompts coming as they have come of late."""
-        return self.step.seconds(held_tokens) / (1 - self.busy(now))
+        return self.step.seconds(held_tokens) * (1 + self.stalls_per_step(now))

@@ -98,7 +98,8 @@ class Flights:
         for flight in self.queue.turns(now):
             if flight.of_batch:
                 flight.demand = replace(flight.demand, yields=now - self._online_at < YIELD_S)
-            route = self._router.route(self._fleet, self._index, flight.demand, now)
+            waited_s = now - flight.arrived_at
+            route = self._router.route(self._fleet, self._index, flight.demand, now, waited_s)
             if route is not None:
                 return flight, route
         return None

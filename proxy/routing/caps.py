@@ -13,10 +13,18 @@ from proxy.routing.demand import Demand
 DECODE_RESERVE, PREFILL_RESERVE = 8, 2
 
 
-def can_decode(worker: Worker, demand: Demand) -> bool:
+def may_decode(worker: Worker, demand: Demand) -> bool:
+    """Now, or when others have left."""
+    return worker.caps.max_decodes > 0 and worker.key not in demand.avoid
+
+
+def has_place(worker: Worker, demand: Demand) -> bool:
     cap = worker.caps.max_decodes
-    most = cap - cap // DECODE_RESERVE if demand.yields else cap
-    return worker.all_decodes < most and worker.key not in demand.avoid
+    return worker.all_decodes < (cap - cap // DECODE_RESERVE if demand.yields else cap)
+
+
+def may_compute(worker: Worker, demand: Demand) -> bool:
+    return worker.caps.max_prefill_tokens > 0 and worker.key not in demand.avoid
 
 
 def has_room(worker: Worker, demand: Demand, compute_tokens: int) -> bool:

@@ -12,7 +12,7 @@ from random import Random
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Worker
 from proxy.prefixes.prefix_index import PrefixIndex
-from proxy.routing.caps import can_decode, has_room, may_pin
+from proxy.routing.caps import has_place, has_room, may_decode, may_pin
 from proxy.routing.demand import Demand, Reason, Route
 from proxy.spec import RoutingSpec
 
@@ -91,10 +91,10 @@ class ByScore:
         self._scores = scores
         self._random = random
 
-    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:
+    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
         score, decode_score = self._scores(fleet, index, demand, self._random)
         why_whole = self._why_whole(fleet, demand)
-        able = [w for w in fleet.decoders if can_decode(w, demand)]
+        able = [w for w in fleet.decoders if may_decode(w, demand) and has_place(w, demand)]
         if why_whole is not None:  # one that is full is passed over: the score need not know of caps
             able = [w for w in able if has_room(w, demand, demand.num_tokens)]
         decode = _pick(able, score if why_whole is not None else decode_score)

@@ -25,8 +25,8 @@ POLICIES = frozenset({KV, *SCORES})
 
 
 class Policy(Protocol):
-    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:
-        """None: nothing can take it now; it waits."""
+    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
+        """None: nothing can take it now, or what will take it soon is better; it waits."""
 
 
 class Router:
@@ -44,11 +44,13 @@ class Router:
         """It looks at what is cached where; the others need not know a prompt's chain."""
         return policy == KV or policy in SEE_THE_CACHE
 
-    def route(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:
-        """None: nothing can take it now; it waits."""
+    def route(
+        self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float = 0.0
+    ) -> Route | None:
+        """None: it waits, as it has for `waited_s`."""
         if demand.forced is not None:
             return self._forced(fleet, demand, demand.forced)
-        return self._policies[demand.policy or self._default].place(fleet, index, demand, now)
+        return self._policies[demand.policy or self._default].place(fleet, index, demand, now, waited_s)
 
     @staticmethod
     def _forced(fleet: Fleet, demand: Demand, pair: Pair) -> Route | None:

@@ -2,18 +2,21 @@
 
 Pure. A prompt is computed whole where it is decoded, or elsewhere and handed over. A way costs the predicted time to
 the request's first token, and what it does to the time between tokens: the request's own, and that of those who wait
-while its prompt is computed. `routing.targets` say how much the one weighs against the other.
+while its prompt is computed. `routing.targets` say how much the one weighs against the other. A full worker that would
+still be the cheapest is waited for, but for no longer than that gains: else all that overflows spoils what is kept
+clear of prompts, or a prefix is computed anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Worker
 from proxy.prefixes.prefix_index import PrefixIndex, Target
-from proxy.routing.caps import can_decode, has_room, may_pin
+from proxy.routing.caps import has_place, has_room, may_compute, may_decode, may_pin
 from proxy.routing.demand import Demand, Reason, Route
 from proxy.routing.load_policies import cached_tokens
 from proxy.spec import RoutingSpec
@@ -35,10 +38,17 @@ class _Part:
     cached_tokens: int
     cost_s: float
     computes: bool
+    ready: bool  # it has room now
     queue_s: float = 0.0
     work_s: float = 0.0  # computing, or receiving KV
     stall_s: float = 0.0
     itl_s: float = 0.0  # of its answer, where it is decoded here
+
+
+class _Way(NamedTuple):
+    route: Route
+    cost_s: float
+    ready: bool
 
 
 class ByTime:
@@ -47,66 +57,71 @@ class ByTime:
         targets = spec.targets
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
-    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float) -> Route | None:
+    def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
         held = index.leading(demand.chain, demand.marks)
-        able = [w for w in fleet.decoders if can_decode(w, demand)]
-        whole = self._best_whole(able, demand, held, now)
-        if demand.whole_because is not None or not fleet.can_split:
-            return None if whole is None else whole[1]
-        split = self._best_split(fleet, able, demand, held, now)
-        if whole is None or (split is not None and split[0] < whole[0]):
-            return None if split is None else split[1]
-        return whole[1]
+        able = [w for w in fleet.decoders if may_decode(w, demand)]
+        way = self._best_whole(able, demand, held, now, waited_s)
+        if demand.whole_because is None and fleet.can_split:
+            split = self._best_split(fleet, able, demand, held, now, waited_s)
+            if way is None or (split is not None and split.cost_s < way.cost_s):
+                way = split
+        return way.route if way is not None and way.ready else None
 
-    def _best_whole(self, able: Sequence[Worker], demand: Demand, held: Held, now: float) -> tuple[float, Route] | None:
-        parts = [part for worker in able if (part := self._compute(worker, demand, held, now)) is not None]
+    def _best_whole(
+        self, able: Sequence[Worker], demand: Demand, held: Held, now: float, waited_s: float
+    ) -> _Way | None:
+        parts = [self._compute(worker, demand, held, now) for worker in able if may_compute(worker, demand)]
         for part in parts:
             self._count_decoding(part, demand, now)
         if not parts:
             return None
-        best = _cheapest(parts)
-        return best.cost_s, Route(None, best.worker, self._reason(demand, best, None))
+        best = _cheapest(parts, waited_s)
+        return _Way(Route(None, best.worker, self._reason(demand, best, None)), best.cost_s, best.ready)
 
     def _best_split(
-        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: Held, now: float
-    ) -> tuple[float, Route] | None:
+        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: Held, now: float, waited_s: float
+    ) -> _Way | None:
         """The best to decode, then the best to compute for it."""
         receiving = [self._receive(worker, demand, held, now) for worker in able if fleet.prefillers[worker.key]]
         if not receiving:
             return None
-        receive = _cheapest(receiving)
-        partners = [w for w in fleet.prefillers[receive.worker.key] if w.key not in demand.avoid]
-        free = [w for w in partners if may_pin(w, demand, self._spec.pinned_fraction)]
-        computing = [part for worker in free if (part := self._compute(worker, demand, held, now)) is not None]
+        receive = _cheapest(receiving, waited_s, packed=True)
+        partners = fleet.prefillers[receive.worker.key]
+        computing = [self._compute(worker, demand, held, now) for worker in partners if may_compute(worker, demand)]
         if not computing:
             return None
-        compute = _cheapest(computing)
-        reason = self._reason(demand, compute, receive)
-        return compute.cost_s + receive.cost_s, Route(compute.worker, receive.worker, reason)
+        for part in computing:
+            part.ready = part.ready and may_pin(part.worker, demand, self._spec.pinned_fraction)
+        compute = _cheapest(computing, waited_s)
+        route = Route(compute.worker, receive.worker, self._reason(demand, compute, receive))
+        return _Way(route, compute.cost_s + receive.cost_s, compute.ready and receive.ready)
 
-    def _compute(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part | None:
+    def _compute(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
         cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
-        if not has_room(worker, demand, demand.num_tokens - cached):
-            return None
+        ready = has_room(worker, demand, demand.num_tokens - cached)
         queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
         stall_s = work_s * worker.all_decodes
         cost_s = queue_s + work_s + self._itl_weight * work_s * _tokens_spoilt(worker)
-        return _Part(worker, cached, cost_s, True, queue_s, work_s, stall_s)
+        return _Part(worker, cached, cost_s, True, ready, queue_s, work_s, stall_s)
 
     def _receive(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
         cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
         work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
-        part = _Part(worker, cached, work_s, False, work_s=work_s)
+        part = _Part(worker, cached, work_s, False, True, work_s=work_s)
         self._count_decoding(part, demand, now)
         return part
 
     def _count_decoding(self, part: _Part, demand: Demand, now: float) -> None:
-        """Of one that is computed here, too, what waits behind it is taken to be as much as waits before it."""
-        rates = part.worker.rates
-        behind_s = (part.queue_s + part.work_s) * rates.answer_share.value if part.computes else 0.0
-        itl_s = part.itl_s = rates.itl_s(part.worker.held_tokens + demand.num_tokens, now) + behind_s
+        """What waits behind its prompt is taken to be as much as waits before it; of what is only decoded here, what
+        waits now. Prompts to come are as certain as those of others that stall it, so they weigh as much."""
+        worker, rates = part.worker, part.worker.rates
+        part.ready = part.ready and has_place(worker, demand)
+        waiting_s = part.queue_s + part.work_s if part.computes else worker.queue_s(now)
+        step_s = rates.step.seconds(worker.held_tokens + demand.num_tokens)
+        stalls_s = step_s * rates.stalls_per_step(now)
+        itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
         near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
-        part.cost_s += self._itl_weight * (FAR_WEIGHT * itl_s + near_s)
+        part.cost_s += self._itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
 
     @staticmethod
     def _reason(demand: Demand, compute: _Part, receive: _Part | None) -> Reason:
@@ -133,9 +148,14 @@ def _tokens_spoilt(worker: Worker) -> float:
     return coming * rates.answer_share.value + (worker.all_decodes - coming) / max(1.0, rates.answer_tokens.value)
 
 
-def _cheapest(parts: Sequence[_Part]) -> _Part:
-    """Of those that hold as much of the prompt and hardly take longer, who has fewest answers to make; then in turn."""
+def _cheapest(parts: Sequence[_Part], waited_s: float, *, packed: bool = False) -> _Part:
+    """Of those that hold as much of the prompt and hardly take longer, who has room, then who has fewest answers to
+    make, or most where `packed`: the rest stay clear for prompts; then in turn. Nothing tells how long a full one is
+    full: as long again as it has been waited for."""
+    for part in parts:
+        part.cost_s += 0.0 if part.ready else waited_s
     best = min(parts, key=lambda part: (part.cost_s, part.worker.last_chosen))
     limit_s = best.cost_s + TOLERANCE_S
     equal = [part for part in parts if part.cost_s <= limit_s and part.cached_tokens >= best.cached_tokens]
-    return min(equal, key=lambda part: (part.worker.all_decodes, part.worker.last_chosen))
+    sign = -1 if packed else 1
+    return min(equal, key=lambda part: (not part.ready, sign * part.worker.all_decodes, part.worker.last_chosen))

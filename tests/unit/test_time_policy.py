@@ -35,6 +35,11 @@ def route(made: Fleet, index: PrefixIndex, demand: Demand, now: float = 0.0, **t
     return found
 
 
+def placed(made: Fleet, index: PrefixIndex, demand: Demand, waited_s: float) -> str | None:
+    found = Router(RoutingSpec(policy="kv"), Random(1)).route(made, index, demand, 0.0, waited_s)
+    return None if found is None else found.decode.key[0]
+
+
 def holding(name: str, num_blocks: int = len(CHAIN)) -> PrefixIndex:
     index = PrefixIndex()
     index.store(((name, 0), 0), CHAIN[:num_blocks])
@@ -54,6 +59,23 @@ def test_but_not_once_the_queue_there_costs_more_than_computing_it_elsewhere() -
     assert route(made, index, demand).decode is busy
     busy.prefill_tokens = 5000
     assert route(made, index, demand).decode is not busy
+
+
+def test_a_full_worker_is_waited_for_while_that_takes_less_than_the_next_best() -> None:
+    made, index, demand = fleet(), holding("decode-1"), Demand(TOKENS, None, chain=CHAIN)
+    full = made.workers["decode-1", 0]
+    full.caps, full.num_decodes = PoolCaps(max_prefill_tokens=100_000, max_decodes=1), 1
+    assert placed(made, index, demand, 0.0) is None
+    assert placed(made, index, demand, made.workers["decode-0", 0].rates.prefill.seconds(TOKENS)) == "decode-0"
+    full.num_decodes = 0
+    assert placed(made, index, demand, 0.0) == "decode-1"
+
+
+def test_nobody_waits_for_who_may_never_take_it() -> None:
+    made, index, demand = fleet(), holding("decode-1"), Demand(TOKENS, None, chain=CHAIN)
+    for caps in (PoolCaps(max_prefill_tokens=100_000, max_decodes=0), PoolCaps(max_prefill_tokens=0, max_decodes=64)):
+        made.workers["decode-1", 0].caps = caps
+        assert placed(made, index, demand, 0.0) == "decode-0"
 
 
 def test_a_queue_shrinks_with_time() -> None:
@@ -140,6 +162,16 @@ def test_numbers_add_up_and_the_least_cost_is_taken(states: list[tuple[int, int,
     reason = route(made, index, demand, itl_s=1000.0).reason
     assert reason.cached_tokens + reason.compute_tokens == num_tokens and reason.cached_tokens < num_tokens
     assert reason.ttft_s is not None and -1e-6 < reason.ttft_s - soonest < TOLERANCE_S + 1e-3
+
+
+def test_answers_are_decoded_where_others_are_so_that_the_rest_stay_clear_for_prompts() -> None:
+    made = fleet(1, 3)
+    for worker in made.workers.values():
+        worker.rates.answer_share.value = 1 / 8
+    made.workers["decode-1", 0].num_decodes = 2
+    for prompts in (0, 4):
+        made.workers["decode-0", 0].num_prompts = made.workers["decode-2", 0].num_prompts = prompts
+        assert route(made, PrefixIndex(), Demand(4000, None), itl_s=0.02).decode.key[0] == "decode-1"
 
 
 def test_what_hardly_differs_goes_to_who_has_fewest_answers_to_make() -> None:
