@@ -90,7 +90,7 @@ def up(config: Config) -> int:
         made = lost
         run.status.unlink(missing_ok=True)  # the lost controller's: it may say ready
     try:
-        controlled = start_controller(run, made)
+        controlled = start_controller(run, made, alone=lost is not None)
     except KeyboardInterrupt:
         print(f"\ninterrupted while the controller was started\n{how_to_return(run, made.run)}", file=sys.stderr)
         return INTERRUPTED

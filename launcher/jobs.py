@@ -35,6 +35,8 @@ ENDED_STATES = frozenset(
 )
 # Ends that are nobody's fault: the same job may well succeed elsewhere.
 INNOCENT_ENDS = frozenset({"BOOT_FAIL", "NODE_FAIL", "PREEMPTED"})
+HELD = "Dependency"  # Slurm's reason for a job that waits for another one, not for room
+OVERLAP_MIN = 30  # of two jobs of a chain: nobody knows yet how long a start takes, nor the queue
 GONE = "GONE"  # the queue no longer knows the job and nobody saw how it ended
 
 
@@ -61,6 +63,10 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def ended(self) -> bool:
         return self.state in ENDED_STATES or self.state == GONE
+
+    @property
+    def held(self) -> bool:
+        return self.state == "PENDING" and self.reason == HELD
 
 
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,3 +119,8 @@ def parse_job_name(run: str, name: str) -> tuple[str, int] | None:
     """Returns (worker, generation), or None for a job that is not a worker of this run."""
     match = re.fullmatch(re.escape(run) + r"\.(.+)\.g(\d+)", name)
     return (match[1], int(match[2])) if match else None
+
+
+def starts_after_min(walltime_min: int) -> int:
+    """Of a chain, from its predecessor's start on, where there is room for both."""
+    return walltime_min - min(OVERLAP_MIN, walltime_min // 2)

@@ -16,6 +16,7 @@ from launcher.job import Plan, PlannedWorker
 from launcher.refusal import Refused
 from launcher.resume import changes, config_tree
 from launcher.rundir import SERVE, RunDir, code_hash, snapshot_code
+from launcher.scheduler.chain import renew_chain
 from launcher.schema import CodeOf, Config
 from launcher.start import plan_run
 from proxy.spec import ProxySpec
@@ -52,6 +53,9 @@ def restart_run(run: RunDir, old: Plan, config: Config) -> Plan:
         run.write_config(OmegaConf.to_yaml(OmegaConf.structured(config)))
     write_json(run.proxy_spec(plan.proxy.proxy), plan.proxy)
     write_json(run.plan, plan)
+    if plan.chain_length:
+        renewed = [planned for planned in plan.workers if planned.revision == plan.revision]
+        renew_chain(run, plan, renewed, newer_code=plan.proxy.code != old.proxy.code)
     names = tuple(planned.spec.worker for planned in plan.workers)
     run.write_desired(msgspec.structs.replace(desired, workers=names, revision=plan.revision))
     return plan
@@ -81,6 +85,7 @@ def changed(old: Plan, made: Plan) -> Plan:
     proxy = msgspec.structs.replace(proxy, pools=made.proxy.pools, workers=made.proxy.workers)
     revision = old.revision + 1
     plan = msgspec.structs.replace(old, workers=tuple(workers), proxy=proxy, revision=revision)
+    plan = msgspec.structs.replace(plan, chain_length=made.chain_length)
     return msgspec.structs.replace(plan, notes=made.notes, drain_first=made.drain_first, scaling=made.scaling)
 
 

@@ -95,6 +95,12 @@ class RunDir:
     def worker_spec(self, worker: str, generation: int) -> Path:
         return self.specs / f"{worker}.g{generation}.json"
 
+    def generations(self, worker: str = "*") -> list[int]:
+        """That were ever about to be submitted."""
+        return [
+            int(path.name.rsplit(".g", 1)[1].removesuffix(".json")) for path in self.specs.glob(f"{worker}.g*.json")
+        ]
+
     def proxy_spec(self, proxy: str) -> Path:
         return self.specs / f"{proxy}.json"
 

@@ -81,6 +81,7 @@ class ClusterConfig:
     gres: str | None = None  # null: --gpus-per-node=N; gpu or gpu:TYPE: --gres=gpu:TYPE:N
     walltime_min: int = 60
     requeue: bool = False
+    chain_length: int = 0  # jobs per worker submitted at launch, where jobs may submit none; 0: as they are needed
     drain_first: bool = False  # Slurm starts a worker's successor only after the worker has ended
     interface: str | None = None  # null: the default route's
     setup: list[str] = field(default_factory=list)

@@ -24,6 +24,7 @@ from launcher.planning.plan import make_plan
 from launcher.rundir import SERVE, SOURCE, Desired, RunDir, code_hash, snapshot_code
 from launcher.scheduler import slurm
 from launcher.scheduler.allocation import read_allocation
+from launcher.scheduler.chain import submit_chain
 from launcher.scheduler.submit import submit_controller
 from launcher.schema import Config, Executor
 from workers.spec import write_json
@@ -80,8 +81,10 @@ def write_run(run: RunDir, plan: Plan, config: Config) -> None:
     run.write_desired(Desired(target=SERVE, workers=workers, since=time.time()))
 
 
-def start_controller(run: RunDir, plan: Plan) -> Controlled:
-    """Raises JobError where the queue refuses its job."""
+def start_controller(run: RunDir, plan: Plan, *, alone: bool = False) -> Controlled:
+    """`alone`: its workers live. Raises JobError where the queue refuses a job."""
+    if plan.chain_length:
+        return Controlled(job=submit_chain(run, plan, () if alone else plan.workers))
     if plan.controller is not None:
         return Controlled(job=submit_controller(run, plan))
     code_dir = run.code_dir(plan.proxy.code)

@@ -81,6 +81,7 @@ HOW = {
     "python -m launcher action=doctor": How.SITE,
     "cp conf/cluster/h100x2.yaml conf/cluster/mysite.yaml": How.HERE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b action=plan": How.HERE,
+    "python -m launcher +cluster=mysite model=llama-3.1-8b cluster.chain_length=5 action=plan": How.HERE,
     "python -m launcher +cluster=mysite model=llama-3.1-8b cluster.max_loading=8"
     " cluster.load_strategy=prefetch action=plan": How.HERE,
     "python -m launcher +recipe=gpt-oss-120b-h100 cluster.partition=gpu cluster.account=me action=plan": How.HERE,

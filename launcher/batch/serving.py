@@ -61,4 +61,4 @@ def _bring_up(config: Config) -> tuple[RunDir, Plan, Controlled]:
     else:
         made = lost
         run.status.unlink(missing_ok=True)  # the lost controller's
-    return run, made, start_controller(run, made)
+    return run, made, start_controller(run, made, alone=lost is not None)

@@ -46,7 +46,7 @@ from launcher.control.proxy_links import ProxyLinks
 from launcher.control.proxy_process import name_of, proxy_process, renew_spec
 from launcher.control.reconcile import Reconciler
 from launcher.control.reporter import Reporter
-from launcher.control.restoring import job_system, policy_of, restore
+from launcher.control.restoring import job_system, policy_of, restore, revisions_of
 from launcher.job import Plan, PlannedWorker
 from launcher.jobs import JobError, JobRecord, JobSystem
 from launcher.planner.obeying import Counsel
@@ -197,9 +197,11 @@ class Controller:
                 self._reporter.queue_fault = str(fault)
             else:
                 self._reporter.queue_fault = ""
-                self._apply(QueueRead(tuple(rows), asked_at))
-                if self._plan.controller is not None and self._owner.job and not self._core.stopping:
-                    await self._following.see(self._plan, rows)
+                news = await asyncio.to_thread(revisions_of, self._run, self._plan, rows, self._core.book.revisions)
+                self._apply(QueueRead(tuple(rows), asked_at, news))
+                if self._plan.controller is not None and self._owner.job:
+                    await self._following.see(self._plan, rows, goes_on=not self._core.stopping)
+                    self._reporter.end = self._following.end
             await asyncio.sleep(self._jobs.look_every_s * random.uniform(1.0, 1.2))
 
     def _proxy_died(self, reason: str, deaths: int) -> None:
@@ -220,7 +222,7 @@ class Controller:
             case Submit(worker, generation, revision):
                 await self._submit(worker, generation, self._planned[worker, revision])
             case Cancel(job, force):
-                await self._cancel(job, force)
+                await self._cancel([job], force)
             case Record(records):
                 await self._record(records)
             case Drain(worker, generation, reason, timeout_s):
@@ -229,8 +231,7 @@ class Controller:
                 log.error("giving up: %s: %s", failure.name, failure.reason)
             case Done():
                 self._diary.end("the run has stopped")
-                if self._following.job is not None:
-                    await self._cancel(self._following.job, force=False)
+                await self._cancel([row.job for row in self._following.jobs], force=False)
                 self._finished.set()
 
     async def _hand_on(self) -> None:
@@ -273,9 +274,9 @@ class Controller:
         else:
             self._apply(Submitted(worker, generation, job))
 
-    async def _cancel(self, job: str, force: bool) -> None:
+    async def _cancel(self, jobs: Sequence[str], force: bool) -> None:
         try:
-            await asyncio.to_thread(self._jobs.cancel, [job], force=force)
+            await asyncio.to_thread(self._jobs.cancel, jobs, force=force)
         except JobError as fault:
             log.error("%s; it will be tried again", fault)
 

@@ -27,10 +27,12 @@ class DesiredRead:
 
 @dataclass(frozen=True, slots=True)
 class QueueRead:
-    """The queue's whole answer to a question asked at `asked_at`."""
+    """The queue's whole answer to a question asked at `asked_at`. `revisions`: of the plan, by worker and generation,
+    of jobs that somebody else has submitted."""
 
     rows: tuple[Row, ...]
     asked_at: float
+    revisions: Mapping[tuple[str, int], int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

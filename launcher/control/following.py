@@ -18,11 +18,12 @@ from launcher.control.kept_process import KeptProcess
 from launcher.control.ownership import give
 from launcher.control.proxy_links import ProxyLinks
 from launcher.control.proxy_process import name_before, proxy_process
-from launcher.control.renewal import follower, is_due
+from launcher.control.renewal import end_of, followers, is_due
 from launcher.job import Plan
 from launcher.jobs import JobError, Row, controller_name
 from launcher.rundir import SOURCE, Endpoint, Owner, RunDir, read_optional
 from launcher.scheduler.submit import submit_controller
+from launcher.view.status import ControllerEnd
 from workers.links.proxy_file import ProxyFile, proxy_of, read_proxies
 from workers.spec import write_json
 
@@ -32,30 +33,35 @@ LOOK_S = 1.0
 
 
 class Following:
-    """`job`: of another controller of the run, whether it is to follow or was followed."""
+    """`jobs`: of other controllers of the run, whether they are to follow or were followed."""
 
     def __init__(self, run: RunDir, owner: Owner, proxies: ProxyLinks) -> None:
         self._run = run
         self._owner = owner
         self._proxies = proxies
         self._files: tuple[ProxyFile, ...] = ()
-        self.job: str | None = None
+        self.jobs: tuple[Row, ...] = ()
+        self.end: ControllerEnd | None = None
 
-    async def see(self, plan: Plan, rows: Sequence[Row]) -> None:
-        """The queue's answer, of a run that is to go on."""
-        self.job = follower(rows, controller_name(plan.run), self._owner.job)
-        if self.job is None and (is_outdated(plan) or is_due(rows, self._owner.job, time.time())):
+    async def see(self, plan: Plan, rows: Sequence[Row], *, goes_on: bool) -> None:
+        """The queue's answer. `goes_on`: the run is not being stopped."""
+        name = controller_name(plan.run)
+        self.jobs = followers(rows, name, self._owner.job)
+        due = goes_on and not plan.chain_length and (is_outdated(plan) or is_due(rows, self._owner.job, time.time()))
+        if not self.jobs and due:
             try:
-                self.job = await asyncio.to_thread(submit_controller, self._run, plan)
+                job = await asyncio.to_thread(submit_controller, self._run, plan)
+                self.jobs = (Row(job=job, name=name, state="PENDING"),)
             except JobError as fault:
                 log.error("nobody follows this controller: %s; it will be tried again", fault)
+        self.end = end_of(rows, self.jobs, self._owner.job) if goes_on else None
 
     async def heir(self, num_processes: int) -> Owner:
         """Returns when there is one whose proxy sees the fleet as ours does."""
         while True:
             await asyncio.sleep(LOOK_S)
             heir = None
-            if self.job is not None:
+            if self.jobs:
                 with suppress(OSError, msgspec.DecodeError):
                     heir = await asyncio.to_thread(self._look)
             self._proxies.introduce(self._files if heir is not None else ())
@@ -64,7 +70,7 @@ class Following:
 
     def _look(self) -> Owner | None:
         heir = read_optional(self._run.heir, Owner)
-        if heir is None or heir.job != self.job:
+        if heir is None or all(heir.job != row.job for row in self.jobs):
             return None
         self._files = tuple(file for file in read_proxies(self._run.proxies) if proxy_of(file.id) == heir.proxy)
         return heir

@@ -32,6 +32,7 @@ class Job:
     drain_reason: str = ""
     told_at: float | None = None  # to drain, last
     end_time: float | None = None  # when Slurm ends it
+    held_at: float | None = None  # it waited for another job's end then, not for room
     detail: str = ""  # the worker's own last word
 
 
@@ -93,7 +94,7 @@ class JobBook:
                 job.detail = seen.detail
                 job.end_time = seen.end_time or job.end_time
                 if job.record.started_at is None:
-                    job.record = msgspec.structs.replace(job.record, started_at=now)
+                    job.record = _begun(job, now)
                 if seen.phase == lifecycle.READY and job.ready_at is None:
                     job.ready_at = now
                 if seen.proven and job.record.proven_at is None:
@@ -111,6 +112,8 @@ class JobBook:
             self._end(self.live[row.job], row, now)
 
     def _end(self, job: Job, row: Row, now: float) -> None:
+        if job.record.started_at is None and job.held_at is not None:
+            job.record = msgspec.structs.replace(job.record, submitted_at=job.held_at)
         reason = "; ".join(part for part in (row.reason, job.detail) if part and part != "None")
         ended_at = _ended_at(job, row, now)
         job.record = msgspec.structs.replace(job.record, ended_at=ended_at, state=row.state, reason=reason)
@@ -119,6 +122,8 @@ class JobBook:
 
 def _date(job: Job, row: Row, now: float) -> None:
     """When it started, by the queue. One that was queued again starts anew."""
+    if row.held:
+        job.held_at = now
     if row.state == "PENDING" and job.record.started_at is not None:
         ran_s = job.record.earlier_s + now - job.record.started_at
         job.record = msgspec.structs.replace(
@@ -128,7 +133,13 @@ def _date(job: Job, row: Row, now: float) -> None:
     elif row.state != "PENDING" and not row.ended:
         job.end_time = row.end_time or job.end_time
         if job.record.started_at is None:
-            job.record = msgspec.structs.replace(job.record, started_at=row.start_time or now)
+            job.record = _begun(job, row.start_time or now)
+
+
+def _begun(job: Job, at: float) -> JobRecord:
+    """While it was held it did not queue."""
+    submitted_at = max(job.record.submitted_at, job.held_at or 0.0)
+    return msgspec.structs.replace(job.record, submitted_at=submitted_at, started_at=at)
 
 
 def _ended_at(job: Job, row: Row, now: float) -> float:

@@ -131,6 +131,8 @@ def _limit(place: Standing, refusal: str | None, policy: Policy) -> str | None:
         return f"its successor waits for {successor.row.reason}"
     if refusal is not None:
         return refusal
+    if policy.chained and successor is None:
+        return None  # nobody comes after it
     return "there is no room for both" if policy.drain_first or not policy.overlap else None
 
 
@@ -142,6 +144,7 @@ def _waiting_s(book: JobBook, pool: str, now: float) -> float:
         if pool_of(job.record.worker) == pool
         and job.row is not None
         and job.row.state == "PENDING"
+        and not job.row.held
         and not is_limited(job.row.reason)
     ]
     return max(waits, default=0.0)

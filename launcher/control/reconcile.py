@@ -104,7 +104,8 @@ class Reconciler:
             case DesiredRead(desired, revisions):
                 self.desired = desired
                 self._revisions = {worker: revisions.get(worker, desired.revision) for worker in desired.workers}
-            case QueueRead(rows, asked_at):
+            case QueueRead(rows, asked_at, revisions):
+                self.book.revisions |= revisions
                 self._read_queue(rows, asked_at, now)
             case Submitted(worker, generation, job):
                 self._submitted(worker, generation, job, now)
@@ -230,7 +231,7 @@ class Reconciler:
         if reason is not None:
             seen.begin(name, drains=True)
             return self._finish(place.keep, reason, self.policy.drain_s, now)
-        if place.successor is not None or not seen.needs_successor(name):
+        if self.policy.chained or place.successor is not None or not seen.needs_successor(name):
             return []
         seen.begin(name, drains=False)
         return self._submit(name, now)
@@ -249,7 +250,7 @@ class Reconciler:
         worker = self._worker(name)
         # After a refusal the job may exist all the same: the queue has to say that it does not.
         refused = self.asked_at <= worker.refused_at + SETTLE_S
-        if worker.submitting is not None or refused or now < worker.not_before:
+        if self.policy.chained or worker.submitting is not None or refused or now < worker.not_before:
             return []
         worker.last_generation = max(worker.last_generation, self.book.last_generation(name)) + 1
         worker.submitting = worker.last_generation
@@ -268,7 +269,8 @@ class Reconciler:
             reason = f"generation {place.keep.record.generation} has taken over"
             return self._finish(job, reason, long_drain_s(job, self.policy.drain_s, now), now)
         told = job.drained_at is not None or job.cancelled_at is not None
-        return self._finish(job, "one successor is enough", job.drain_s, now) if told or job in place.surplus else []
+        surplus = job in place.surplus and not self.policy.chained
+        return self._finish(job, "one successor is enough", job.drain_s, now) if told or surplus else []
 
     def _finish(self, job: Job, reason: str, drain_s: float, now: float) -> list[Effect]:
         seen = None if self.fleet is None else view_of(job, self.fleet)

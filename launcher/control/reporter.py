@@ -20,7 +20,7 @@ from launcher.control.reconcile import Reconciler
 from launcher.job import Plan
 from launcher.keys import api_key_file
 from launcher.rundir import Endpoint, Owner, RunDir
-from launcher.view.status import RunStatus, run_status
+from launcher.view.status import ControllerEnd, RunStatus, run_status
 from workers.spec import write_json
 
 log = logging.getLogger("sluice.reporter")
@@ -39,6 +39,7 @@ class Reporter:
         self._diary = diary
         self.plan = plan  # of the newest revision
         self.queue_fault = ""
+        self.end: ControllerEnd | None = None
         self._owner = owner
         self._core = core
         self._proxies = proxies
@@ -75,7 +76,7 @@ class Reporter:
     def _status(self) -> RunStatus:
         url = f"{self._proxies.http}/v1" if self._proxies.http else ""
         status = run_status(self.plan, self._core, self._owner.id, url, time.time())
-        return msgspec.structs.replace(status, queue_fault=self.queue_fault)
+        return msgspec.structs.replace(status, queue_fault=self.queue_fault, controller_end=self.end)
 
     def endpoint(self, url: str) -> Endpoint:
         return Endpoint(url=url, api_key_file=str(api_key_file(self._run.keys)), models=self.plan.proxy.models)

@@ -5,10 +5,15 @@ Reads only.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+import msgspec
+
 from launcher.control.reconcile import Reconciler
 from launcher.control.succession import Policy
 from launcher.job import Plan
-from launcher.jobs import JobSystem
+from launcher.jobs import JobSystem, Row, parse_job_name
 from launcher.rundir import RunDir
 from launcher.scheduler.local import LocalJobs
 from launcher.scheduler.steps import StepJobs
@@ -42,6 +47,7 @@ def policy_of(plan: Plan) -> Policy:
         by_clock=plan.executor != "steps",
         overlap=not shared,
         drain_first=plan.drain_first,
+        chained=plan.chain_length > 0,
     )
 
 
@@ -49,3 +55,16 @@ def job_system(run: RunDir, plan: Plan) -> JobSystem:
     if plan.allocation is not None:
         return StepJobs(run, plan.allocation)
     return LocalJobs(run, plan) if plan.executor == "local" else SlurmJobs(run, plan)
+
+
+def revisions_of(
+    run: RunDir, plan: Plan, rows: Iterable[Row], known: Mapping[tuple[str, int], int]
+) -> dict[tuple[str, int], int]:
+    """Of the jobs that the launcher has submitted to a run that lives."""
+    found = {}
+    for row in rows:
+        life = parse_job_name(plan.run, row.name)
+        if life is not None and life not in known and not row.ended:
+            with suppress(OSError, msgspec.DecodeError):
+                found[life] = read_spec(run.worker_spec(*life), WorkerSpec).revision
+    return found

@@ -31,6 +31,7 @@ class Policy:
     by_clock: bool = True  # jobs end one by one, each at its own walltime
     overlap: bool = True
     drain_first: bool = False
+    chained: bool = False  # every job that there will be is in the queue from the beginning
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class Standing:
     proven: bool = False  # `keep` takes requests now, so that elder ones may go
     successor: Job | None = None
     superseded: list[Job] = field(default_factory=list)
-    surplus: list[Job] = field(default_factory=list)  # more than one successor
+    surplus: list[Job] = field(default_factory=list)  # more than one successor; in a chain those that come later
     leaving: list[Job] = field(default_factory=list)
 
 

@@ -196,9 +196,20 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
         )
     if cluster.max_loading < 0:
         yield f"cluster.max_loading: {cluster.max_loading} is not a count; use 1 or more, or 0 for no limit"
+    yield from _chain_faults(config, cluster)
     for option in cluster.sbatch:
         if option in OWNED_SBATCH:
             yield f"cluster.sbatch.{option}: Sluice sets this itself; {OWNED_SBATCH[option]}"
+
+
+def _chain_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
+    key = f"cluster.chain_length: {cluster.chain_length}"
+    if cluster.chain_length < 0:
+        yield f"{key} is not a count; use 1 or more, or 0 where the controller's job may submit"
+    if cluster.chain_length and config.controller.where is not ControllerPlace.job:
+        yield f"{key}, but only a controller in a job of its own has a chain; use 0, or controller.where=job"
+    if cluster.chain_length and "dependency" in cluster.sbatch:
+        yield "cluster.sbatch.dependency: the jobs of a chain wait for each other; leave it out"
 
 
 def _model_faults(model: ResolvedModel) -> Iterator[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from launcher.jobs import starts_after_min
 from launcher.planning.capacity import GIB
 from launcher.planning.fit import allocation_note
 from launcher.planning.folders import Folders
@@ -25,6 +26,7 @@ def plan_notes(
         *_whole_notes(config, pairs),
         *_folder_notes(config, folders),
         *_hand_over_notes(config, pools),
+        *_chain_notes(config),
         *([allocation_note(config, pools)] if config.cluster and config.cluster.executor is Executor.steps else []),
     )
 
@@ -60,6 +62,23 @@ def _hand_over_notes(config: Config, pools: Sequence[PoolPlan]) -> Iterator[str]
                 f"hand-overs: the workers take {taken} of the run's {cluster.nodes * cluster.gpus_per_node} GPUs, a"
                 f" successor needs {largest} more beside them; where Slurm gives no more, set cluster.drain_first=true"
             )
+
+
+def _chain_notes(config: Config) -> Iterator[str]:
+    """Of jobs that are all submitted at launch."""
+    cluster, controller = config.cluster, config.controller
+    assert cluster is not None
+    if not cluster.chain_length:
+        return
+    worker_min, controller_min = cluster.walltime_min, controller.walltime_min or cluster.walltime_min
+    hours = cluster.chain_length * min(starts_after_min(worker_min), starts_after_min(controller_min)) / 60
+    turn = "afterany:JOB" if cluster.drain_first else f"after:JOB+{starts_after_min(worker_min)}?afterany:JOB"
+    yield (
+        f"chain: {cluster.chain_length} jobs of each worker and of the controller are submitted at launch"
+        f" (cluster.chain_length), about {hours:.1f} hours; of workers all but the first with"
+        f" --dependency={turn}, of the controller after:JOB+{starts_after_min(controller_min)}?afterany:JOB."
+        " Nothing is submitted from a job; action=restart submits more, action=stop cancels all"
+    )
 
 
 def _folder_notes(config: Config, folders: Folders) -> Iterator[str]:

@@ -63,6 +63,7 @@ def make_plan(
         gpus_per_node=config.cluster.gpus_per_node,
         poll_interval_s=config.controller.poll_interval_s,
         drain_first=config.cluster.drain_first,
+        chain_length=config.cluster.chain_length,
         planner=config.planner.mode.value,
         scaling=scaling_of(config),
         allocation=allocation,

@@ -93,7 +93,8 @@ def _trial(config: Config, site: Site, partition: str | None) -> tuple[str, ...]
     """The controller submits workers from where it runs."""
     cluster, theirs = config.cluster, controllers_partition(site, config)
     assert cluster is not None
-    if theirs is None or theirs.name != partition or config.controller.where is not ControllerPlace.job:
+    alone = config.controller.where is not ControllerPlace.job or cluster.chain_length > 0
+    if theirs is None or theirs.name != partition or alone:
         return ()
     gpus = [] if not cluster.gpus_per_node else [f"--gres={cluster.gres}:1" if cluster.gres else "--gpus-per-node=1"]
     return tuple(trial_command(cluster.partition, cluster, gpus))

@@ -83,9 +83,9 @@ def _submitting(outcome: Outcome, head: NodeReport) -> Iterator[Finding]:
     yield fault(
         topic,
         f"jobs cannot be submitted from {head.node}: {head.trial.words}",
-        "set controller.partition to one whose nodes may submit, or keep the controller on a login or service node:"
-        " controller.where=foreground",
-        "controller.where=foreground",
+        "set controller.partition to one whose nodes may submit, or have all jobs submitted at launch, so many"
+        " per worker: cluster.chain_length=5",
+        "cluster.chain_length=5",
     )
 
 

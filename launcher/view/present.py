@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.control.effects import Failure
+from launcher.jobs import HELD
 from launcher.rundir import Endpoint, RunDir
 from launcher.view.logs import logs_of, tail
 from launcher.view.status import LOST, QUEUED, HandOver, ProcessStatus, RunStatus, WorkerStatus
 from workers.stages import ORDER
 
+END_TOLD_S = 1800.0  # before the controller's job ends
 HEADER = ("worker", "phase", "role", "node", "job", "left", "")
 
 
@@ -57,6 +59,7 @@ def status_text(status: RunStatus, source: str) -> str:
     lines += start_table(status.workers)
     lines += process_table(status.processes)
     lines += [hand_over_text(one) for one in worth_telling(status.hand_overs)]
+    lines += chain_text(status, now)
     lines += [f"not proven: {pair}" for pair in status.unproven]
     lines += [f"refused: {refusal}" for refusal in status.refusals]
     if status.queue_fault:
@@ -68,6 +71,23 @@ def status_text(status: RunStatus, source: str) -> str:
             "no controller keeps it: the command that started it brings one back, action=stop ends what is left"
         )
     return "\n".join(lines)
+
+
+def chain_text(status: RunStatus, now: float) -> list[str]:
+    """What comes after the controller's job, and where no job can be submitted, how many are left."""
+    lines = []
+    end = status.controller_end
+    if end is not None and end.state == "PENDING" and end.reason != HELD:
+        lines.append(
+            f"controller and proxy: job {end.follower} is to follow and waits ({end.reason or 'no reason yet'});"
+            f" without it there is no endpoint from {clock(end.at)} on until it starts"
+        )
+    elif end is not None and not end.follower and (status.further_jobs is not None or end.at - now < END_TOLD_S):
+        lines.append(f"controller and proxy: no job follows; they end at {clock(end.at)}")
+    if status.further_jobs is not None:
+        more = "" if status.further_jobs else f"; action=restart run={status.run} submits more"
+        lines.append(f"chain: further jobs of each worker in the queue: {status.further_jobs}{more}")
+    return lines
 
 
 def worth_telling(hand_overs: Sequence[HandOver]) -> list[HandOver]:

@@ -5,6 +5,7 @@ Owns the shapes and the merge. Pure: the controller writes the file, `watch` and
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -12,9 +13,10 @@ import msgspec
 
 from launcher.control.effects import Failure
 from launcher.control.job_book import Job
+from launcher.control.outlook import Outlook
 from launcher.control.reconcile import Reconciler
 from launcher.job import Plan, PlannedWorker
-from launcher.jobs import EXITED, JobRecord, Row, pool_of
+from launcher.jobs import EXITED, JobRecord, Row, pool_of, starts_after_min
 from launcher.scheduler.hostlist import expand_hostlist
 from workers.agent import lifecycle
 from workers.controller_messages import FleetView, Jobs, JobView, WorkerView
@@ -76,6 +78,15 @@ class HandOver(msgspec.Struct, frozen=True, kw_only=True):
     drains_first: str = ""  # why it has to go before its successor can start
 
 
+class ControllerEnd(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the controller's job, and with it of its proxy: the job that follows, as far as there is one."""
+
+    at: float
+    follower: str = ""
+    state: str = ""
+    reason: str = ""
+
+
 class ProcessStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One process of the proxy, as it shows itself; a run's proxy may be older than this launcher."""
 
@@ -106,6 +117,8 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     refusals: tuple[str, ...] = ()
     hand_overs: tuple[HandOver, ...] = ()  # under way or planned
     controller_job: WorkerStatus | None = None  # where Slurm was asked about it
+    controller_end: ControllerEnd | None = None  # where Slurm sets one
+    further_jobs: int | None = None  # in the queue, of the worker that has fewest, where no more can be submitted
     queue_fault: str = ""  # why the queue cannot be asked just now
     processes: tuple[ProcessStatus, ...] = ()  # of the proxy, where it was asked
 
@@ -136,7 +149,8 @@ def run_status(plan: Plan, core: Reconciler, controller: str, url: str, now: flo
             for planned in _there(plan, core)
         )
         + tuple(_beside(plan, core, fleet)),
-        hand_overs=tuple(_hand_overs(core)),
+        hand_overs=tuple(_hand_overs(plan, core)),
+        further_jobs=_further_jobs(plan, core) if core.policy.chained and not core.stopping else None,
         failure=core.failure,
         missing_pairs=fleet.missing_pairs,
         faults=fleet.faults,
@@ -153,10 +167,12 @@ def _there(plan: Plan, core: Reconciler) -> Iterator[PlannedWorker]:
 
 
 def _beside(plan: Plan, core: Reconciler, fleet: FleetView) -> Iterator[WorkerStatus]:
-    """Jobs other than the one that stands for their worker."""
+    """Jobs other than the one that stands for their worker, and those whose turn is far."""
     roles = {planned.spec.worker: str(planned.spec.role) for planned in plan.workers}
     for job in core.book.live.values():
         worker = job.record.worker
+        if job.row is not None and job.row.held:
+            continue
         if worker not in roles or job is not _own_job(core, worker):
             blank = WorkerStatus(worker=worker, pool=pool_of(worker), role=roles.get(worker, ""), beside=True)
             yield _live(blank, job, fleet)
@@ -169,25 +185,43 @@ def _own_job(core: Reconciler, worker: str) -> Job | None:
     return keep if keep is not None and keep.record.job in core.book.live else core.book.newest(worker)
 
 
-def _hand_overs(core: Reconciler) -> Iterator[HandOver]:
+def _further_jobs(plan: Plan, core: Reconciler) -> int:
+    """Of a chain: jobs that have not begun, where one has."""
+    held = Counter(job.record.worker for job in core.book.live.values() if job.row is not None and job.row.held)
+    return min(held[planned.spec.worker] for planned in plan.workers)
+
+
+def _hand_overs(plan: Plan, core: Reconciler) -> Iterator[HandOver]:
     seen = core.outlook
     for worker, place in () if seen is None else seen.places.items():
         assert seen is not None
-        keep, submit_at = place.keep, seen.submit_at(worker)
-        if keep is None or not (place.successor or submit_at or seen.is_outdated(keep)):
+        keep, submit_at, successor = place.keep, seen.submit_at(worker), place.successor
+        if core.policy.chained:
+            submit_at = None
+        if successor is not None and successor.row is not None and successor.row.held and keep is not None:
+            successor, submit_at = None, _turn(plan, seen, keep)
+        if keep is None or not (successor or submit_at or seen.is_outdated(keep)):
             continue
         lead = seen.leads[pool_of(worker)]
         yield HandOver(
             worker=worker,
             generation=keep.record.generation,
             why=seen.why(keep),
-            successor=None if place.successor is None else place.successor.record.generation,
+            successor=None if successor is None else successor.record.generation,
             submit_at=None if submit_at is None else round(submit_at),
             queue_s=round(lead.queue_s),
             start_s=round(lead.start_s),
             drains_at=None if worker not in seen.turns else round(seen.turns[worker]),
             drains_first=seen.limits.get(worker, ""),
         )
+
+
+def _turn(plan: Plan, seen: Outlook, keep: Job) -> float | None:
+    """When the next job of a chain may start."""
+    job = next((planned.job for planned in plan.workers if planned.spec.worker == keep.record.worker), None)
+    if plan.drain_first or job is None or keep.record.started_at is None:
+        return seen.turns.get(keep.record.worker)
+    return keep.record.started_at + 60.0 * starts_after_min(job.time_min)
 
 
 def jobs_message(plan: Plan, core: Reconciler) -> Jobs:

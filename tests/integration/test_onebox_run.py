@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -210,6 +211,27 @@ def test_a_controller_whose_job_ends_is_followed_by_one_whose_proxy_serves_alrea
     wait_for(lambda: status(tmp_path)["source"] == "live" and status(tmp_path)["ready"], "the run to be ready", 60)
     after = live_rows(run)
     assert {name: after[name].job for name in before} == {name: row.job for name, row in before.items()}
+    stopped = launch(tmp_path, "action=stop", "run=demo")
+    assert stopped.returncode == 0 and live_rows(run) == {}
+
+
+def test_a_chain_of_jobs_goes_on_where_one_ends_and_nothing_is_submitted_later(tmp_path: Path, run: RunDir) -> None:
+    assert launch(tmp_path, *ARGUMENTS, "cluster.chain_length=2").returncode == 0
+    rows = [row for row in slurm.run_rows("demo", run.path) if not row.ended]
+    assert Counter((row.state, row.reason) for row in rows) == {("RUNNING", ""): 3, ("PENDING", "Dependency"): 3}
+    ended = (controller_name("demo"), job_name("demo", "decode-0", 0))
+    slurm.cancel([row.job for row in rows if row.state == "RUNNING" and row.name in ended])
+
+    def followed() -> bool:
+        seen = status(tmp_path)
+        lives = {(worker["worker"], worker["generation"], worker["phase"]) for worker in seen["workers"]}
+        return seen["source"] == "live" and lives == {("prefill-0", 0, "ready"), ("decode-0", 1, "ready")}
+
+    wait_for(followed, "the next controller, proxy and decode worker to serve", 120)
+    assert ask(run) == 200
+    shown = launch(tmp_path, "action=status", "run=demo").stdout
+    assert "chain: further jobs of each worker in the queue: 0; action=restart" in shown, shown
+    assert {row.job for row in slurm.run_rows("demo", run.path)} == {row.job for row in rows}
     stopped = launch(tmp_path, "action=stop", "run=demo")
     assert stopped.returncode == 0 and live_rows(run) == {}
 

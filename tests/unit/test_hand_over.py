@@ -29,7 +29,7 @@ from launcher.control.lead import QUEUE_PRIOR_S, SPREAD, START_PRIOR_S, lead_of
 from launcher.control.reconcile import Reconciler
 from launcher.control.succession import Policy, is_limited, turns
 from launcher.jobs import JobRecord, Row, job_name
-from launcher.rundir import SERVE, Desired
+from launcher.rundir import SERVE, STOP, Desired
 from workers.agent import lifecycle
 from workers.agent.walltime import WALLTIME, walltime_drain
 from workers.controller_messages import FleetView, WorkerView
@@ -131,7 +131,7 @@ class World:
         others = [one for one in self.jobs.values() if one.worker == agent.worker and one is not agent and one.alive]
         followed = any(one.proven and one.generation > agent.generation for one in others)
         limited = any(is_limited(one.reason) and one.state == "PENDING" for one in others)
-        unwanted = agent.worker not in self.desired.workers
+        unwanted = agent.worker not in self.desired.workers or self.desired.target == STOP
         no_room = self.policy.drain_first or not self.policy.overlap
         return followed or limited or unwanted or no_room or self.now >= agent.last_safe
 
@@ -411,6 +411,60 @@ def test_a_limit_that_the_run_fills_makes_workers_drain_first_one_after_the_othe
     run.prove(successor)
     run.passes(max(0.0, end - run.now))
     assert first[other].phase == lifecycle.DRAINING
+
+
+def chain(length: int, **policy: bool) -> World:
+    """All jobs that there will ever be are in the queue; the first ones serve."""
+    made = World(("p", "d"), Policy(drain_s=DRAIN_S, chained=True, **policy))
+    for worker in made.desired.workers:
+        for generation in range(length):
+            made.jobs[f"{worker}{generation}"] = Agent(worker, generation, reason="Dependency")
+            made.intents[worker, generation] = 0
+    made.restart_controller()
+    made.tell_queue()
+    for worker in made.desired.workers:
+        take_turn(made, worker, 0, start_s=30.0)
+    return made
+
+
+def take_turn(run: World, worker: str, generation: int, start_s: float = 0.0) -> None:
+    run.start(run.find(worker, generation))
+    run.tell_queue()
+    run.passes(start_s)
+    run.prove(run.find(worker, generation))
+
+
+def test_in_a_chain_jobs_take_their_turns_and_nothing_is_submitted_or_cancelled() -> None:
+    run = chain(4)
+    run.passes(LIFE_S / 2)
+    assert not run.drains
+    take_turn(run, "p", 1)
+    assert [(drain.worker, drain.generation) for drain in run.drains] == [("p", 0)], "it is followed"
+    run.find("p", 1).state = "NODE_FAIL"
+    run.tell_fleet()
+    run.tell_queue()
+    take_turn(run, "p", 2)
+    assert run.core.outlook is not None and run.core.outlook.places["p"].proven
+    run.restart_controller()
+    run.passes(LIFE_S / 2 + 1)
+    run.tell_queue()
+    assert not run.todo and run.find("d", 1).state == "PENDING"
+    run.desired = msgspec.structs.replace(run.desired, target=STOP)
+    run.perform(run.core.apply(DesiredRead(run.desired), run.now))
+    assert {agent.state for agent in run.jobs.values() if agent.phase == ""} == {"CANCELLED"}, "all that wait"
+
+
+def test_where_a_chain_has_no_room_for_both_one_at_a_time_drains_for_the_next_and_the_last_for_none() -> None:
+    run = chain(2, drain_first=True)
+    run.passes(LIFE_S - 110.0)
+    drained = [drain.worker for drain in run.drains]
+    assert len(drained) == 1, "one after the other, and in time for both"
+    run.passes(20.0)
+    run.tell_queue()
+    take_turn(run, drained[0], 1)
+    run.passes(LIFE_S)
+    last = run.find(drained[0], 1)
+    assert last.detail == WALLTIME and {drain.generation for drain in run.drains} == {0}, "by its own clock alone"
 
 
 def test_turns_are_as_late_as_is_safe_and_do_not_meet() -> None:

@@ -300,6 +300,15 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["pools.decode.engine_args.max-num-seqs=3"], "pools.decode.engine_args.max-num-seqs: write max_num_seqs"),
         (["engine.engine_args.max_num_seqs=many"], "pools.prefill.engine_args.max_num_seqs: 'many' is not a count"),
         (["engine.engine_args.gpu_memory_utilization=90"], "pools.prefill.engine_args.gpu_memory_utilization: 90 is"),
+        (
+            ["cluster.chain_length=-1"],
+            "cluster.chain_length: -1 is not a count; use 1 or more, or 0 where the",
+        ),
+        (
+            ["cluster.chain_length=2", "controller.where=foreground"],
+            "cluster.chain_length: 2, but only a controller",
+        ),
+        (["cluster.chain_length=2", "cluster.sbatch.dependency=singleton"], "cluster.sbatch.dependency: the jobs of"),
         (["routing.policy=luck"], "routing.policy: unknown 'luck'; known: "),
         (["planner=on"], "planner.mode: on, but roles move only among two or more workers of a pool with the role any"),
         (["handoff.connector=Mooncake"], "handoff.connector: Mooncake is not available; use NixlConnector, NixlPushCo"),
@@ -313,6 +322,15 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
 )
 def test_a_refusal_names_its_key_and_what_to_do(overrides: list[str], fault: str) -> None:
     assert any(found.startswith(fault) for found in refusals(H100, *overrides)), refusals(H100, *overrides)
+
+
+def test_a_chain_is_told_with_what_its_jobs_wait_for() -> None:
+    site = [H100, "cluster.chain_length=3", "cluster.walltime_min=240", "controller.walltime_min=480"]
+    [note] = [note for note in planned(*site).notes if note.startswith("chain: ")]
+    assert "3 jobs of each worker" in note and "about 10.5 hours" in note
+    assert "--dependency=after:JOB+210?afterany:JOB, of the controller after:JOB+450?afterany:JOB" in note
+    [note] = [note for note in planned(*site, "cluster.drain_first=true").notes if note.startswith("chain: ")]
+    assert "--dependency=afterany:JOB, of the controller after:JOB+450?" in note
 
 
 def test_flags_that_sluice_sets_are_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launcher.control.renewal import LEAD_S, follower, is_due
+from launcher.control.renewal import LEAD_S, end_of, followers, is_due
 from launcher.jobs import Row
 
 NAME = "sluice-run"
@@ -19,7 +19,10 @@ def test_a_follower_is_due_an_hour_before_the_end_or_in_the_second_half_of_a_sho
     assert not is_due([row("2")], "1", 1e9), "the queue does not know this job"
 
 
-def test_one_that_waits_is_enough() -> None:
-    assert follower([row("1"), row("2", "PENDING")], NAME, "1") == "2"
-    assert follower([row("1"), row("2", "CANCELLED")], NAME, "1") is None
-    assert follower([row("1")], NAME, "1") is None
+def test_those_that_wait_are_told_the_next_one_first() -> None:
+    rows = [row("1"), row("11", "PENDING"), row("9", "PENDING"), row("8", "CANCELLED")]
+    assert [other.job for other in followers(rows, NAME, "1")] == ["9", "11"]
+    end = end_of(rows, followers(rows, NAME, "1"), "1")
+    assert end is not None and (end.at, end.follower, end.state) == (37_000.0, "9", "PENDING")
+    last = end_of(rows, followers(rows, NAME, "11"), "11")
+    assert last is not None and last.follower == "", "those before it do not follow it"

@@ -101,7 +101,7 @@ def test_files_that_come_late_or_never() -> None:
 def test_a_node_that_may_not_submit() -> None:
     refused = Trial(accepted=False, words="Access/permission denied")
     result = found(outcome(report(trial=refused), report(1)))
-    assert result["sbatch h100 controller.where=foreground"].level is Level.FAULT
+    assert result["sbatch h100 cluster.chain_length=5"].level is Level.FAULT
 
 
 def test_ports_that_the_kernel_gives_away() -> None:
