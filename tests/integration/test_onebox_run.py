@@ -225,7 +225,8 @@ def test_a_chain_of_jobs_goes_on_where_one_ends_and_nothing_is_submitted_later(t
     def followed() -> bool:
         seen = status(tmp_path)
         lives = {(worker["worker"], worker["generation"], worker["phase"]) for worker in seen["workers"]}
-        return seen["source"] == "live" and lives == {("prefill-0", 0, "ready"), ("decode-0", 1, "ready")}
+        serves = seen["source"] == "live" and seen["url"] == endpoint(run)["url"]
+        return serves and lives == {("prefill-0", 0, "ready"), ("decode-0", 1, "ready")}
 
     wait_for(followed, "the next controller, proxy and decode worker to serve", 120)
     assert ask(run) == 200
