@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import RUN, Stage, StageFault
+from launcher.jobs import controller_name
 from launcher.scheduler import slurm
 
 GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
+KILLS, KILLED_EVERY_S = 4, 2.0
 SHORT_LIFE = ("cluster.walltime_min=1", "controller.walltime_min=60", "engine.drain_timeout_s=5")
 
 
@@ -58,9 +63,29 @@ def controller_killed(stage: Stage) -> None:
     num_jobs = len(stage.rows())
     stage.restart()
     stage.until(lambda: len(stage.rows()) > num_jobs, "a successor's job")
-    os.kill(stage.controller(), signal.SIGKILL)
+    os.kill(stage.controllers()[0], signal.SIGKILL)
     stage.until_followed(before, "the rolling restart, by another controller")
-    names = [row.name for row in slurm.run_rows(RUN, stage.run.path)]
+    submitted_once(stage)
+
+
+def controllers_killed(stage: Stage) -> None:
+    """While one gives the run to the other, either of them, at moments that the seed says."""
+    chance = random.Random(stage.options.seed)
+    before, url = stage.controller_job(), stage.url()
+    stage.until(stage.run.heir.exists, "a controller that is to follow")
+    for _ in range(KILLS):
+        stage.until(stage.controllers, "a controller")
+        with suppress(ProcessLookupError):
+            os.kill(chance.choice(stage.controllers()), signal.SIGKILL)
+        time.sleep(chance.uniform(0.0, KILLED_EVERY_S))
+    stage.until(lambda: stage.url() != url, "another proxy's address")
+    stage.until(lambda: before not in {row.job for row in stage.rows()}, "the end of the job before")
+    stage.until(lambda: len(stage.controllers()) == 1 and stage.fleet()["ready"], "one controller of a whole run")
+    submitted_once(stage)
+
+
+def submitted_once(stage: Stage) -> None:
+    names = [row.name for row in slurm.run_rows(RUN, stage.run.path) if row.name != controller_name(RUN)]
     if len(names) != len(set(names)):
         raise StageFault(f"a job was submitted twice: {sorted(names)}")
 
@@ -73,5 +98,6 @@ ROWS = {
     "proxy_hand_over": Row(proxy_hand_over, 0.2, ("controller.walltime_min=2",)),
     "scancel_prefill": Row(scancel("prefill-0"), 1.0),
     "controller_killed": Row(controller_killed, 0.2),
+    "controllers_killed": Row(controllers_killed, 0.2, ("controller.walltime_min=2",)),
     "scancel_decode": Row(scancel("decode-0"), 1.0),
 }

@@ -21,4 +21,5 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     generations: Count = 5  # hand-overs of each worker, where a row says so
     outage_s: Duration = 60.0  # of Slurm, or of the run folder
     calm_s: Duration = 8.0  # before anything happens: what is normal
+    seed: Count = 1  # of moments that are left to chance
     output: str = "bench-results"

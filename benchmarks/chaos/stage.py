@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,25 +128,29 @@ class Stage:
         """The elder one, where another one follows it."""
         return min((row.job for row in self.rows() if row.name == controller_name(RUN)), key=int, default="")
 
-    def controller(self) -> int:
-        """Its process."""
-        return self._process("launcher.control.controller", str(self.run.path))
+    def controllers(self) -> list[int]:
+        """Its processes: while one follows another there are two."""
+        return self._processes("launcher.control.controller", str(self.run.path))
 
     def agent(self, worker: str) -> int:
         """The process of its newest generation."""
-        return self._process("workers", str(self.run.worker_spec(worker, self.serving()[worker])))
+        spec = self.run.worker_spec(worker, self.serving()[worker])
+        if not (found := self._processes("workers", str(spec))):
+            raise StageFault(f"no process of {spec.name}")
+        return found[0]
 
     def engine(self, worker: str) -> int:
         """Its engine's process, the agent's only child."""
         (_, child, *_) = descendants(self.agent(worker))
         return child
 
-    def _process(self, module: str, argument: str) -> int:
+    def _processes(self, module: str, argument: str) -> list[int]:
+        found = []
         for pid in run_processes(self.run):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if module in words and argument in words:
-                return pid
-        raise StageFault(f"no process {module} {argument}")
+            with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+                found += [pid] if module in words and argument in words else []
+        return found
 
     def until(self, condition: Callable[[], object], what: str, timeout_s: float = WAIT_S) -> None:
         deadline = time.monotonic() + timeout_s
