@@ -41,7 +41,8 @@ unit: install
 
 soak: install
 	bash tests/install_slurm.sh
-	$(BIN)/python -m benchmarks.chaos $(ARGS)
+	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.chaos rows=soak users=200 step_ms=100 $(ARGS)
 
 bench-peers: install
 	$(BIN)/python -m benchmarks.peers $(ARGS)

@@ -7,7 +7,6 @@ happen and waits until the run is whole again. Owns the order of a row and what 
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,17 +17,17 @@ import msgspec
 
 from benchmarks import report
 from benchmarks.arguments import BadArgument
-from benchmarks.chaos import hand_over_rows, loss_rows, network_rows, outage_rows, preemption_rows
+from benchmarks.chaos import hand_over_rows, loss_rows, network_rows, outage_rows, preemption_rows, soak_row
 from benchmarks.chaos.figures import Seen, figures
 from benchmarks.chaos.onebox import CONF, own_slurm
 from benchmarks.chaos.options import ALL, OWN_SLURM, Options
 from benchmarks.chaos.row import Row
-from benchmarks.chaos.stage import StageFault, staged
+from benchmarks.chaos.stage import StageFault, say, staged
 from benchmarks.command import command
 from launcher.scheduler.local import run_processes
 
 ROWS: dict[str, Row] = hand_over_rows.ROWS | preemption_rows.ROWS | loss_rows.ROWS
-ROWS |= network_rows.ROWS | outage_rows.ROWS
+ROWS |= network_rows.ROWS | outage_rows.ROWS | soak_row.ROWS
 AFTER_S = 2.0  # users go on for so long after the run is whole again
 COLUMNS = (  # the calm ones are p99
     "streams",
@@ -45,14 +44,9 @@ COLUMNS = (  # the calm ones are p99
 )
 
 
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
-
-
 def chosen(options: Options) -> dict[str, Row]:
     able = [name for name, row in ROWS.items() if not (row.networks and has_slurm(options))]
-    names = able if options.rows == ALL else options.rows.split(",")
+    names = [name for name in able if name not in soak_row.ROWS] if options.rows == ALL else options.rows.split(",")
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise BadArgument(f"rows: no row {', '.join(unknown)}; known: {', '.join(ROWS)}")

@@ -20,6 +20,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     replicas: Count = 2  # of each role
     generations: Count = 5  # hand-overs of each worker, where a row says so
     outage_s: Duration = 60.0  # of Slurm, or of the run folder
+    soak_s: Duration = 1800.0  # of the row of that name, which all rows are without
     calm_s: Duration = 8.0  # before anything happens: what is normal
     seed: Count = 1  # of moments that are left to chance
     output: str = "bench-results"
