@@ -200,8 +200,7 @@ class Controller:
                 news = await asyncio.to_thread(revisions_of, self._run, self._plan, rows, self._core.book.revisions)
                 self._apply(QueueRead(tuple(rows), asked_at, news))
                 if self._plan.controller is not None and self._owner.job:
-                    await self._following.see(self._plan, rows, goes_on=not self._core.stopping)
-                    self._reporter.end = self._following.end
+                    self._reporter.end = await self._following.see(self._plan, rows, not self._core.stopping)
             await asyncio.sleep(self._jobs.look_every_s * random.uniform(1.0, 1.2))
 
     def _proxy_died(self, reason: str, deaths: int) -> None:

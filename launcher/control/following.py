@@ -41,10 +41,9 @@ class Following:
         self._proxies = proxies
         self._files: tuple[ProxyFile, ...] = ()
         self.jobs: tuple[Row, ...] = ()
-        self.end: ControllerEnd | None = None
 
-    async def see(self, plan: Plan, rows: Sequence[Row], *, goes_on: bool) -> None:
-        """The queue's answer. `goes_on`: the run is not being stopped."""
+    async def see(self, plan: Plan, rows: Sequence[Row], goes_on: bool) -> ControllerEnd | None:
+        """The queue's answer. `goes_on`: the run is not being stopped. Returns what comes after this job."""
         name = controller_name(plan.run)
         self.jobs = followers(rows, name, self._owner.job)
         due = goes_on and not plan.chain_length and (is_outdated(plan) or is_due(rows, self._owner.job, time.time()))
@@ -54,7 +53,7 @@ class Following:
                 self.jobs = (Row(job=job, name=name, state="PENDING"),)
             except JobError as fault:
                 log.error("nobody follows this controller: %s; it will be tried again", fault)
-        self.end = end_of(rows, self.jobs, self._owner.job) if goes_on else None
+        return end_of(rows, self.jobs, self._owner.job) if goes_on else None
 
     async def heir(self, num_processes: int) -> Owner:
         """Returns when there is one whose proxy sees the fleet as ours does."""

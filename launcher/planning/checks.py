@@ -208,6 +208,8 @@ def _chain_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
         yield f"{key} is not a count; use 1 or more, or 0 where the controller's job may submit"
     if cluster.chain_length and config.controller.where is not ControllerPlace.job:
         yield f"{key}, but only a controller in a job of its own has a chain; use 0, or controller.where=job"
+    if cluster.chain_length and scaling_of(config) is not None:
+        yield f"{key}, but the planner cannot submit workers from its job; use 0, or planner=off"
     if cluster.chain_length and "dependency" in cluster.sbatch:
         yield "cluster.sbatch.dependency: the jobs of a chain wait for each other; leave it out"
 
