@@ -99,6 +99,7 @@ HOW = {
     "python -m benchmarks.roles": How.SMALL,
     "python -m benchmarks.forecast": How.SMALL,
     "python -m benchmarks.capacity": How.SMALL,
+    "python -m benchmarks.twin": How.SMALL,
     "python -m benchmarks.planner": How.SMALL,
     "python -m benchmarks.chaos": How.SMALL,
     "python -m benchmarks.chaos rows=rolling_restart,scancel_decode": How.SMALL,
