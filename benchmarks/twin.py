@@ -28,7 +28,7 @@ from launcher.config import load
 from launcher.planning.pools import plan_pools
 from launcher.start import plan_run
 from launcher.twin.cards import make_card, read_profiles
-from launcher.twin.figures import growth
+from launcher.twin.figures import STEADY_FROM, growth
 from launcher.twin.prediction import setup_of
 from launcher.twin.records import Record
 from launcher.twin.replay import Replay
@@ -45,7 +45,8 @@ SLOW_PER_S = 0.001  # requests, so few that none meets another
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     cases: str = "sim,vllm"
     load: Duration = 0.5
-    requests: Count = 150
+    requests: Count = 300
+    routing: str = "kv"
     sim_workers: Count = 3
     sim_slower: Duration = 4.0  # than by default, so that what this machine adds is a small part
     sim_tokens: str = "2000/100"  # mean prompt and answer
@@ -89,6 +90,8 @@ class Twin:
 
 
 def figures_of(records: Sequence[Record]) -> dict[str, float]:
+    """Before that the router learns how fast the engines are, and a live one has learned something from proofs."""
+    records = records[int(STEADY_FROM * len(records)) :]
     ttft = [record.ttft_s for record in records]
     itl = [1e3 * gap for record in records if (gap := record.itl_s) is not None]
     span_s = max(record.end_s for record in records) - records[0].request.at_s
@@ -104,8 +107,15 @@ def figures_of(records: Sequence[Record]) -> dict[str, float]:
 # ---------------------------------------------------------------- the cases
 
 
-def arguments_of(pool: str, *more: str) -> list[str]:
-    return ["+cluster=local", "~pools.prefill", "~pools.decode", f"+pools.any={pool}", *more]
+def arguments_of(options: Options, pool: str, *more: str) -> list[str]:
+    return [
+        "+cluster=local",
+        f"routing={options.routing}",
+        "~pools.prefill",
+        "~pools.decode",
+        f"+pools.any={pool}",
+        *more,
+    ]
 
 
 def simulated(options: Options, folder: Path) -> dict[str, float]:
@@ -115,6 +125,7 @@ def simulated(options: Options, folder: Path) -> dict[str, float]:
     }
     given = ",".join(f"{name}:[{','.join(str(part) for part in parts)}]" for name, parts in slower.items())
     arguments = arguments_of(
+        options,
         f"{{role: any, replicas: {options.sim_workers}}}",
         "engine=sim",
         "model.max_model_len=16384",
@@ -135,6 +146,7 @@ def real(options: Options, folder: Path) -> dict[str, float]:
     }
     write_model(folder / "model", sizes)
     arguments = arguments_of(
+        options,
         "{role: any}",
         f"model.path={folder / 'model'}",
         "model.generate=null",
