@@ -1,8 +1,9 @@
 """How right the twin is: `python -m benchmarks.twin [key=value ...]`.
 
-The same requests in virtual time and through a run on this machine, at a part of the rate that the twin says can be
-kept up with. First simulated engines, whose step times are known; then vLLM on one core of the CPU, whose step times
-`action=profile` has measured just before. Owns the cases and the comparison.
+What `action=profile` finds of simulated engines beside the times that they were given. Then the same requests in
+virtual time and through a run on this machine, at a part of the rate that the twin says can be kept up with: first
+simulated engines, then vLLM on one core of the CPU, whose step times `action=profile` has measured just before. Owns
+the cases and the comparison.
 """
 
 from __future__ import annotations
@@ -30,20 +31,23 @@ from launcher.start import plan_run
 from launcher.twin.cards import make_card, read_profiles
 from launcher.twin.figures import STEADY_FROM, growth
 from launcher.twin.prediction import setup_of
+from launcher.twin.profile import fit, read
 from launcher.twin.records import Record
 from launcher.twin.replay import Replay
 from launcher.twin.setup import Setup
 from launcher.twin.simulate import read_workload
 from launcher.twin.traces import Request
+from workers.engines.sim.args import SimArgs
 from workers.engines.sim.events import Timing
 from workers.engines.tiny_model import write_model
 
 FIRST_LOAD = 0.3
+POLYNOMIALS = ("prefill_ms", "decode_ms")
 SLOW_PER_S = 0.001  # requests, so few that none meets another
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    cases: str = "sim,vllm"
+    cases: str = "formulas,sim,vllm"
     load: Duration = 0.5
     requests: Count = 300
     routing: str = "kv"
@@ -118,19 +122,50 @@ def arguments_of(options: Options, pool: str, *more: str) -> list[str]:
     ]
 
 
-def simulated(options: Options, folder: Path) -> dict[str, float]:
+def slower(options: Options) -> Timing:
     timing = Timing()
-    slower = {
-        name: [part * options.sim_slower for part in getattr(timing, name)] for name in ("prefill_ms", "decode_ms")
-    }
-    given = ",".join(f"{name}:[{','.join(str(part) for part in parts)}]" for name, parts in slower.items())
-    arguments = arguments_of(
+    parts = {name: tuple(part * options.sim_slower for part in getattr(timing, name)) for name in POLYNOMIALS}
+    return msgspec.structs.replace(timing, **parts)
+
+
+def sim_arguments(options: Options, num_workers: int) -> list[str]:
+    timing = slower(options)
+    given = ",".join(f"{name}:[{','.join(map(str, getattr(timing, name)))}]" for name in POLYNOMIALS)
+    return arguments_of(
         options,
-        f"{{role: any, replicas: {options.sim_workers}}}",
+        f"{{role: any, replicas: {num_workers}}}",
         "engine=sim",
         "model.max_model_len=16384",
         f"+engine.engine_args.timing={{{given}}}",
     )
+
+
+def formulas(options: Options, folder: Path) -> dict[str, float]:
+    """Medians of what points and the model fitted to them are off, as parts of the engine's own times."""
+    with run_of(folder, sim_arguments(options, 1)) as run:
+        found = read(profile(folder, run, options.profile_s))
+    timing, model = slower(options), fit(found, SimArgs().max_num_batched_tokens).model
+    prefill, decode = list[tuple[float, float]](), list[tuple[float, float]]()
+    for isl, ttft_ms in zip(found.prefill_isl, found.prefill_ttft, strict=True):
+        true_s = sum(timing.pass_s(size, 0, 0.0) for size in chunks(int(isl), SimArgs().max_num_batched_tokens))
+        fitted_s = model.prefill_s(int(isl), 0, SimArgs().max_num_batched_tokens)
+        prefill.append((ttft_ms / 1000 / true_s, fitted_s / true_s))
+    for usage, context, itl_ms in zip(found.x_kv_usage, found.y_context_length, found.z_itl, strict=True):
+        true_s, kv_tokens = timing.pass_s(0, 1, usage), usage * found.max_kv_tokens
+        decode.append((itl_ms / 1000 / true_s, model.decode_step_s(round(kv_tokens / context), kv_tokens) / true_s))
+    return {
+        f"formulas.{name}.{way}_error": statistics.median(abs(ratio[index] - 1) for ratio in ratios)
+        for name, ratios in (("prefill", prefill), ("decode", decode))
+        for index, way in enumerate(("points", "fit"))
+    }
+
+
+def chunks(num_tokens: int, budget: int) -> list[int]:
+    return [min(budget, num_tokens - start) for start in range(0, num_tokens, budget)]
+
+
+def simulated(options: Options, folder: Path) -> dict[str, float]:
+    arguments = sim_arguments(options, options.sim_workers)
     with run_of(folder, arguments) as run:
         twin = Twin(folder, arguments, options, options.sim_tokens)
         return compared("sim", twin, lambda requests: asked_of(run, requests, twin.block_size), options)
@@ -164,7 +199,7 @@ def real(options: Options, folder: Path) -> dict[str, float]:
         return compared("vllm", twin, lambda requests: asked_of(run, requests, twin.block_size), options)
 
 
-CASES = {"sim": simulated, "vllm": real}
+CASES = {"formulas": formulas, "sim": simulated, "vllm": real}
 
 
 def compared(
@@ -179,13 +214,15 @@ def compared(
     return figures | ratios | {f"{name}.rate": rate}
 
 
-def table(figures: dict[str, float], names: Sequence[str]) -> str:
+def text(figures: dict[str, float]) -> str:
+    """What has been compared, then what else was measured."""
+    compared = [key.split(".live_to_twin.") for key in figures if ".live_to_twin." in key]
     rows = [
         [f"{name} {key}", *(f"{figures[f'{name}.{way}.{key}']:.3f}" for way in ("live", "twin", "live_to_twin"))]
-        for name in names
-        for key in ("ttft_mean_s", "ttft_median_s", "itl_mean_ms", "itl_median_ms", "output_tokens_per_s")
+        for name, key in compared
     ]
-    return report.table(["", "live", "twin", "ratio"], rows)
+    others = [f"{key}: {value:.1%}" for key, value in figures.items() if key.endswith("_error")]
+    return "\n".join([report.table(["", "live", "twin", "ratio"], rows), *others])
 
 
 def run(options: Options) -> None:
@@ -197,7 +234,7 @@ def run(options: Options) -> None:
         with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:
             figures |= CASES[name](options, Path(folder))
     result = report.report("twin", figures)
-    report.publish(Path(options.output), result, {"options": options}, table(figures, names))
+    report.publish(Path(options.output), result, {"options": options}, text(figures))
 
 
 if __name__ == "__main__":
