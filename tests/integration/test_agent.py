@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.live import Live, replaced, sim_engine, wait_for
 from workers.agent.lifecycle import DRAINING, LOADING, READY, STARTING, STOPPED
+from workers.agent.network import PORT_ATTEMPTS, derived_port
+from workers.spec import HandoffSpec
 
 LOAD_S = 0.2
 LIFE_S = 16  # half of it is more than enough to load
@@ -57,23 +61,44 @@ def test_an_engine_that_fails_at_start_ends_it_with_the_reason(run: Live) -> Non
 
 def test_everything_that_keeps_an_engine_from_starting_is_told_at_once(run: Live) -> None:
     """A vLLM worker on a machine that is not what its plan says: nothing is loaded, and no engine process starts."""
-    engine = sim_engine(kind="vllm", device="cuda", version="0.1", model_path=str(run.path / "model"))
+    nixl = HandoffSpec(connector="NixlConnector", buffer_device="cuda", lease_s=120.0, redeem_s=30.0)
+    engine = sim_engine(kind="vllm", device="cuda", version="0.1", model_path=str(run.path / "model"), handoff=nixl)
     (run.path / "cache").write_text("a file is in the way of the folder")
-    run.start_worker("decode-0", engine, interface="ib7", gpus_per_node=2)
+    broken = run.path / "broken"
+    broken.mkdir()
+    (broken / "nixl.py").write_text("raise ImportError('libucp.so.0: cannot open shared object file')")
+    path = {"PYTHONPATH": f"{broken}:{os.environ.get('PYTHONPATH', '')}"}
+    run.start_worker("decode-0", engine, interface="ib7", gpus_per_node=2, **path)
     assert run.processes["decode-0"].wait(60) == 1
     _, story = run.log("decode-0").split("failed: ", 1)
     told = story.splitlines()
     assert told[0].startswith("cluster.interface=ib7: this node has no such interface with an IPv4 address; it has lo")
-    assert [line.split(": ")[0] for line in told[1:5]] == [
+    assert [line.split(": ")[0] for line in told[1:6]] == [
         "engine.version",
+        "handoff.connector",
         "cluster.gres",
         "model.path",
         "cluster.cache_dir",
     ]
     assert f"is installed for {sys.executable}, the plan was made for 0.1" in told[1]
-    assert "there is no NVIDIA driver" in told[2]
-    assert f"{run.path}/model: No such file or directory" in told[3]
+    assert "cannot import: ImportError: libucp.so.0: cannot open shared object file; see README.md" in told[2]
+    assert "there is no NVIDIA driver" in told[3]
+    assert f"{run.path}/model: No such file or directory" in told[4]
     assert "loading" not in run.log("decode-0")
+
+
+def test_a_node_on_which_every_port_is_taken_is_told(run: Live) -> None:
+    now = int(time.time())
+    job = {"SLURM_JOB_ID": "78", "SLURM_JOB_START_TIME": str(now), "SLURM_JOB_END_TIME": str(now + 600)}
+    with ExitStack() as taken:
+        for attempt in range(PORT_ATTEMPTS):
+            holder = taken.enter_context(socket.socket())
+            with suppress(OSError):  # somebody else has it
+                holder.bind(("127.0.0.1", derived_port("78", 0, attempt, "handoff")))
+        run.start_worker("decode-0", sim_engine(), **job)
+        assert run.processes["decode-0"].wait(60) == 1
+    _, story = run.log("decode-0").split("failed: ", 1)
+    assert story.startswith(f"none of {PORT_ATTEMPTS} ports for handoff ") and "see what holds them" in story
 
 
 def test_a_worker_that_is_stopped_while_it_looks_around_stops(run: Live) -> None:

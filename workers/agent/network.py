@@ -13,6 +13,7 @@ import struct
 # Below the kernel's ephemeral range, so that no outgoing connection sits on a derived port.
 FIRST_PORT = 20_000
 NUM_PORTS = 12_000
+PORT_ATTEMPTS = 64
 _SIOCGIFADDR = 0x8915
 
 
@@ -53,7 +54,7 @@ def derived_port(job: str, worker_index: int, attempt: int, use: str) -> int:
     return FIRST_PORT + int.from_bytes(seed[:4], "big") % NUM_PORTS
 
 
-def bindable_port(address: str, job: str, worker_index: int, use: str, attempts: int = 64) -> int:
+def bindable_port(address: str, job: str, worker_index: int, use: str, attempts: int = PORT_ATTEMPTS) -> int:
     """The first derived port that can be bound now. Raises NetworkFault where none can."""
     words = ""
     for attempt in range(attempts):
