@@ -66,6 +66,7 @@ class NodeReport(msgspec.Struct, frozen=True, kw_only=True):
     can_rdma: bool
     scratch: tuple[Scratch, ...]
     containers: tuple[str, ...]
+    num_free_ports: int  # of those that engines take
     ephemeral_from: int  # the first port that the kernel hands out by itself
     num_gpu_files: int  # /dev/nvidia*: those that this job can open
     trial: Trial | None

@@ -63,6 +63,7 @@ def check_node(folder: Folder, check: Check, env: SlurmEnv) -> NodeReport:
             can_rdma=node_facts.can_rdma(),
             scratch=tuple(node_facts.scratch(mounts)),
             containers=tuple(name for name in CONTAINERS if shutil.which(name)),
+            num_free_ports=node_facts.num_free_ports(),
             ephemeral_from=node_facts.ephemeral_from(),
             num_gpu_files=node_facts.num_gpu_files(),
             trial=trial,

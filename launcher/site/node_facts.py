@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.site.check_files import Hca, Scratch
+from workers.agent.network import FIRST_PORT, NUM_PORTS
 from workers.staging.mounts import free_bytes, mount_of, parse_mounts
 
 HCAS = Path("/sys/class/infiniband")
@@ -54,6 +56,20 @@ def _scratch_folders() -> Iterator[Path]:
 
 def ephemeral_from() -> int:
     return int(PORT_RANGE.read_text().split()[0])
+
+
+def num_free_ports() -> int:
+    """Of those that engines take by number, on any address: each is bound and left again."""
+    return sum(map(_is_free, range(FIRST_PORT, FIRST_PORT + NUM_PORTS)))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def num_gpu_files(devices: Path = DEVICES) -> int:

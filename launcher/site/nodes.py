@@ -17,6 +17,7 @@ from workers.agent.preflight import GIB
 
 SLOW_FILES_S = 15.0  # agents look for a proxy's file this often
 SLOW_IMPORT_S = 60.0
+MIN_FREE_PORTS = 0.1  # the part of them
 MEMORY_TOLERANCE = 0.02
 LOCAL_DISKS = ("btrfs", "ext4", "xfs", "zfs")
 STAGE_BYTES = 200 * GIB  # a 70B model in 16 bit, and room
@@ -33,7 +34,7 @@ def node_findings(outcome: Outcome, config: Config) -> Iterator[Finding]:
     for report in outcome.reports:
         if report.engine is not None:
             yield from _engine(outcome, report, report.engine, config)
-    yield from _ports(head)
+    yield _ports(head)
     yield _scratch(outcome, head, config)
 
 
@@ -135,18 +136,16 @@ def _gpu_memory(topic: str, report: NodeReport, name: str, gib: float, cluster: 
     return ok(topic, seen)
 
 
-def _ports(head: NodeReport) -> Iterator[Finding]:
+def _ports(head: NodeReport) -> Finding:
+    """A worker tries 64 of them."""
     last = FIRST_PORT + NUM_PORTS
+    seen = f"{head.node}: {head.num_free_ports} of Sluice's {NUM_PORTS} ports ({FIRST_PORT}-{last}) are free"
+    if head.num_free_ports < NUM_PORTS * MIN_FREE_PORTS:
+        return fault("ports", seen, "ask the site what holds or reserves them (ss -ltnp, ip_local_reserved_ports)")
     if head.ephemeral_from < last:
-        yield warning(
-            "ports",
-            f"{head.node}: the kernel hands out ports from {head.ephemeral_from}, Sluice's lie in {FIRST_PORT}-{last}",
-            "workers try others where one is taken; nothing is to be set",
-        )
-    else:
-        yield ok(
-            "ports", f"{head.node}: Sluice's ports ({FIRST_PORT}-{last}) lie below those that the kernel hands out"
-        )
+        seen += f", and the kernel hands out ports from {head.ephemeral_from}"
+        return warning("ports", seen, "workers try others where one is taken; nothing is to be set")
+    return ok("ports", f"{seen}, below those that the kernel hands out")
 
 
 def _scratch(outcome: Outcome, head: NodeReport, config: Config) -> Finding:

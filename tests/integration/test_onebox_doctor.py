@@ -106,6 +106,8 @@ def test_nodes_with_the_real_engine_and_a_real_transfer(tmp_path: Path) -> None:
     [(level, words)] = seen(found, "network gpu")
     assert level == "ok" and "lo 127.0.0.1" in words and "lo is used" in words
     assert [level for level, _ in seen(found, "files gpu")] == ["ok", "ok"]
+    [(_, words)] = seen(found, "ports")
+    assert "n1: " in words and "of Sluice's 12000 ports (20000-32000) are free" in words
     assert "is queued" in done.stderr and "n2 has reported" in done.stderr
 
 

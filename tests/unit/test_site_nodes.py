@@ -43,6 +43,7 @@ def report(rank: int = 0, **changes: object) -> NodeReport:
         can_rdma=False,
         scratch=(Scratch(path="/tmp", kind="xfs", free_bytes=900 * GIB),),
         containers=("apptainer",),
+        num_free_ports=11990,
         ephemeral_from=32768,
         num_gpu_files=1,
         trial=Trial(accepted=True, words=""),
@@ -104,8 +105,10 @@ def test_a_node_that_may_not_submit() -> None:
     assert result["sbatch h100 cluster.chain_length=5"].level is Level.FAULT
 
 
-def test_ports_that_the_kernel_gives_away() -> None:
+def test_ports_that_the_kernel_gives_away_or_others_hold() -> None:
     assert found(outcome(report(ephemeral_from=10000), report(1)))["ports"].level is Level.WARNING
+    taken = found(outcome(report(num_free_ports=3), report(1)))["ports"]
+    assert taken.level is Level.FAULT and "3 of Sluice's 12000 ports (20000-32000) are free" in taken.seen
 
 
 # ---------------------------------------------------------------- the network

@@ -13,10 +13,11 @@ from rich.console import Console
 from launcher.site.check_files import Hca
 from launcher.site.facts import Interface
 from launcher.site.finding import Report, fault, ok
-from launcher.site.node_facts import can_rdma, hcas, num_gpu_files, scratch
+from launcher.site.node_facts import can_rdma, hcas, num_free_ports, num_gpu_files, scratch
 from launcher.site.peers import knock, knock_on_all, listening
 from launcher.site.probe import interfaces
 from launcher.site.table import show
+from workers.agent.network import NUM_PORTS, bindable_port
 
 LO = Interface(name="lo", address="127.0.0.1")
 
@@ -64,6 +65,12 @@ def test_adapters_as_the_kernel_tells_them(tmp_path: Path) -> None:
     assert first == Hca(name="mlx5_0:1", state="ACTIVE", rate="400 Gb/sec (4X NDR)", link="")
     assert (second.state, second.link) == ("DOWN", "Ethernet")
     assert hcas(tmp_path / "none") == []
+
+
+def test_a_port_that_somebody_holds_is_not_free() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", bindable_port("127.0.0.1", "test-site-probe", 0, "head")))
+        assert 0 < num_free_ports() < NUM_PORTS
 
 
 def test_devices(tmp_path: Path) -> None:

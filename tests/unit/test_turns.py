@@ -65,6 +65,18 @@ def test_of_several_processes_one_hands_out_and_the_others_know() -> None:
     assert other.apply(Gone(A), 99.0) == [B]
 
 
+def test_of_sixty_four_workers_eight_read_at_a_time_in_the_order_of_asking() -> None:
+    turns = first(8)
+    asking = [(f"decode-{number}", 0) for number in range(64)]
+    reading: list[Key] = []
+    for at, key in enumerate(asking):
+        reading += turns.apply(Told(key, Turn.WAITS), float(at))
+    for number in range(64):
+        assert reading == asking[number : number + 8]
+        reading += turns.apply(Told(reading.pop(0), Turn.NONE), 100.0 + number)
+    assert reading == []
+
+
 class Fleet(RuleBasedStateMachine):
     """Agents that ask, read, finish and vanish; the proxy's process is first, then not, then first again."""
 
