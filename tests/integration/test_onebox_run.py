@@ -232,7 +232,9 @@ def test_a_chain_of_jobs_goes_on_where_one_ends_and_nothing_is_submitted_later(t
     assert ask(run) == 200
     shown = launch(tmp_path, "action=status", "run=demo").stdout
     assert "chain: further jobs of each worker in the queue: 0; action=restart" in shown, shown
-    assert {row.job for row in slurm.run_rows("demo", run.path)} == {row.job for row in rows}
+    assert {row.job for row in slurm.run_rows("demo", run.path)} <= {row.job for row in rows}, (
+        "Slurm may have forgotten"
+    )
     stopped = launch(tmp_path, "action=stop", "run=demo")
     assert stopped.returncode == 0 and live_rows(run) == {}
 
