@@ -148,16 +148,16 @@ class Forecast:
     def ahead(self) -> Mapping[str, Mapping[int, Interval]]:
         return {kind: series.forecast() for kind, series in self.kinds.items()}
 
-    def until(self, seconds: float) -> tuple[Bucket, Bucket]:
-        """The most that comes up to the window around then: by the means, and by the upper ends."""
+    def until(self, seconds: float) -> Bucket:
+        """The upper ends of what comes up to the window around then, the most of them."""
         least = seconds / BUCKET_S + WINDOW / 2
         last = next((minutes for minutes in HORIZONS_MIN if minutes >= least), HORIZONS_MIN[-1])
-        soon = {
-            kind: [interval for minutes, interval in forecast.items() if minutes <= last] or [Interval(0.0, 0.0, 0.0)]
-            for kind, forecast in self.ahead().items()
-        }
-        mean, high = ({k: max(one[which] for one in all) for k, all in soon.items()} for which in (1, 2))
-        return Bucket(**mean), Bucket(**high)
+        return Bucket(
+            **{
+                kind: max((interval.high for minutes, interval in forecast.items() if minutes <= last), default=0.0)
+                for kind, forecast in self.ahead().items()
+            }
+        )
 
     def now(self) -> Bucket:
         return Bucket(**{kind: series.now for kind, series in self.kinds.items()})

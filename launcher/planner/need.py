@@ -35,7 +35,7 @@ class Costs:
     step_s: float = 0.0  # of one token: without any held, and per token held
     step_each_s: float = 0.0
     prompt_each_s: float = 0.0  # of a worker's time, per token computed
-    queued_s: float = 0.0  # of work that waits, by all
+    queued_s: float = 0.0  # of prompts that workers have been given
     _computed_s: dict[int, float] = field(default_factory=dict)  # by minute, until its tokens are known
     _seconds: float = 0.0  # that fade, and the tokens they were for
     _tokens: float = 0.0
@@ -45,16 +45,15 @@ class Costs:
     def known(self) -> bool:
         return self.prompt_each_s > 0 and self.step_s > 0
 
-    def look(self, workers: Sequence[Sight], waiting_tokens: int, minute: int) -> None:
+    def look(self, workers: Sequence[Sight], minute: int) -> None:
         done_s = [max(0.0, one.computed_s - self._before.get(one.worker, one.computed_s)) for one in workers]
         self._computed_s[minute] = self._computed_s.get(minute, 0.0) + sum(done_s)
         self._before = {sight.worker: sight.computed_s for sight in workers}
+        self.queued_s = sum(sight.queue_s for sight in workers)
         if not workers:
-            self.queued_s = waiting_tokens * self.prompt_each_s
             return
         if not self._tokens:
             self.prompt_each_s = min(sight.prompt_each_s for sight in workers)
-        self.queued_s = sum(sight.queue_s for sight in workers) + waiting_tokens * self.prompt_each_s
         self.max_running = workers[0].max_running
         running = sum(sight.running for sight in workers)
         if running and (decodes := sum(sight.decodes for sight in workers)):
@@ -74,7 +73,7 @@ class Costs:
     # ------------------------------------------------------------ what they come to
 
     def workers(self, role: Role, demand: Demand, targets: LatencyTargets, within_s: float, most: int) -> int:
-        """The fewest. `within_s`: in which what waits already is to be worked off. `most`, where none is enough."""
+        """The fewest. `within_s`: in which workers' queues are to be worked off. `most`, where none is enough."""
         prompts = demand.computed * self.prompt_each_s + self.queued_s / within_s
         itl_s = targets.itl_s if self.step_s < UTILISATION * targets.itl_s else float("inf")  # else nothing holds it
 

@@ -21,6 +21,7 @@ APART = 0.5  # of the target for times between tokens, were all mixed: from here
 TOGETHER = 0.25  # and below this they are not any more
 PREFILL_UTILISATION = 0.85
 DECODE_UTILISATION = 0.8  # of the target for times between tokens, and of the KV cache
+FULL = 0.9  # of KV cache or places, all decoding workers together: who waits waits for these
 MEMORY_S = 3.0  # of how much work arrives
 GAIN = 0.1  # a move has to ease the harder pressed side by this part
 DWELL_S = 10.0  # before a move back, unless there is more to do than can be done
@@ -107,7 +108,7 @@ class Roles:
         if len(workers) < 2:
             self.pressure = None
             return self._deal(dict.fromkeys(workers, Role.BOTH), workers, now)
-        self.pressure = pressure = self._press(list(workers.values()), waiting_s)
+        self.pressure = pressure = self._press(list(workers.values()), event.waiting_tokens, waiting_s)
         if now - self._began < MEMORY_S:
             return []
         return self._deal(self._wanted(pressure, workers, now), workers, now)
@@ -125,11 +126,16 @@ class Roles:
             self._arriving += share * (max(0.0, done_s + grown_s) / passed_s - self._arriving)
         self._before, self._waiting_s, self._looked_at = workers, waiting_s, now
 
-    def _press(self, workers: list[Sight], waiting_s: float) -> Pressure:
-        queued_s = waiting_s + sum(sight.queue_s for sight in workers)
+    def _press(self, workers: list[Sight], waiting_tokens: int, waiting_s: float) -> Pressure:
         # What has been moved to prefill ends its answers, and is asked for no more.
         decoding = [sight for sight in workers if self.roles[sight.worker] is not Role.PREFILL]
         held = sum(sight.decoding_tokens for sight in decoding)
+        filled = sum(sight.filled for sight in decoding)
+        queued_s = sum(sight.queue_s for sight in workers)
+        if filled >= FULL * len(decoding) and held:
+            filled *= 1 + waiting_tokens / held  # they wait for places to decode, not to prefill
+        else:
+            queued_s += waiting_s
         # Whoever computes prompts as well has learned its steps with those in between.
         clean = min(workers, key=lambda sight: sight.step_s + sight.step_each_s * held / len(workers))
         step_s, each_s = clean.step_s, clean.step_each_s
@@ -139,7 +145,7 @@ class Roles:
             prefill=self._arriving / PREFILL_UTILISATION + queued_s / self.targets.ttft_s,
             decode=max(
                 held * each_s / room_s,
-                sum(sight.filled for sight in decoding) / DECODE_UTILISATION,
+                filled / DECODE_UTILISATION,
             ),
             arriving=self._arriving,
             queued_s=queued_s,

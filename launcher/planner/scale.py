@@ -1,8 +1,8 @@
 """How many workers each pool has, and which: ahead of need, within bounds and a budget, without flapping.
 
-Pure: one mutator, `apply(event, now) -> effects`. More as soon as the demand of now or of the forecast takes more;
-fewer only when even the upper end of the forecast has taken fewer for a whole hold, which is never shorter than the
-time from a worker's submission to its proof. Jobs that wait go before workers that serve.
+Pure: one mutator, `apply(event, now) -> effects`. More as soon as the demand of now or the upper end of the forecast
+takes more; fewer only when both have taken fewer for a whole hold, which is never shorter than the time from a worker's
+submission to its proof. Jobs that wait go before workers that serve.
 """
 
 from __future__ import annotations
@@ -35,11 +35,14 @@ class WorkerLook(msgspec.Struct, frozen=True):
 
 
 class Need(msgspec.Struct, frozen=True, kw_only=True):
-    """Workers of one pool: for the demand of now, for the forecast of when a new one would serve, for its upper end."""
+    """Workers of one pool: for the demand of now, for the upper end of the forecast of when a new one would serve."""
 
     now: int
     ahead: int
-    high: int
+
+    @property
+    def most(self) -> int:
+        return max(self.now, self.ahead)
 
 
 class PoolLook(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,7 +135,7 @@ class Scaler:
             return 0, f"no request for {idle_s:g} s"
         if look.need is None:
             return size, ""
-        more, low = self._clamped(look, max(look.need.now, look.need.ahead)), self._lowest(look, size, now)
+        more, low = self._clamped(look, look.need.most), self._lowest(look, size, now)
         if more > size:
             why = "demand" if look.need.now >= look.need.ahead else "forecast"
             return self._affordable(look, event, committed, more, why)
@@ -142,7 +145,7 @@ class Scaler:
         """What has been enough for a whole hold."""
         assert look.need is not None
         pool, hold_s = self._pools[look.pool], max(HOLD_S, look.lead_s)
-        low = self._clamped(look, max(look.need.now, look.need.ahead, look.need.high))
+        low = self._clamped(look, look.need.most)
         if low >= size:
             pool.low_since = None
             return size

@@ -68,7 +68,7 @@ class Sizes:
     def look(self, sights: Mapping[str, Sequence[Sight]], requests: Requests, minute: int) -> None:
         """`sights`: of workers that take requests, by pool. Every second or so."""
         for name, pool in self._pools.items():
-            pool.costs.look(sights.get(name, ()), requests.waiting_tokens, minute)
+            pool.costs.look(sights.get(name, ()), minute)
         computed_s = {sight.worker: sight.computed_s for all in sights.values() for sight in all}
         self._asked |= bool(requests.waiting or requests.open) or computed_s != self._computed_s
         self._requests, self._computed_s = requests, computed_s
@@ -105,14 +105,19 @@ class Sizes:
         )
 
     def _need(self, pool: _Pool, forecast: Forecast, lead_s: float) -> Need:
-        within_s = max(MIN_WITHIN_S, lead_s)
+        """Who waits for a worker is no demand that has been counted yet: it comes on top, within the lead, and with
+        answers as long as those of late."""
+        within_s, now = max(MIN_WITHIN_S, lead_s), forecast.now()
+        waiting, counted = self._requests.waiting_tokens / within_s, now.computed + now.cached
+        computed, output = (
+            (waiting * now.computed / counted, waiting * now.output / counted) if counted else (waiting, 0)
+        )
 
         def number(demand: Bucket) -> int:
-            asked = Demand(demand.computed, demand.output)
+            asked = Demand(demand.computed + computed, demand.output + output)
             return pool.costs.workers(pool.role, asked, self._targets, within_s, pool.most)
 
-        mean, high = forecast.until(lead_s)
-        return Need(now=number(forecast.now()), ahead=number(mean), high=number(high))
+        return Need(now=number(now), ahead=number(forecast.until(lead_s)))
 
 
 def _ran_s(record: JobRecord, now: float) -> float:

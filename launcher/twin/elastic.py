@@ -20,7 +20,7 @@ from launcher.rundir import SERVE, Desired
 from launcher.twin.engine import Engine
 from launcher.twin.planner import VirtualPlanner
 from launcher.twin.replay import Replay
-from launcher.twin.setup import Setup, peer_of
+from launcher.twin.setup import Setup, peer_of, prove
 from launcher.twin.slurm import RUN, Site, VirtualJob, VirtualSlurm
 from launcher.twin.traces import Request
 from proxy.fleet.fleet_events import Leaving, PeerLost, PhaseTold, RunTold
@@ -197,6 +197,7 @@ class Elastic(Replay):
             del self._legs[rid]
         self._index.clear((key, 0))
         self._fleet.apply(PeerLost(peer_of(key, Part.AGENT), job.state), now)
+        prove(self._fleet, now)
         self._tell(fe.WorkerGone(key, job.state), now)
 
     @staticmethod

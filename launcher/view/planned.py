@@ -42,7 +42,7 @@ def _ahead(kind: str, word: Word) -> str:
 def scaled_text(one: Scaled) -> str:
     need = ""
     if one.need is not None:
-        need = f"; {one.need.now} needed now, {one.need.ahead} to {one.need.high} in {one.lead_s:.0f} s"
+        need = f"; {one.need.now} needed now, at most {one.need.ahead} in {one.lead_s:.0f} s"
     might = "" if one.done else ", if it might"
     return f"last: {one.pool} from {one.before} to {one.after} workers{might}: {one.why}{need}"
 

@@ -90,22 +90,21 @@ class Site:
         return len(self.core.wanted["any"])
 
 
-def need(now: int, ahead: int | None = None, high: int | None = None) -> Need:
-    ahead = now if ahead is None else ahead
-    return Need(now=now, ahead=ahead, high=ahead if high is None else high)
+def need(now: int, ahead: int | None = None) -> Need:
+    return Need(now=now, ahead=now if ahead is None else ahead)
 
 
-def test_a_forecast_brings_workers_before_they_are_needed_and_only_its_upper_end_lets_them_go() -> None:
+def test_a_forecast_brings_workers_before_they_are_needed_and_a_hold_lets_them_go() -> None:
     site = Site(scaling())
     site.pass_s(60, need(2, ahead=5))
     assert site.size == 5
     assert site.scaled[-1].why == "forecast"
-    site.pass_s(2 * HOLD_S, need(2, high=5))
+    site.pass_s(2 * HOLD_S, need(2, ahead=5))
     assert site.size == 5
-    site.pass_s(HOLD_S - STEP_S, need(2, high=3))
+    site.pass_s(HOLD_S - STEP_S, need(1, ahead=3))
     assert site.size == 5, "not before the hold is over"
-    site.pass_s(2 * STEP_S, need(2, high=3))
-    assert site.size == 3
+    site.pass_s(2 * STEP_S, need(2, ahead=2))
+    assert site.size == 3, "the most of that time"
 
 
 def test_jobs_that_wait_go_before_workers_that_serve() -> None:
@@ -138,25 +137,25 @@ def test_nothing_is_known_nothing_changes() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, 3)), min_size=60, max_size=60),
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=60, max_size=60),
     st.floats(5, 900),
     st.floats(5, 900),
     st.floats(0.2, 5),
 )
 def test_an_hour_of_noise_drains_nobody_who_still_starts_and_keeps_the_budget(
-    minutes: list[tuple[int, int, int]], queue_s: float, start_s: float, budget: float
+    minutes: list[tuple[int, int]], queue_s: float, start_s: float, budget: float
 ) -> None:
     site = Site(scaling(budget_gpu_hours=budget), queue_s, start_s)
-    for now, ahead, more in minutes:
-        site.pass_s(60, need(now, ahead, ahead + more))
+    for now, ahead in minutes:
+        site.pass_s(60, need(now, ahead))
         assert site.size <= MOST
     site.pass_s(3600, need(9))
     spent = [one for one in site.scaled if one.after == 0]
     assert site.gpu_s / 3600 <= budget
     assert site.young == 0 or spent, "only a budget that ends spares nobody"
     without = Site(scaling(), queue_s, start_s)
-    for now, ahead, more in minutes:
-        without.pass_s(60, need(now, ahead, ahead + more))
+    for now, ahead in minutes:
+        without.pass_s(60, need(now, ahead))
         assert 1 <= without.size <= MOST
     assert without.young == 0
 
@@ -182,7 +181,7 @@ def costs() -> Costs:
             step_s=0.008,
             step_each_s=5e-8,
         )
-        known.look([sight], 0, 0)
+        known.look([sight], 0)
     known.learn(0, 29.5 / 5e-5)
     return known
 
@@ -251,7 +250,7 @@ def word() -> Word:
         rising.add(Bucket(100.0 + 20 * minute, 10.0, 50.0))
     ahead = {kind: dict(forecast) for kind, forecast in rising.ahead().items()}
     buckets = tuple(Bucket(100.0 + 20 * minute, 10.0, 50.0) for minute in range(60))
-    one = Scaled(at=0.0, pool="any", before=1, after=2, why="forecast", need=need(1, 2, 3), lead_s=60.0, gpu_hours=0.5)
+    one = Scaled(at=0.0, pool="any", before=1, after=2, why="forecast", need=need(1, 2), lead_s=60.0, gpu_hours=0.5)
     return Word(
         written_at=100.0,
         mode="on",
@@ -268,7 +267,7 @@ def test_the_forecast_is_shown_with_its_drift_in_text_picture_and_metrics(tmp_pa
     told = "\n".join(planner_lines(word()))
     assert "prompts 1240, " in told and "the mix becomes prefill-heavy" in told
     assert "the planner wants any 2 workers; 0.50 GPU-hours so far" in told
-    assert "any from 1 to 2 workers: forecast; 1 needed now, 2 to 3 in 60 s" in told
+    assert "any from 1 to 2 workers: forecast; 1 needed now, at most 2 in 60 s" in told
     assert planner_lines(None) == []
     assert draw(word(), tmp_path / "demand.png")
     assert (tmp_path / "demand.png").read_bytes().startswith(b"\x89PNG")
