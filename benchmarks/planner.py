@@ -1,8 +1,9 @@
-"""What moving roles is worth: `python -m benchmarks.planner [key=value ...]`.
+"""What moving roles and workers is worth: `python -m benchmarks.planner [key=value ...]`.
 
 Prompts that are long with short answers, then short with long answers, then as at first, on the same engines in virtual
 time. Goodput of the planner beside that of the router alone, of each fixed split, and of an oracle that knows the
-phases and takes the best split in each. Owns the traffic, the four and what is printed.
+phases and takes the best split in each. Then pools that grow and shrink (`planner_sizes`). Owns the traffic, the four
+and what is printed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import msgspec
 from benchmarks import report
 from benchmarks.arguments import Count, Duration
 from benchmarks.command import command
+from benchmarks.planner_sizes import Sizes, measure_sizes
 from benchmarks.routing.measure import say
 from launcher.planner.roles import Looked, Role, Roles, Sight
 from launcher.twin.card import card
@@ -29,7 +31,7 @@ from proxy.monitoring.view import pressure_json
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
 
 
-class Options(msgspec.Struct, frozen=True, kw_only=True):
+class Options(Sizes, frozen=True, kw_only=True):
     phase_s: Duration = 40.0
     workers: Count = 8
     timings: str = "additive,mixed"
@@ -39,7 +41,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: Duration = 2.0
     itl_s: Duration = 0.025
     splits: str = "2,4,6,7"  # prefill workers: fixed, or the oracle's to choose from
-    seed: int = 1
     output: str = "out/planner"
 
 
@@ -165,10 +166,13 @@ def run(options: Options) -> None:
         for load in options.loads.split(",")
     }
     figures = {f"{timing}.{load}.{name}": v for (timing, load), row in found.items() for name, v in row.items()}
-    result = report.report("planner", figures)
+    sizes = measure_sizes(options)
+    result = report.report("planner", figures | sizes)
     names = list(next(iter(found.values())))
     rows = [[f"{timing} {load}", *(f"{row[name]:.2f}" for name in names)] for (timing, load), row in found.items()]
-    report.publish(Path(options.output), result, {"options": options}, report.table(["", *names], rows))
+    table = report.table(["", *names], rows)
+    more = report.table(["", "value"], [[name, f"{value:.3f}"] for name, value in sizes.items()]) if sizes else ""
+    report.publish(Path(options.output), result, {"options": options}, f"{table}\n\n{more}".rstrip())
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from launcher.planner.roles import Sight
 from proxy.spec import LatencyTargets
 from workers.spec import Role
 
-UTILISATION = 0.75  # of the time by prompts, of the KV cache, of places, of the target for times between tokens
+UTILISATION = 0.5  # of the time by prompts, of the KV cache, of places, of the target for times between tokens
 FADE = 0.8  # of what was known of costs, per minute with requests
 
 

@@ -9,6 +9,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from launcher.control.effects import Cancel as CancelJob
 from launcher.control.effects import DesiredRead, Drain, Event, FleetSeen, QueueRead, Submit, Submitted, Tick
 from launcher.control.reconcile import Reconciler
@@ -29,6 +31,7 @@ from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fe
 from proxy.flights.flight import Flight, State
 from proxy.monitoring.view import fleet_view
+from proxy.spec import Deadlines
 from workers.agent import lifecycle
 from workers.agent.walltime import WALLTIME, walltime_drain
 from workers.message import Message
@@ -36,6 +39,8 @@ from workers.output_ids import ID_BYTES
 from workers.protocol import Cancel, Cancelled, End, Leg, Part, Release
 
 TICK_S = 1.0
+# Where nobody may ever serve again, nobody waits for ever.
+IMPATIENT = Deadlines(**dict.fromkeys(Deadlines.__struct_fields__, float("inf")))
 
 
 @dataclass(slots=True)
@@ -61,7 +66,9 @@ class Elastic(Replay):
         names = list(setup.workers)
         if plan.scaling is not None:
             names = [name for name, pool in setup.workers.items() if _number(name) < plan.scaling.initial[pool]]
-        super().__init__(setup, requests, look=None if self._planner is None else self._planner.look, names=names)
+        look = None if self._planner is None else self._planner.look
+        deadlines = msgspec.structs.replace(IMPATIENT, queue_s=plan.proxy.deadlines.queue_s)
+        super().__init__(setup, requests, look=look, names=names, deadlines=deadlines)
         self._plan, self._site = plan, site
         self._slurm = VirtualSlurm(site)
         self._core = self._begin_run(names)
@@ -104,6 +111,7 @@ class Elastic(Replay):
             self._lose(job, now)
         self._leave(now)
         self._reconcile(now)
+        self._tell(fe.Tick(), now)
         held = [job for job in self._slurm.live() if job.state == "RUNNING"]
         gpus = {
             planned.spec.worker: planned.spec.num_nodes * planned.spec.gpus_per_node for planned in self._plan.workers

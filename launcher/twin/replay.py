@@ -71,6 +71,7 @@ class Replay:
         patience: Patience | None = None,
         look: Look | None = None,
         names: Iterable[str] | None = None,
+        deadlines: Deadlines = PATIENT,
     ) -> None:
         """`look`: may move roles every LOOK_S; None: no change. `names`: workers that are up; none: all."""
         self._patience = patience or Patience()
@@ -81,7 +82,7 @@ class Replay:
         self._index = PrefixIndex()
         self._router = _TimedRouter(setup.routing, random.Random(0), scores)
         self._router.decision_s = []
-        self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, PATIENT)
+        self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, deadlines)
         self._engines = {key: Engine(setup.card(key)) for key in self._fleet.workers}
         self._links = Links({name: setup.card((name, 0)).link_bytes_per_s for name in setup.workers})
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []

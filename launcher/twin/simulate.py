@@ -15,6 +15,7 @@ from launcher.job import Plan
 from launcher.planning.folders import folders
 from launcher.planning.models import ResolvedModel, resolve
 from launcher.planning.pools import plan_pools
+from launcher.planning.scaling import scaling_of
 from launcher.refusal import Refused
 from launcher.schema import Config, Output, WorkloadConfig
 from launcher.start import plan_run
@@ -58,6 +59,8 @@ def prediction_faults(config: Config) -> Iterator[str]:
         value = getattr(config.predict, name)
         if value is not None and value < 0:
             yield f"predict.{name}: {value:g} is less than nothing; use 0 or more"
+    if config.predict.queue_s is None and scaling_of(config) is not None:
+        yield "predict.queue_s: the planner changes the number of workers; say how long a job waits, 0 for not at all"
     if config.cluster is not None:
         layouts = [layout_name(pool.tensor_parallel, pool.pipeline_parallel) for pool in config.pools.values()]
         yield from engine_faults(config, resolved(config), layouts)

@@ -203,11 +203,11 @@ def test_more_demand_never_takes_fewer_workers(computed: float, output: float) -
 def test_prompts_and_answers_each_take_theirs() -> None:
     known = costs()
     prompts = known.workers(Role.ANY, Demand(55_000, 0), TARGETS, 60.0, 50)
-    assert prompts == known.workers(Role.PREFILL, Demand(55_000, 0), TARGETS, 60.0, 50) == 4
+    assert prompts == known.workers(Role.PREFILL, Demand(55_000, 0), TARGETS, 60.0, 50) == 6
     answers = known.workers(Role.ANY, Demand(0, 20_000), TARGETS, 60.0, 50)
     assert answers == known.workers(Role.DECODE, Demand(0, 20_000), TARGETS, 60.0, 50) > 1
     known.queued_s = 120.0
-    assert known.workers(Role.PREFILL, Demand(55_000, 0), TARGETS, 60.0, 50) == 7
+    assert known.workers(Role.PREFILL, Demand(55_000, 0), TARGETS, 60.0, 50) == 10
 
 
 # ---------------------------------------------------------------- what may be asked for, and who obeys
