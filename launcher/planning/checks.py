@@ -130,7 +130,7 @@ def _run_faults(config: Config) -> Iterator[str]:
     if config.routing.policy not in POLICIES:
         yield f"routing.policy: unknown {config.routing.policy!r}; known: {', '.join(sorted(POLICIES))}"
     for name in ("ttft_s", "itl_s"):
-        if getattr(config.routing.targets, name) <= 0:
+        if not getattr(config.routing.targets, name) > 0:
             yield f"routing.targets.{name}: must be more than 0 seconds"
     if config.handoff.connector not in CONNECTORS:
         yield f"handoff.connector: {config.handoff.connector} is not available; use {', '.join(CONNECTORS)}"

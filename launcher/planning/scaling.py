@@ -40,7 +40,7 @@ def scaling_faults(config: Config, pools: Sequence[PoolPlan]) -> Iterator[str]:
     if planner.mode is PlannerMode.off:
         yield f"planner.{given[0]}: nobody plans; use planner=on or planner=advise"
     for key in given:
-        if getattr(planner, key) <= 0:
+        if not getattr(planner, key) > 0:
             yield f"planner.{key}: {getattr(planner, key):g} is too little; use more than 0, or null"
     for name, pool in config.pools.items():
         if planner.max_replicas is not None and planner.max_replicas < pool.replicas:
