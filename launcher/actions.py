@@ -95,7 +95,7 @@ def up(config: Config) -> int:
         print(f"\ninterrupted while the controller was started\n{how_to_return(run, made.run)}", file=sys.stderr)
         return INTERRUPTED
     progress = Progress()
-    with _sigterm_as_exception():
+    with sigterm_as_exception():
         try:
             return _accompany(run, made, controlled, progress, config.timeout_s)
         except LaunchFailed as failed:
@@ -165,7 +165,7 @@ def _stop(run: RunDir, made: Plan, controlled: Controlled, progress: Progress) -
 
 
 @contextmanager
-def _sigterm_as_exception() -> Iterator[None]:
+def sigterm_as_exception() -> Iterator[None]:
     def raise_it(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 import msgspec
 import uvloop
 
-from launcher.actions import existing_run
+from launcher.actions import Terminated, existing_run, sigterm_as_exception
 from launcher.batch.display import Display
 from launcher.batch.drive import Drive
 from launcher.batch.folder import BatchDir
@@ -63,6 +63,25 @@ def batch(config: Config) -> int:
         return Outcome.partial.value
 
 
+def _on_its_own(config: Config, job: BatchJob, drive: Drive) -> float | None:
+    """How long its run held on after the last result. What ends a batch also ends it while its run comes up: None."""
+    left_s = None if job.deadline is None else max(0.0, job.deadline - time.time())
+    timeout_s = min((limit for limit in (config.timeout_s, left_s) if limit is not None), default=None)
+    with sigterm_as_exception():
+        try:
+            with own_run(config, Progress(), timeout_s) as view:
+                uvloop.run(drive.run(view))
+                ended_at = time.time()
+            return time.time() - ended_at
+        except (KeyboardInterrupt, Terminated):
+            drive.why = "interrupted while its run came up"
+        except LaunchFailed:
+            if job.deadline is None or time.time() < job.deadline:
+                raise
+            drive.why = "the deadline"
+    return None
+
+
 class _Opened(msgspec.Struct, frozen=True):
     """All of a batch that lies on disk, and what will run it."""
 
@@ -96,13 +115,13 @@ def _opened(job: BatchJob, folder: BatchDir, made: Plan) -> Iterator[_Opened]:
 def _run(config: Config, job: BatchJob, folder: BatchDir, opened: _Opened, run: RunDir, made: Plan) -> int:
     drive, files = opened.drive, opened.files
     files.outputs.begin(files.store)
-    began_at = time.time()
+    began_at, released_s = time.time(), None
     if drive.core.left:
         if config.cluster is None:
-            uvloop.run(drive.run(RunView(run, made)))
+            uvloop.run(drive.run(RunView(run, made, began_at)))
         else:
-            with own_run(config, Progress()) as view:
-                uvloop.run(drive.run(view))
+            released_s = _on_its_own(config, job, drive)
+        drive.look()
     files.outputs.end(files.store)
     figures, reading = drive.core.figures, drive.reading()
     outcome = outcome_of(reading)
@@ -120,6 +139,7 @@ def _run(config: Config, job: BatchJob, folder: BatchDir, opened: _Opened, run: 
         cached_tokens=figures.cached_tokens,
         output_tokens=figures.output_tokens,
         gpu_hours=reading.gpu_hours,
+        released_s=released_s,
         retries=dict(figures.retries),
     )
     write_json(folder.summary, summary)

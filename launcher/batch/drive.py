@@ -37,11 +37,13 @@ class Drive:
         self.meter = Meter(self.core, time.time())
         self.why = ""
         self._seen = Seen()
+        self._view: RunView | None = None
         self._look_at = 0.0
 
     async def run(self, view: RunView) -> None:
         """Raises what `Runner.run` does."""
         self._view = view
+        self.meter = Meter(self.core, time.time())
         self._runner = Runner(self._given, self._survey, self._files, self.core, Pool(view.locate))
         loop = asyncio.get_running_loop()
         for number in SIGNALS:
@@ -50,13 +52,19 @@ class Drive:
             await self._runner.run(self._watch)
 
     def reading(self) -> Reading:
-        return self.meter.look(time.time(), self._seen.num_gpus)
+        return self.meter.look(time.time(), self._seen.gpu_s)
+
+    def look(self) -> None:
+        """At the run, also after its end, at what it has taken."""
+        if self._view is not None:
+            self._seen = self._view.look()
 
     async def _watch(self) -> None:
         now = time.time()
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
-            self._seen = await asyncio.to_thread(self._view.look)
+            await asyncio.to_thread(self.look)
+            self._runner.offer(self._seen.num_places)
             if self._seen.ended:
                 self._stop(self._seen.ended, 0.0)
         if self._deadline is not None:

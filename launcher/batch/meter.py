@@ -6,10 +6,12 @@ Pure. Rates are of the last minute, so that an estimate follows when workers com
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from launcher.batch.progress import Progress
+from launcher.jobs import JobRecord
 
 SPAN_S = 60.0
 
@@ -35,23 +37,30 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return self.done + self.failed
 
 
+def gpu_seconds(records: Iterable[JobRecord], gpus: Mapping[str, int], since: float, now: float) -> float:
+    """From their jobs' start to their end, loading included. `gpus`: by worker; of the controller nothing."""
+    taken_s = 0.0
+    for record in records:
+        ended_at = now if record.ended_at is None else record.ended_at
+        held_s = 0.0 if record.started_at is None else max(0.0, ended_at - max(since, record.started_at))
+        earlier_s = record.earlier_s if record.submitted_at >= since else 0.0
+        taken_s += gpus.get(record.worker, 0) * (held_s + earlier_s)
+    return taken_s
+
+
 class Meter:
     """`look` as often as one likes."""
 
     def __init__(self, core: Progress, now: float) -> None:
         self._core = core
         self._points: deque[tuple[float, int, int]] = deque([(now, self._ended(), 0)])
-        self._gpu_s = 0.0
-        self._looked_at = now
 
     def _ended(self) -> int:
         return self._core.figures.done + self._core.figures.failed
 
-    def look(self, now: float, num_gpus: int) -> Reading:
-        """`num_gpus`: that the run holds now."""
+    def look(self, now: float, gpu_s: float) -> Reading:
+        """`gpu_s`: what the run's jobs have taken."""
         figures = self._core.figures
-        self._gpu_s += num_gpus * (now - self._looked_at)
-        self._looked_at = now
         self._points.append((now, self._ended(), figures.output_tokens))
         while len(self._points) > 2 and self._points[1][0] <= now - SPAN_S:
             self._points.popleft()
@@ -70,6 +79,6 @@ class Meter:
             output_tokens_per_s=(figures.output_tokens - tokens) / span_s,
             cached_share=figures.cached_tokens / figures.prompt_tokens if figures.prompt_tokens else 0.0,
             eta_s=left / rate if rate > 0 else None,
-            gpu_hours=self._gpu_s / 3600,
+            gpu_hours=gpu_s / 3600,
             num_retries=sum(figures.retries.values()),
         )

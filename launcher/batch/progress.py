@@ -41,6 +41,12 @@ class Answered(msgspec.Struct, frozen=True):
     answer: Answer
 
 
+class Places(msgspec.Struct, frozen=True):
+    """That the workers which are there have for requests."""
+
+    num: int
+
+
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
@@ -49,7 +55,7 @@ class Stop(msgspec.Struct, frozen=True):
     """Send nothing more; what is in flight may end."""
 
 
-Event = Read | Ended | Answered | Tick | Stop
+Event = Read | Ended | Answered | Places | Tick | Stop
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -122,6 +128,8 @@ class Progress:
                 self._read(items)
             case Ended():
                 self._input_ended = True
+            case Places(num):
+                self.pace.offered(num)
             case Stop():
                 self._stopping = True
             case Tick():

@@ -5,27 +5,34 @@ Owns nothing: it reads the run's folder.
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from launcher.batch.http_pool import Target
+from launcher.batch.meter import gpu_seconds
 from launcher.job import Plan
 from launcher.keys import api_key_file, batch_key_file
 from launcher.rundir import RunDir, read_optional
 from launcher.view.status import RunStatus
+from workers.agent.lifecycle import READY
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """`ended`: why nobody will answer any more, "" as long as somebody may."""
+    """`gpu_s`: what its jobs have taken. `num_places`: how many requests its workers take at once. `ended`: why nobody
+    will answer any more, "" as long as somebody may."""
 
-    num_gpus: int = 0
+    gpu_s: float = 0.0
+    num_places: int = 0
     ended: str = ""
 
 
 class RunView:
-    """A run as its client sees it, through its folder. Its calls may block."""
+    """A run as its client sees it, through its folder, `since` a unix time. Its calls may block."""
 
-    def __init__(self, run: RunDir, plan: Plan) -> None:
+    def __init__(self, run: RunDir, plan: Plan, since: float) -> None:
         self._run = run
+        self._since = since
         self._plan = plan
         self._gpus = {p.spec.worker: p.spec.gpus_per_node * p.spec.num_nodes for p in plan.workers}
 
@@ -38,8 +45,11 @@ class RunView:
 
     def look(self) -> Seen:
         status = read_optional(self._run.status, RunStatus)
+        gpu_s = gpu_seconds(self._run.read_jobs(), self._gpus, self._since, time.time())
         if status is None:
-            return Seen()
-        num_gpus = sum(self._gpus.get(worker.worker, 0) for worker in status.workers if worker.node)
+            return Seen(gpu_s)
         why = f"{status.failure.name}: {status.failure.reason}" if status.failure is not None else ""
-        return Seen(num_gpus, f"the run has ended{why and f': {why}'}" if status.ended or why else "")
+        caps = self._plan.proxy.pools
+        ready = [worker for worker in status.workers if worker.phase == READY and worker.pool in caps]
+        num_places = sum(caps[worker.pool].max_decodes for worker in ready)
+        return Seen(gpu_s, num_places, f"the run has ended{why and f': {why}'}" if status.ended or why else "")

@@ -28,13 +28,14 @@ LOOK_EVERY_S = 0.5
 
 
 @contextmanager
-def own_run(config: Config, progress: Progress) -> Iterator[RunView]:
+def own_run(config: Config, progress: Progress, timeout_s: float | None) -> Iterator[RunView]:
     """Brought up, or found; stopped at the end. Raises LaunchFailed, AlreadyLive, JobError and what `up` does."""
+    since = time.time()
     run, made, controlled = _bring_up(config)
     try:
         with progress.shown():
-            await_url(run, made, controlled, progress, config.timeout_s)
-        yield RunView(run, made)
+            await_url(run, made, controlled, progress, timeout_s)
+        yield RunView(run, made, since)
     finally:
         stop_run(run, made, progress, None)
         if controlled.process is not None:

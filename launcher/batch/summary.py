@@ -22,7 +22,10 @@ class Outcome(Enum):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """`why`: what stopped it, "" where nothing did. Tokens and retries are of this life of the batch."""
+    """`why`: what stopped it, "" where nothing did. Tokens and retries are of this life of the batch.
+
+    `released_s`: from the last result until nothing of its own run was left; None: the run was not its own.
+    """
 
     outcome: str
     why: str
@@ -37,6 +40,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     cached_tokens: int
     output_tokens: int
     gpu_hours: float
+    released_s: float | None
     retries: dict[str, int]
 
 
@@ -50,11 +54,12 @@ def text(summary: Summary) -> str:
     rate = summary.output_tokens / summary.took_s if summary.took_s else 0.0
     cached = summary.cached_tokens / summary.prompt_tokens if summary.prompt_tokens else 0.0
     retries = ", ".join(f"{count} {kind}" for kind, count in summary.retries.items())
+    released = "" if summary.released_s is None else f", all released {summary.released_s:.1f} s after the last result"
     lines = [
         f"{summary.outcome}: {summary.done} of {summary.total} done, {summary.failed} failed, {summary.left} left",
         *([f"  stopped   {summary.why}"] if summary.why else []),
         f"  took      {span(summary.took_s)}, {rate:.0f} output tokens/s, {cached:.0%} of the prompts from caches",
-        f"  GPU-hours {summary.gpu_hours:.3f}",
+        f"  GPU-hours {summary.gpu_hours:.3f}{released}",
         *([f"  tried again after: {retries}"] if retries else []),
         f"  results   {summary.output}",
         *([f"  errors    {summary.errors}"] if summary.failed else []),

@@ -217,12 +217,14 @@ def test_a_killed_proxy_costs_no_result(folder: Path, undisturbed: dict[str, str
 def test_a_batch_with_a_run_of_its_own_leaves_nothing_running(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "runs" / "demo")
     lines = [openai_line(number) for number in range(40)]
+    arguments = (*SIM, *batch_arguments(write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"))
     with nothing_left(run):
-        done = launch(
-            tmp_path, *SIM, *batch_arguments(write_lines(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl")
-        )
+        late = launch(tmp_path, *arguments, "batch.deadline=0s")
+        assert late.returncode == 3 and "stopped   the deadline" in late.stdout, late.stdout + late.stderr
+        assert run_processes(run) == []
+        done = launch(tmp_path, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        assert len(texts(tmp_path / "out.jsonl")) == 40
+        assert len(texts(tmp_path / "out.jsonl")) == 40 and "s after the last result" in done.stdout
         assert run_processes(run) == []
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.batch.answers import Answer, Kind, kind_of
-from launcher.batch.meter import Meter
+from launcher.batch.meter import Meter, gpu_seconds
 from launcher.batch.pace import FIRST, Pace
 from launcher.batch.progress import (
     BUDGET,
@@ -20,6 +20,7 @@ from launcher.batch.progress import (
     Ended,
     Event,
     Keep,
+    Places,
     Progress,
     Read,
     Send,
@@ -28,6 +29,7 @@ from launcher.batch.progress import (
 )
 from launcher.batch.request import BadLine, Request, bad_line
 from launcher.batch.window import MAX_REQUESTS, Window
+from launcher.jobs import JobRecord
 
 GOOD = Answer(Kind.DONE, 200, b'{"usage": {"prompt_tokens": 4, "completion_tokens": 2}}', "id")
 
@@ -181,9 +183,26 @@ def test_figures_are_of_what_answers_tell() -> None:
     meter = Meter(driven.core, 0.0)
     usage = {"prompt_tokens": 10, "completion_tokens": 4}
     driven.answer(0, Answer(Kind.DONE, 200, json.dumps({"usage": usage}).encode(), cached_tokens=5))
-    reading = meter.look(10.0, num_gpus=8)
+    reading = meter.look(10.0, gpu_s=80.0)
     assert (reading.requests_per_s, reading.output_tokens_per_s, reading.cached_share) == (0.1, 0.4, 0.5)
     assert reading.eta_s == 10.0 and reading.gpu_hours == 80 / 3600
+
+
+def test_gpu_time_is_that_of_jobs_while_they_ran() -> None:
+    def job(worker: str, **times: float) -> JobRecord:
+        return JobRecord(
+            job="1", name="n", worker=worker, generation=0, submitted_at=times.pop("submitted", 60.0), **times
+        )
+
+    gpus = {"w-0": 8, "w-1": 4}
+    waits, runs = job("w-0"), job("w-0", started_at=150.0)
+    ended, older = job("w-1", started_at=110.0, ended_at=120.0), job("w-1", submitted=1.0, started_at=10.0)
+    requeued, before = job("w-1", submitted=100.0, earlier_s=7.0), job("w-0", started_at=10.0, ended_at=20.0)
+    controller = job("controller", started_at=10.0)
+    spent = [
+        gpu_seconds([one], gpus, 100.0, 200.0) for one in (waits, runs, ended, older, requeued, before, controller)
+    ]
+    assert spent == [0, 8 * 50, 4 * 10, 4 * 100, 4 * 7, 0, 0]
 
 
 # ---------------------------------------------------------------- how many at once
@@ -212,6 +231,17 @@ def test_a_limit_that_was_not_reached_says_nothing() -> None:
     pace = Pace()
     pace.answered(1.0, 0.0, FIRST - 1)
     assert pace.limit == FIRST
+
+
+def test_workers_that_come_are_filled_at_once_and_only_once() -> None:
+    driven = Driven([request(number) for number in range(300)])
+    driven.apply(Places(64))
+    assert driven.core.num_in_flight == 64
+    driven.core.pace.refused(0.0)
+    driven.apply(Places(64))
+    assert driven.core.pace.limit == 32, "they did not keep their word"
+    driven.apply(Places(128))
+    assert driven.core.num_in_flight == 128
 
 
 # ---------------------------------------------------------------- what goes next

@@ -11,6 +11,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +38,7 @@ async def main(run: RunDir) -> None:
     plan = run.read_plan()
     address = ServiceAddress(port=0, secret=secrets.token_urlsafe(32))
     shelf = Shelf(run.path / "batches")
-    working = Working(shelf, plan, RunView(run, plan))
+    working = Working(shelf, plan, RunView(run, plan, time.time()))
     api = Api(shelf, working, address.secret)
     server = Server()
     server.start(api.handle, api.admit, msgspec.structs.replace(plan.proxy.limits, idle_timeout_s=IDLE_S))
