@@ -30,7 +30,7 @@ from tests.batching import (
 from tests.launching import Launch, environment, launch, nothing_left
 from workers.links.proxy_file import read_proxies
 
-SIM = ("+cluster=local", "engine=sim", "run=demo")
+SIM = ("+cluster=local", "engine=sim", "run=demo", "pools.decode.max_decodes=16")  # else a batch is over too soon
 NUM_REQUESTS = 600
 
 
