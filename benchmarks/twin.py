@@ -9,6 +9,7 @@ the cases and the comparison.
 from __future__ import annotations
 
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -143,7 +144,7 @@ def sim_arguments(options: Options, num_workers: int) -> list[str]:
 def formulas(options: Options, folder: Path) -> dict[str, float]:
     """Medians of what points and the model fitted to them are off, as parts of the engine's own times."""
     with run_of(folder, sim_arguments(options, 1)) as run:
-        found = read(profile(folder, run, options.profile_s))
+        found = read(kept(profile(folder, run, options.profile_s), options, "sim"))
     timing, model = slower(options), fit(found, SimArgs().max_num_batched_tokens).model
     prefill, decode = list[tuple[float, float]](), list[tuple[float, float]]()
     for isl, ttft_ms in zip(found.prefill_isl, found.prefill_ttft, strict=True):
@@ -158,6 +159,13 @@ def formulas(options: Options, folder: Path) -> dict[str, float]:
         for name, ratios in (("prefill", prefill), ("decode", decode))
         for index, way in enumerate(("points", "fit"))
     }
+
+
+def kept(profile: Path, options: Options, name: str) -> Path:
+    """The profile, with its points and curves, beside the results."""
+    folder = Path(options.output) / f"profile_{name}"
+    shutil.copytree(profile.parent, folder, dirs_exist_ok=True)
+    return profile
 
 
 def chunks(num_tokens: int, budget: int) -> list[int]:
@@ -194,7 +202,7 @@ def real(options: Options, folder: Path) -> dict[str, float]:
     )
     with run_of(folder, arguments) as run:
         say("vllm: profile")
-        measured = profile(folder, run, options.profile_s)
+        measured = kept(profile(folder, run, options.profile_s), options, "vllm")
         twin = Twin(folder, [*arguments, f"predict.profiles.tp1={measured}"], options, options.vllm_tokens)
         return compared("vllm", twin, lambda requests: asked_of(run, requests, twin.block_size), options)
 
