@@ -22,7 +22,7 @@ from launcher.keys import operator_key_file
 from launcher.planning.pools import DEFAULT_MAX_NUM_BATCHED_TOKENS
 from launcher.profiling.findings import Findings, findings_of, profile_of
 from launcher.profiling.meter import CannotMeasure, Meter, OutOfTime
-from launcher.profiling.points import Limits, Point, points
+from launcher.profiling.points import Limits, Point, next_point, points
 from launcher.profiling.store import PointFile
 from launcher.profiling.text import draw, findings_text
 from launcher.refusal import Refused
@@ -127,13 +127,16 @@ def _measure(
     left = [point for point in wanted if point not in done]
     if not left:
         return
-    meter = _meter(run, made, subject, time.monotonic() + time_limit_s)
+    until = time.monotonic() + time_limit_s
+    meter = _meter(run, made, subject, until)
     with Display() as display:
         try:
             meter.warm_up()
-            for number, point in enumerate(left):
+            while left:
+                point = next_point(left, file.measured, until - time.monotonic())
+                left.remove(point)
                 told = f"{subject.spec.worker}: {_words(point)}"
-                display.draw(len(wanted) - len(left) + number, len(wanted), told, time.monotonic())
+                display.draw(len(wanted) - len(left) - 1, len(wanted), told, time.monotonic())
                 measured = meter.measure(point)
                 if measured is not None:
                     file.add(measured)

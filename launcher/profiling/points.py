@@ -16,6 +16,7 @@ BATCHED_PROMPTS = (64, 256)  # short ones, so that attention within a prompt har
 SHORTEST_CONTEXT = 128
 DECODE_STEPS = 32
 KV_PART = 0.9  # more would preempt
+DEAR_PART = 0.1  # of the time left: who takes longer waits for those that take less
 
 T = TypeVar("T")
 
@@ -88,6 +89,18 @@ def points(limits: Limits) -> list[Point]:
     ]
     turns = itertools.chain.from_iterable(itertools.zip_longest(*lists))
     return list(dict.fromkeys(point for point in turns if point is not None))
+
+
+def next_point(left: Sequence[Point], measured: Sequence[Measured], left_s: float) -> Point:
+    """The first that is not too dear for the time left, by the prompt tokens per second so far; else the cheapest."""
+    rates = [m.point.num_tokens / m.seconds for m in measured if isinstance(m.point, Prefill)]
+    most_tokens = DEAR_PART * left_s * max(rates, default=0.0)
+    affordable = (point for point in left if not rates or prompt_tokens(point) <= most_tokens)
+    return next(affordable, min(left, key=prompt_tokens))
+
+
+def prompt_tokens(point: Point) -> int:
+    return point.num_tokens if isinstance(point, Prefill) else point.concurrency * point.context_tokens
 
 
 def _longest(limits: Limits) -> int:

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from launcher.profiling.findings import findings_of, knee_of, profile_of
 from launcher.profiling.gaps import Gaps
-from launcher.profiling.points import DECODE_STEPS, Decode, Limits, Measured, Point, Prefill, asked, points, spread
+from launcher.profiling.points import (
+    DECODE_STEPS,
+    Decode,
+    Limits,
+    Measured,
+    Point,
+    Prefill,
+    asked,
+    next_point,
+    points,
+    spread,
+)
 from launcher.profiling.store import PointFile
 from launcher.profiling.text import draw, findings_text
 from launcher.twin.profile import fit, read, write
@@ -50,6 +61,15 @@ def test_the_ends_come_first() -> None:
     assert list(spread("a")) == ["a"] and list(spread("")) == []
     first = points(LIMITS)[:6]
     assert {Prefill(64), Prefill(8191), Decode(128, 1)} <= set(first)
+
+
+def test_what_is_too_dear_for_the_time_left_waits() -> None:
+    dear, cheap = Decode(4096, 16), Decode(128, 4)
+    assert next_point([dear, cheap], [], 60.0) == dear, "nothing is known yet"
+    slow = [Measured(point=Prefill(1000), seconds=1.0)]
+    assert next_point([dear, cheap], slow, 60.0) == cheap
+    assert next_point([dear, cheap], slow, 6000.0) == dear
+    assert next_point([dear, cheap], slow, 0.1) == cheap, "it is tried"
 
 
 # ---------------------------------------------------------------- against an engine whose times are known
