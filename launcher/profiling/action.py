@@ -140,7 +140,7 @@ def _measure(
                 measured = meter.measure(point)
                 if measured is not None:
                     file.add(measured)
-        except OutOfTime:
+        except (OutOfTime, TimeoutError):
             display.say(f"{subject.spec.worker}: time is up")
 
 
