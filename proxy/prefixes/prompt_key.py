@@ -121,8 +121,10 @@ def _text(region: bytes, *, itemized: bool) -> bytes | None:
     """A list's messages, with an end after each but the last; else what it is. None: the engine refuses it."""
     if region[:1] not in (b'"', b"["):
         return None
-    if region[:1] == b'"' or not itemized or len(region) > MAX_REGION_BYTES or region.count(b",") > MAX_COMMAS:
+    if region[:1] == b'"' or not itemized or len(region) > MAX_REGION_BYTES:
         return region[:-1]  # a longer one may go on here
+    if len(region) > MAX_COMMAS and region.count(b",") > MAX_COMMAS:
+        return region[:-1]
     return _END.join(_items.decode(region))
 
 
