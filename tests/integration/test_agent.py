@@ -93,6 +93,7 @@ def test_a_node_on_which_every_port_is_taken_is_told(run: Live) -> None:
     with ExitStack() as taken:
         for attempt in range(PORT_ATTEMPTS):
             holder = taken.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # else an old connection keeps it for a while
             with suppress(OSError):  # somebody else has it
                 holder.bind(("127.0.0.1", derived_port("78", 0, attempt, "handoff")))
         run.start_worker("decode-0", sim_engine(), **job)
