@@ -64,7 +64,6 @@ class Drive:
         if now >= self._look_at:
             self._look_at = now + LOOK_EVERY_S
             await asyncio.to_thread(self.look)
-            self._runner.offer(self._seen.num_places)
             if self._seen.ended:
                 self._stop(self._seen.ended, 0.0)
         if self._deadline is not None:

@@ -3,8 +3,8 @@
 Pure. An answer says how long its request waited at the proxy for a place. As long as they find one at once there may
 be room for more, so the limit grows by one per answer: it doubles with each round. Where they wait, there is enough:
 it shrinks by what they waited too long, until they wait a small part of their time only, and from then on grows by a
-tenth per round. Where the service refuses, it is halved, and found anew. Workers that have just come are taken at their
-word: a limit that has to grow to their places first would leave engines half empty for as long as some answers take.
+tenth per round. Where the service refuses, it is halved, and found anew. It begins small:
+requests that share a beginning would be computed side by side, before the first has filled a cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ class Pace:
         self._limit = float(min(FIRST, most))
         self._growth = GROWTH
         self._halved_at = float("-inf")
-        self._num_places = 0
 
     @property
     def limit(self) -> int:
@@ -37,12 +36,6 @@ class Pace:
             self._limit, self._growth = max(1.0, self._limit - (part - ENOUGH)), LATER_GROWTH
         elif part <= AT_ONCE and num_in_flight >= self.limit:
             self._limit = min(self._most, self._limit + self._growth)
-
-    def offered(self, num_places: int) -> None:
-        """How many requests the workers that are there take at once."""
-        if num_places > self._num_places:
-            self._limit = min(float(self._most), max(self._limit, num_places))
-        self._num_places = num_places
 
     def refused(self, now: float) -> None:
         self._growth = GROWTH

@@ -41,12 +41,6 @@ class Answered(msgspec.Struct, frozen=True):
     answer: Answer
 
 
-class Places(msgspec.Struct, frozen=True):
-    """That the workers which are there have for requests."""
-
-    num: int
-
-
 class Tick(msgspec.Struct, frozen=True):
     """Time has passed."""
 
@@ -55,7 +49,7 @@ class Stop(msgspec.Struct, frozen=True):
     """Send nothing more; what is in flight may end."""
 
 
-Event = Read | Ended | Answered | Places | Tick | Stop
+Event = Read | Ended | Answered | Tick | Stop
 
 
 class Send(msgspec.Struct, frozen=True):
@@ -128,8 +122,6 @@ class Progress:
                 self._read(items)
             case Ended():
                 self._input_ended = True
-            case Places(num):
-                self.pace.offered(num)
             case Stop():
                 self._stopping = True
             case Tick():

@@ -15,15 +15,12 @@ from launcher.job import Plan
 from launcher.keys import api_key_file, batch_key_file
 from launcher.rundir import RunDir, read_optional
 from launcher.view.status import RunStatus
-from workers.agent.lifecycle import READY
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """`gpu_s`: what its jobs have taken. `num_places`: how many requests its workers take at once. `ended`: why nobody
-    will answer any more, "" as long as somebody may."""
+    """`gpu_s`: what its jobs have taken. `ended`: why nobody will answer any more, "" as long as somebody may."""
 
     gpu_s: float = 0.0
-    num_places: int = 0
     ended: str = ""
 
 
@@ -49,7 +46,4 @@ class RunView:
         if status is None:
             return Seen(gpu_s)
         why = f"{status.failure.name}: {status.failure.reason}" if status.failure is not None else ""
-        caps = self._plan.proxy.pools
-        ready = [worker for worker in status.workers if worker.phase == READY and worker.pool in caps]
-        num_places = sum(caps[worker.pool].max_decodes for worker in ready)
-        return Seen(gpu_s, num_places, f"the run has ended{why and f': {why}'}" if status.ended or why else "")
+        return Seen(gpu_s, f"the run has ended{why and f': {why}'}" if status.ended or why else "")

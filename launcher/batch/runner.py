@@ -17,7 +17,7 @@ from launcher.batch.answers import Answer
 from launcher.batch.http_pool import Pool
 from launcher.batch.output import Outputs
 from launcher.batch.owner import BEAT_S, Ownership
-from launcher.batch.progress import Answered, Ended, Event, Places, Progress, Read, Send, Stop, Tick
+from launcher.batch.progress import Answered, Ended, Event, Progress, Read, Send, Stop, Tick
 from launcher.batch.request import Request
 from launcher.batch.source import BadInput
 from launcher.batch.store import Store
@@ -55,9 +55,6 @@ class Runner:
         grace_s = self._core.drain_s + STOP_GRACE_S if within_s is None else within_s
         self._give_up_at = min(self._give_up_at, self._loop.time() + grace_s)
         self._apply(Stop())
-
-    def offer(self, num_places: int) -> None:
-        self._apply(Places(num_places))
 
     async def run(self, watch: Callable[[], Awaitable[None]]) -> None:
         """`watch` is called every tick. Raises OSError, Held, Changed or BadInput; what was written stays."""

@@ -20,7 +20,6 @@ from launcher.batch.progress import (
     Ended,
     Event,
     Keep,
-    Places,
     Progress,
     Read,
     Send,
@@ -231,17 +230,6 @@ def test_a_limit_that_was_not_reached_says_nothing() -> None:
     pace = Pace()
     pace.answered(1.0, 0.0, FIRST - 1)
     assert pace.limit == FIRST
-
-
-def test_workers_that_come_are_filled_at_once_and_only_once() -> None:
-    driven = Driven([request(number) for number in range(300)])
-    driven.apply(Places(64))
-    assert driven.core.num_in_flight == 64
-    driven.core.pace.refused(0.0)
-    driven.apply(Places(64))
-    assert driven.core.pace.limit == 32, "they did not keep their word"
-    driven.apply(Places(128))
-    assert driven.core.num_in_flight == 128
 
 
 # ---------------------------------------------------------------- what goes next
