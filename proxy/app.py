@@ -18,6 +18,7 @@ from proxy.fleet.worker import Key as WorkerKey
 from proxy.flights.admission import RETRY_AFTER_S
 from proxy.flights.legs import BadBody, BodyFields, read_body, stateful_because, whole_because
 from proxy.forward import Forward
+from proxy.header_names import EXPLAIN, POLICY, WORKER
 from proxy.http.clients import HttpClient
 from proxy.http.exchange import Exchange
 from proxy.models import check_model, check_task
@@ -26,7 +27,7 @@ from proxy.prefixes.prompt_key import PromptKey
 from proxy.prefixes.prompts import NOTHING_SEEN, Seen
 from proxy.processes.siblings import Siblings
 from proxy.routes import Route
-from proxy.routing.explain import ASK, OVERRIDE, WORKER, policy_of
+from proxy.routing.explain import policy_of
 from proxy.routing.router import Demand, Router, estimated_tokens
 from proxy.spec import ProxySpec
 from workers.protocol import Leg, Submit
@@ -103,7 +104,7 @@ class App:
             check_task(route, fields.model or self._spec.models[0], self._dispatch.fleet)
             if stateful := stateful_because(fields):
                 raise BadRequest(f"{stateful} needs a server that keeps answers; this one does not", param=stateful)
-            policy = policy_of(exchange.headers.get(OVERRIDE), self._spec.routing)
+            policy = policy_of(exchange.headers.get(POLICY), self._spec.routing)
             named = self._named_worker(exchange)
         except BadBody as fault:
             client.reject(BadRequest(str(fault)))
@@ -120,7 +121,7 @@ class App:
             demand = Demand(known.num_tokens, whole, chain=known.chain, marks=known.marks, policy=policy)
         if named is not None:
             demand = replace(demand, whole_because="it names its worker", forced=(None, named))
-        if ASK in exchange.headers:
+        if EXPLAIN in exchange.headers:
             demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
 

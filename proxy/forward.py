@@ -14,10 +14,9 @@ import msgspec
 
 from proxy import errors
 from proxy.errors import NoWorker, Response
+from proxy.header_names import CLIENT, SECRET
 from proxy.http.exchange import Exchange
 
-SECRET = b"x-sluice-secret"
-CLIENT = b"x-sluice-client"
 PASSED_ON = (b"content-type", b"accept")
 TIMEOUT_S = 60.0
 RETRY_AFTER_S = 5

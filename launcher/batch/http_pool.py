@@ -18,12 +18,10 @@ import msgspec
 
 from launcher.batch.answers import Answer, Kind, kind_of
 from launcher.batch.request import Request
+from proxy.header_names import CACHED_TOKENS, REQUEST_ID, WAITED_S
 
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 10), (socket.TCP_KEEPINTVL, 5), (socket.TCP_KEEPCNT, 4))
 CONNECT_TIMEOUT_S = 10.0
-WAITED = b"x-sluice-waited-s"
-CACHED = b"x-sluice-cached-tokens"
-REQUEST_ID = b"x-sluice-request-id"
 RETRY_AFTER = b"retry-after"
 
 Done = Callable[[Request, Answer], None]
@@ -96,9 +94,9 @@ class Connection(asyncio.Protocol):
             status,
             b"".join(self._body),
             headers.get(REQUEST_ID, b"").decode("latin-1"),
-            _seconds(headers.get(WAITED)),
+            _seconds(headers.get(WAITED_S)),
             _seconds(headers.get(RETRY_AFTER)),
-            int(headers.get(CACHED) or 0),
+            int(headers.get(CACHED_TOKENS) or 0),
         )
         self._headers, self._body = {}, []
         self._finish(answer)

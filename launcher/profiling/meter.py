@@ -30,6 +30,7 @@ from launcher.profiling.points import (
     Prefill,
     asked,
 )
+from proxy.header_names import WORKER
 
 REPEATS = 3  # of prefills and of points that others disturb
 SETTLE_S = 1.0  # for a request that was cut off to be gone
@@ -77,7 +78,7 @@ class Meter:
         """`busy`: how many requests the worker has now. `until`: by the monotonic clock."""
         self._address = urlsplit(url)
         self._headers = {"authorization": f"Bearer {key}", "content-type": "application/json"}
-        self._headers["x-sluice-worker"] = worker
+        self._headers[WORKER.decode()] = worker
         self._model, self._limits, self._busy, self._until, self._tls = model, limits, busy, until, tls
         self._random = random.Random()
         self._ids: list[int] = []

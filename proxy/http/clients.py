@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy import errors, routes
 from proxy.errors import ApiError, Headers
+from proxy.header_names import REQUEST_ID
 from proxy.http.exchange import Exchange
 
 MAX_ECHOED_ID = 128
@@ -38,7 +39,7 @@ class HttpClient:
         self.write = exchange.write
         self._ids: Headers = (
             (b"x-request-id", echoed_id(exchange) or request_id.encode()),
-            (b"x-sluice-request-id", request_id.encode()),
+            (REQUEST_ID, request_id.encode()),
         )
 
     def begin(self, status: int, headers: Headers, served_by: Headers, data: bytes) -> None:

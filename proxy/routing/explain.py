@@ -10,22 +10,17 @@ from typing import Any
 import msgspec
 
 from proxy.errors import BadRequest, Headers
+from proxy.header_names import CACHED_TOKENS, DECODE, POLICY, PREFILL, WAITED_S
 from proxy.routing.demand import Demand, Reason, Route
 from proxy.routing.router import POLICIES
 from proxy.spec import RoutingSpec
 
-ASK = b"x-sluice-explain"
-OVERRIDE = b"x-sluice-policy"
-WORKER = b"x-sluice-worker"
-WAITED = b"x-sluice-waited-s"
-CACHED = b"x-sluice-cached-tokens"
-
 
 def headers_of(route: Route, demand: Demand) -> Headers:
     """Who served; where its client asks for it also what the router expected: `x-sluice-route-...`."""
-    served_by = [(b"x-sluice-decode", route.decode.key[0].encode())]
+    served_by = [(DECODE, route.decode.key[0].encode())]
     if route.prefill is not None:
-        served_by.insert(0, (b"x-sluice-prefill", route.prefill.key[0].encode()))
+        served_by.insert(0, (PREFILL, route.prefill.key[0].encode()))
     if demand.explain:
         served_by += [(f"x-sluice-route-{name}".encode(), _text(value)) for name, value in _told(route.reason)]
     return tuple(served_by)
@@ -34,7 +29,7 @@ def headers_of(route: Route, demand: Demand) -> Headers:
 def headers_for_batch(waited_s: float, cached_tokens: int) -> Headers:
     """From the first a batch learns how many requests are enough. The second is complete when the answer begins at
     its end, as a batch's do: engines do not tell it in theirs."""
-    return (WAITED, b"%.3f" % waited_s), (CACHED, b"%d" % cached_tokens)
+    return (WAITED_S, b"%.3f" % waited_s), (CACHED_TOKENS, b"%d" % cached_tokens)
 
 
 def _told(reason: Reason) -> list[tuple[str, Any]]:
@@ -57,7 +52,7 @@ def policy_of(asked: bytes | None, spec: RoutingSpec) -> str | None:
         return None
     policy = asked.decode("latin-1")
     if not spec.allow_override:
-        raise BadRequest(f"{OVERRIDE.decode()}: this run does not let requests choose; see routing.allow_override")
+        raise BadRequest(f"{POLICY.decode()}: this run does not let requests choose; see routing.allow_override")
     if policy not in POLICIES:
-        raise BadRequest(f"{OVERRIDE.decode()}: unknown policy {policy!r}; known: {', '.join(sorted(POLICIES))}")
+        raise BadRequest(f"{POLICY.decode()}: unknown policy {policy!r}; known: {', '.join(sorted(POLICIES))}")
     return policy

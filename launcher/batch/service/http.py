@@ -30,7 +30,7 @@ from launcher.batch.service.objects import (
 from launcher.batch.service.shelf import Shelf
 from launcher.batch.service.working import Working
 from proxy import errors
-from proxy.forward import CLIENT, SECRET
+from proxy.header_names import CLIENT, SECRET
 from proxy.http.exchange import Exchange
 
 JSON = ((b"content-type", b"application/json"),)
