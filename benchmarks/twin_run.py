@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 import msgspec
 import uvloop
 
-from benchmarks.load import PATH, BadAnswer, Client, Endpoint
+from benchmarks.load import BadAnswer, Client, Endpoint
 from benchmarks.processes import ProcessFault, end, spawn
-from benchmarks.routing.live import START_S, token_ids
+from benchmarks.routing.live import START_S, request_bytes
 from launcher.rundir import SOURCE, RunDir
 from launcher.rundir import Endpoint as EndpointFile
 from launcher.twin.records import Record
@@ -73,7 +73,10 @@ def asked_of(run: RunDir, requests: Sequence[Request], block_size: int) -> list[
 
 
 async def _all(endpoint: Endpoint, records: Sequence[Record], block_size: int) -> None:
-    asks = [_bytes(endpoint, record.request, number, block_size) for number, record in enumerate(records)]
+    asks = [
+        request_bytes(endpoint, record.request, number, block_size, ignore_eos=True)
+        for number, record in enumerate(records)
+    ]
     start_s = time.perf_counter() + START_S
     async with asyncio.TaskGroup() as tasks:
         for data, record in zip(asks, records, strict=True):
@@ -95,20 +98,3 @@ async def _one(endpoint: Endpoint, data: bytes, record: Record, start_s: float) 
         record.end_s = at_s + client.arrivals[-1] - sent_s
     finally:
         client.close()
-
-
-def _bytes(endpoint: Endpoint, request: Request, number: int, block_size: int) -> bytes:
-    fields = {
-        "model": endpoint.model,
-        "prompt": token_ids(request, number, block_size),
-        "max_tokens": request.num_output,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-    }
-    body = msgspec.json.encode(fields)
-    head = (
-        f"POST {PATH} HTTP/1.1\r\nhost: {endpoint.host}\r\nauthorization: Bearer {endpoint.key}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body

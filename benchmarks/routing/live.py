@@ -55,20 +55,27 @@ def token_ids(request: Request, number: int, block_size: int) -> list[int]:
     return [FIRST_TOKEN_ID + byte for byte in data + own[: request.num_prompt - len(data)]]
 
 
-def ask(endpoint: Endpoint, request: Request, number: int, block_size: int) -> Ask:
+def request_bytes(endpoint: Endpoint, request: Request, number: int, block_size: int, **more: bool) -> bytes:
+    """`more` fields of the body, as they are."""
     fields = {
         "model": endpoint.model,
         "prompt": token_ids(request, number, block_size),
         "max_tokens": request.num_output,
         "temperature": 0,
         "stream": True,
+        **more,
     }
     body = msgspec.json.encode(fields)
     head = (
         f"POST {PATH} HTTP/1.1\r\nhost: {endpoint.host}\r\nauthorization: Bearer {endpoint.key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    return Ask(head.encode() + body, request.num_output, request.num_output, streams=True)
+    return head.encode() + body
+
+
+def ask(endpoint: Endpoint, request: Request, number: int, block_size: int) -> Ask:
+    data = request_bytes(endpoint, request, number, block_size)
+    return Ask(data, request.num_output, request.num_output, streams=True)
 
 
 async def _one(endpoint: Endpoint, asked: Ask, record: Record, start_s: float, speed: float) -> None:
