@@ -37,7 +37,7 @@ from launcher.view.planned import draw, planner_lines
 from launcher.view.present import failure_text, how_to_return, ready_text, status_text
 from launcher.view.progress import Progress
 from launcher.view.render import render_plan
-from launcher.view.status import RunStatus
+from launcher.view.run_status import RunStatus
 from launcher.view.watch import LaunchFailed, await_ready
 from workers.spec import write_json
 

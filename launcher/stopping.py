@@ -17,7 +17,7 @@ from launcher.jobs import JobError
 from launcher.rundir import STOP, RunDir, read_optional
 from launcher.scheduler import local, slurm
 from launcher.view.progress import Progress
-from launcher.view.status import RunStatus
+from launcher.view.run_status import RunStatus
 
 LOOK_EVERY_S = 0.5
 # A controller that has just ended is still a completing job for a moment.

@@ -14,7 +14,7 @@ from benchmarks.chaos import ground
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import Stage, StageFault
 from launcher.rundir import read_optional
-from launcher.view.status import RunStatus
+from launcher.view.run_status import RunStatus
 
 PID_FILE = re.compile(r"^SlurmctldPidFile=(.+)$", re.MULTILINE)
 

@@ -14,7 +14,7 @@ from launcher.batch.meter import gpu_seconds
 from launcher.job import Plan
 from launcher.keys import api_key_file, batch_key_file
 from launcher.rundir import RunDir, read_optional
-from launcher.view.status import RunStatus
+from launcher.view.run_status import RunStatus
 
 
 class Seen(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from launcher.job import Plan
 from launcher.jobs import JobError, Row, controller_name
 from launcher.rundir import SOURCE, Endpoint, Owner, RunDir, read_optional
 from launcher.scheduler.submit import submit_controller
-from launcher.view.status import ControllerEnd
+from launcher.view.run_status import ControllerEnd
 from workers.links.proxy_file import ProxyFile, proxy_of, read_proxies
 from workers.spec import write_json
 

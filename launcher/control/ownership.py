@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from launcher.rundir import Owner, RunDir, read_optional
-from launcher.view.status import STALE_S, RunStatus
+from launcher.view.run_status import STALE_S, RunStatus
 from workers.spec import write_json
 
 MODULE = "launcher.control.controller"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from launcher.jobs import Row
-from launcher.view.status import ControllerEnd
+from launcher.view.run_status import ControllerEnd
 
 LEAD_S = 3600.0
 LEAD_PART = 0.5  # of a shorter job's life

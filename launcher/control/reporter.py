@@ -20,7 +20,8 @@ from launcher.control.reconcile import Reconciler
 from launcher.job import Plan
 from launcher.keys import api_key_file
 from launcher.rundir import Endpoint, Owner, RunDir
-from launcher.view.status import ControllerEnd, RunStatus, run_status
+from launcher.view.run_status import ControllerEnd, RunStatus
+from launcher.view.status import run_status
 from workers.spec import write_json
 
 log = logging.getLogger("sluice.reporter")

@@ -20,17 +20,8 @@ from launcher.jobs import CONTROLLER, JobError, Row, controller_name, parse_job_
 from launcher.keys import api_key_file
 from launcher.rundir import RunDir, read_optional
 from launcher.scheduler import slurm
-from launcher.view.status import (
-    LAUNCHING,
-    LOST,
-    QUEUED,
-    STALE_S,
-    WAITING,
-    ProcessStatus,
-    RunStatus,
-    WorkerStatus,
-    with_row,
-)
+from launcher.view.run_status import LAUNCHING, LOST, QUEUED, STALE_S, WAITING, ProcessStatus, RunStatus, WorkerStatus
+from launcher.view.status import with_row
 from workers.agent import lifecycle
 from workers.links.proxy_file import read_proxies
 from workers.stages import QUEUE, StageTimes

@@ -15,7 +15,7 @@ from launcher.control.effects import Failure
 from launcher.jobs import HELD
 from launcher.rundir import Endpoint, RunDir
 from launcher.view.logs import logs_of, tail
-from launcher.view.status import LOST, QUEUED, HandOver, ProcessStatus, RunStatus, WorkerStatus
+from launcher.view.run_status import LOST, QUEUED, HandOver, ProcessStatus, RunStatus, WorkerStatus
 from workers.stages import ORDER
 
 END_TOLD_S = 1800.0  # before the controller's job ends

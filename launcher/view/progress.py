@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from launcher.view.present import HEADER, remark, worker_cells
-from launcher.view.status import RunStatus
+from launcher.view.run_status import RunStatus
 from workers.agent.lifecycle import READY
 
 TABLE_WIDTH = 80  # a narrower terminal gets lines, which wrap

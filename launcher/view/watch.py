@@ -16,7 +16,7 @@ from launcher.rundir import Endpoint, RunDir, read_optional
 from launcher.scheduler import slurm
 from launcher.start import Controlled
 from launcher.view.progress import Progress
-from launcher.view.status import STALE_S, RunStatus
+from launcher.view.run_status import STALE_S, RunStatus
 
 LOOK_EVERY_S = 0.5
 T = TypeVar("T")

@@ -13,9 +13,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from proxy.processes import family, processes
+from proxy.processes import family
+from proxy.processes import process_events as ev
 from proxy.processes.family import PROCESS_WORDS, ChannelToProcess, process_id
 from proxy.processes.gathering import Gathering, Notice
+from proxy.processes.processes import Processes
 from proxy.spec import ProxySpec
 from workers.agent.channel import Channel
 
@@ -28,7 +30,7 @@ LAST_WORDS_S = 1.0
 class Parent:
     """`run` returns the exit status once no process is left."""
 
-    def __init__(self, spec: ProxySpec, spec_path: Path, listeners: Sequence[socket.socket], core: processes.Processes):
+    def __init__(self, spec: ProxySpec, spec_path: Path, listeners: Sequence[socket.socket], core: Processes):
         self._spec = spec
         self._spec_path = spec_path
         self._listeners = listeners
@@ -37,7 +39,7 @@ class Parent:
         self._opened: set[int] = set()  # that can be asked
         self._children: dict[int, asyncio.subprocess.Process] = {}
         self._channels: dict[int, ChannelToProcess] = {}
-        self._end: asyncio.Future[processes.End] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[ev.End] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> int:
         async with asyncio.TaskGroup() as self._tasks:
@@ -48,13 +50,13 @@ class Parent:
 
     def stop(self) -> None:
         self._close_listeners()
-        self._apply(processes.Stop())
+        self._apply(ev.Stop())
 
     def retire(self) -> None:
         """The processes' own copies of the sockets live on for as long as they take connections."""
         log.info("another proxy serves: finishing what runs")
         self._close_listeners()
-        self._apply(processes.Retire())
+        self._apply(ev.Retire())
 
     def _close_listeners(self) -> None:
         for listener in self._listeners:
@@ -62,11 +64,11 @@ class Parent:
 
     def hand_over(self) -> None:
         log.info("exchanging all processes, one after the other")
-        self._apply(processes.HandOver())
+        self._apply(ev.HandOver())
 
     async def _tick(self) -> None:
         while True:
-            self._apply(processes.Tick())
+            self._apply(ev.Tick())
             self._pass_on(self._gathering.tick(self._now))
             await asyncio.sleep(TICK_S)
 
@@ -74,29 +76,29 @@ class Parent:
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    def _apply(self, event: processes.Event) -> None:
+    def _apply(self, event: ev.Event) -> None:
         for effect in self._core.apply(event, self._now):
             match effect:
-                case processes.Start():
+                case ev.Start():
                     self._tasks.create_task(self._live(effect))
-                case processes.Say(number, message):
+                case ev.Say(number, message):
                     self._channels[number].say(message)
-                case processes.Kill(number, why):
+                case ev.Kill(number, why):
                     self._kill(number, why)
-                case processes.End():
+                case ev.End():
                     self._end.set_result(effect)
 
     # ------------------------------------------------------------ children
 
-    async def _live(self, start: processes.Start) -> None:
+    async def _live(self, start: ev.Start) -> None:
         """One process, from its start to its end."""
         id = process_id(self._spec.proxy, start.number)
         if not self._core.live[start.number].killed:
             await self._one_life(id, start)
-        self._apply(processes.Died(start.number))
+        self._apply(ev.Died(start.number))
         await asyncio.to_thread(self._file(id).unlink, missing_ok=True)
 
-    async def _one_life(self, id: str, start: processes.Start) -> None:
+    async def _one_life(self, id: str, start: ev.Start) -> None:
         ours, theirs = socket.socketpair()
         descriptors = [listener.fileno() for listener in self._listeners]
         arguments = [self._spec_path, start.number, start.link_port, *descriptors]
@@ -123,9 +125,9 @@ class Parent:
             match message:
                 case family.Opened(file):
                     self._opened.add(number)
-                    self._apply(processes.Opened(number, file))
+                    self._apply(ev.Opened(number, file))
                 case family.Seen(serving, proven):
-                    self._apply(processes.Seen(number, serving, proven))
+                    self._apply(ev.Seen(number, serving, proven))
                 case family.Ask():
                     self._pass_on(self._gathering.ask(number, message, self._opened - {number}, self._now))
                 case family.Shown():

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from math import inf
 
 from proxy.fleet.worker import Life, Proof
-from proxy.processes.family import AcceptOn, Family, Leave, ToProcess
+from proxy.processes import process_events as ev
+from proxy.processes.family import AcceptOn, Family, Leave
 from workers.links.proxy_file import ProxyFile
 
 STOP_GRACE_S = 10.0
@@ -57,85 +58,6 @@ class Slot:
     free_port: int = 0
 
 
-# ---------------------------------------------------------------- events
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    number: int
-    file: ProxyFile
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    number: int
-    serving: frozenset[Life]
-    proven: frozenset[Proof]
-
-
-@dataclass(frozen=True, slots=True)
-class Died:
-    """It has ended, on demand or not."""
-
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class HandOver:
-    """Exchange all processes, one after the other."""
-
-
-@dataclass(frozen=True, slots=True)
-class Retire:
-    """Another proxy serves: finish what runs, and end."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stop:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed."""
-
-
-Event = Opened | Seen | Died | HandOver | Retire | Stop | Tick
-
-# ---------------------------------------------------------------- effects
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """`link_port`: where its links should be, if that is free; 0: anywhere."""
-
-    number: int
-    slot: int
-    link_port: int
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    number: int
-    message: ToProcess
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    number: int
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """Nothing is left. `failed`: no process ever came up."""
-
-    failed: bool
-
-
-Effect = Start | Say | Kill | End
-
-
 @dataclass(slots=True)
 class Processes:
     """`link_ports`: of the life before, to be taken again."""
@@ -153,29 +75,29 @@ class Processes:
     _slots: list[Slot] = field(default_factory=list)
     _ended: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_ENDED))
     _opened: bool = False  # some process has come up once
-    _out: list[Effect] = field(default_factory=list)
+    _out: list[ev.Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         ports = [*self.link_ports, *[0] * self.num_slots]
         self._slots = [Slot(free_port=ports[slot]) for slot in range(self.num_slots)]
 
-    def apply(self, event: Event, now: float) -> list[Effect]:
+    def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
         match event:
-            case Opened(number, file):
+            case ev.Opened(number, file):
                 self.live[number].file, self.live[number].kill_at = file, inf
                 self._opened = True
-            case Seen(number, serving, proven):
+            case ev.Seen(number, serving, proven):
                 self.live[number].serving, self.live[number].proven = serving, proven
-            case Died(number):
+            case ev.Died(number):
                 self._died(self.live.pop(number), now)
-            case HandOver():
+            case ev.HandOver():
                 if not self.handing_over:
                     self.handing_over = [process.slot for process in self._staying()]
-            case Retire():
+            case ev.Retire():
                 self.retiring = True
-            case Stop():
+            case ev.Stop():
                 self.stopping = True
-            case Tick():
+            case ev.Tick():
                 self._kill_late(now)
         self._settle(now)
         effects, self._out = self._out, []
@@ -208,13 +130,13 @@ class Processes:
     def _kill(self, process: Process, why: str) -> None:
         if not process.killed:
             process.killed = process.leaving = True
-            self._out.append(Kill(process.number, why))
+            self._out.append(ev.Kill(process.number, why))
 
     def _start(self, slot: int, now: float) -> None:
         process = Process(self.next_number, slot, now, kill_at=now + OPEN_TIMEOUT_S)
         self.live[process.number] = process
         self.next_number += 1
-        self._out.append(Start(process.number, slot, self._slots[slot].free_port))
+        self._out.append(ev.Start(process.number, slot, self._slots[slot].free_port))
         self._slots[slot].free_port = 0
 
     def _send_away(self, process: Process, grace_s: float, now: float, *, at_once: bool) -> None:
@@ -224,7 +146,7 @@ class Processes:
         process.leaving = True
         accept_s = ACCEPT_S if self.retiring and not at_once else 0.0
         process.kill_at = now + accept_s + grace_s + KILL_AFTER_S
-        self._out.append(Say(process.number, Leave(grace_s, at_once, accept_s)))
+        self._out.append(ev.Say(process.number, Leave(grace_s, at_once, accept_s)))
 
     # ------------------------------------------------------------ what follows
 
@@ -260,7 +182,7 @@ class Processes:
     def _end_if_empty(self) -> None:
         if not self.live and not self.ended:
             self.ended = True
-            self._out.append(End(self.failed))
+            self._out.append(ev.End(self.failed))
 
     def _sees_enough(self, process: Process) -> bool:
         """As much as any that is ready. The first is ready at once: it has nobody to be measured by."""
@@ -300,7 +222,7 @@ class Processes:
             slots = tuple(dealt[process.number])
             if slots != process.accepts:
                 process.accepts = slots
-                self._out.append(Say(process.number, AcceptOn(slots)))
+                self._out.append(ev.Say(process.number, AcceptOn(slots)))
 
     def _tell(self) -> None:
         staying = self._staying()
@@ -310,7 +232,7 @@ class Processes:
             family = Family(files, tuple(self._ended), proven, proves=bool(staying) and process is staying[0])
             if process.file is not None and process.told != family:
                 process.told = family
-                self._out.append(Say(process.number, family))
+                self._out.append(ev.Say(process.number, family))
 
     # ------------------------------------------------------------ looking
 

@@ -9,9 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from proxy.fleet.worker import Life
-from proxy.processes import processes as core
+from proxy.processes import process_events as ev
 from proxy.processes.family import AcceptOn, Family, Leave
-from proxy.processes.processes import Processes
+from proxy.processes.processes import (
+    ACCEPT_S,
+    FIRST_DELAY_S,
+    HANDOVER_TIMEOUT_S,
+    KILL_AFTER_S,
+    OPEN_TIMEOUT_S,
+    STOP_GRACE_S,
+    Processes,
+)
 from workers.links.proxy_file import ProxyFile
 
 A: Life = ("decode-0", 0, "i")
@@ -29,26 +37,26 @@ class World:
     def __init__(self, num_slots: int = 2, **changes: object) -> None:
         self.core = Processes(num_slots, GRACE_S, **changes)  # type: ignore[arg-type]
         self.now = 0.0
-        self.started: list[core.Start] = []
+        self.started: list[ev.Start] = []
         self.accepts: dict[int, tuple[int, ...]] = {}
         self.families: dict[int, Family] = {}
         self.leaving: dict[int, Leave] = {}
         self.killed: list[int] = []
-        self.end: core.End | None = None
-        self.apply(core.Tick())
+        self.end: ev.End | None = None
+        self.apply(ev.Tick())
 
-    def apply(self, event: core.Event, after_s: float = 0.0) -> None:
+    def apply(self, event: ev.Event, after_s: float = 0.0) -> None:
         self.now += after_s
         for effect in self.core.apply(event, self.now):
             match effect:
-                case core.Start():
+                case ev.Start():
                     self.started.append(effect)
-                case core.Kill(number):
+                case ev.Kill(number):
                     self.killed.append(number)
-                case core.End():
+                case ev.End():
                     assert self.end is None
                     self.end = effect
-                case core.Say(number, message):
+                case ev.Say(number, message):
                     assert self.core.live[number].file is not None, "it does not listen yet"
                     self._say(number, message)
 
@@ -63,18 +71,18 @@ class World:
                 self.accepts.pop(number, None)  # as it does by itself
 
     def open(self, number: int, serving: Iterable[Life] = ()) -> None:
-        self.apply(core.Opened(number, file(number)))
+        self.apply(ev.Opened(number, file(number)))
         self.see(number, serving)
 
     def see(self, number: int, serving: Iterable[Life]) -> None:
         lives = frozenset(serving)
-        self.apply(core.Seen(number, lives, frozenset((None, life) for life in lives)))
+        self.apply(ev.Seen(number, lives, frozenset((None, life) for life in lives)))
 
     def die(self, number: int, after_s: float = 0.0) -> None:
         self.now += after_s
         for told in (self.accepts, self.families, self.leaving):
             told.pop(number, None)  # type: ignore[attr-defined]
-        self.apply(core.Died(number))
+        self.apply(ev.Died(number))
 
 
 def up(**changes: object) -> World:
@@ -87,7 +95,7 @@ def up(**changes: object) -> World:
 
 def test_each_takes_connections_from_its_own_socket_as_soon_as_it_is_there() -> None:
     world = World(link_ports=[7001])
-    assert world.started == [core.Start(0, 0, 7001), core.Start(1, 1, 0)]
+    assert world.started == [ev.Start(0, 0, 7001), ev.Start(1, 1, 0)]
     world.open(0)
     assert world.accepts == {0: (0, 1)}  # nobody waits for the other
     world.open(1)
@@ -107,7 +115,7 @@ def test_while_one_is_replaced_another_takes_its_connections() -> None:
     world = up()
     world.die(0)
     assert world.accepts == {1: (1, 0)} or world.accepts == {1: (0, 1)}
-    assert world.started[-1] == core.Start(2, 0, 5000)  # at once, where its links were
+    assert world.started[-1] == ev.Start(2, 0, 5000)  # at once, where its links were
     assert world.families[1].proves and world.families[1].ended == ("p0.0",)
     world.open(2)
     assert 2 not in world.accepts, "it sees nobody yet"
@@ -123,7 +131,7 @@ def test_one_that_dies_again_and_again_is_started_ever_later() -> None:
         world.die(world.started[-1].number)
         died_at = world.now
         while world.started[-1].number < number:
-            world.apply(core.Tick(), 0.25)
+            world.apply(ev.Tick(), 0.25)
         waited.append(world.now - died_at)
     assert waited == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     world.open(8)
@@ -136,13 +144,13 @@ def test_without_any_that_came_up_there_is_no_second_try() -> None:
     world.die(0)
     assert world.killed == [1] and world.end is None
     world.die(1)
-    assert world.end == core.End(failed=True)
+    assert world.end == ev.End(failed=True)
     assert len(world.started) == 2
 
 
 def test_a_hand_over_exchanges_one_after_the_other_and_the_successor_sees_as_much_before() -> None:
     world = up()
-    world.apply(core.HandOver())
+    world.apply(ev.HandOver())
     assert [start.slot for start in world.started[2:]] == [0]
     world.open(2)
     assert not world.leaving
@@ -150,7 +158,7 @@ def test_a_hand_over_exchanges_one_after_the_other_and_the_successor_sees_as_muc
     assert world.leaving == {0: Leave(GRACE_S, at_once=False)}
     assert world.accepts == {1: (1,), 2: (0,)}
     assert file(0) not in world.families[1].processes
-    assert world.started[-1] == core.Start(3, 1, 0)  # the next does not wait for the streams of the one before
+    assert world.started[-1] == ev.Start(3, 1, 0)  # the next does not wait for the streams of the one before
     world.open(3, [A])
     assert set(world.leaving) == {0, 1}
     world.die(0)
@@ -161,20 +169,20 @@ def test_a_hand_over_exchanges_one_after_the_other_and_the_successor_sees_as_muc
 
 def test_a_hand_over_to_one_that_sees_less_is_given_up() -> None:
     world = up()
-    world.apply(core.HandOver())
+    world.apply(ev.HandOver())
     world.open(2)
-    world.apply(core.Tick(), core.HANDOVER_TIMEOUT_S)
+    world.apply(ev.Tick(), HANDOVER_TIMEOUT_S)
     assert world.killed == [2] and not world.leaving
     world.die(2)
     assert world.accepts == {0: (0,), 1: (1,)}
     assert len(world.started) == 3
-    world.apply(core.HandOver())  # may be tried again
+    world.apply(ev.HandOver())  # may be tried again
     assert len(world.started) == 4
 
 
 def test_a_successor_that_dies_leaves_everything_as_it_was() -> None:
     world = up()
-    world.apply(core.HandOver())
+    world.apply(ev.HandOver())
     world.die(2)
     assert world.accepts == {0: (0,), 1: (1,)} and not world.leaving
     assert len(world.started) == 3
@@ -184,47 +192,47 @@ def test_a_hand_over_passes_by_what_is_being_replaced() -> None:
     world = up()
     for number in (0, 2):
         world.die(number)  # the second time it is not started at once
-    world.apply(core.HandOver())
+    world.apply(ev.HandOver())
     world.die(3)
-    world.apply(core.Tick(), core.FIRST_DELAY_S)
+    world.apply(ev.Tick(), FIRST_DELAY_S)
     assert [start.slot for start in world.started] == [0, 1, 0, 1, 0]
     assert not world.leaving
 
 
 def test_where_another_proxy_serves_all_leave_in_their_own_time_and_none_is_started_again() -> None:
     world = up()
-    world.apply(core.Retire())
-    assert world.leaving == dict.fromkeys((0, 1), Leave(GRACE_S, at_once=False, accept_s=core.ACCEPT_S))
+    world.apply(ev.Retire())
+    assert world.leaving == dict.fromkeys((0, 1), Leave(GRACE_S, at_once=False, accept_s=ACCEPT_S))
     assert world.families[0].processes == (), "nobody is to link to them any more"
-    world.apply(core.Tick(), core.ACCEPT_S)
+    world.apply(ev.Tick(), ACCEPT_S)
     world.die(0)
     assert len(world.started) == 2 and world.end is None and not world.killed
-    world.apply(core.Stop())
-    assert world.leaving == {1: Leave(core.STOP_GRACE_S, at_once=True)}, "there is less time by now"
+    world.apply(ev.Stop())
+    assert world.leaving == {1: Leave(STOP_GRACE_S, at_once=True)}, "there is less time by now"
     world.die(1)
-    assert world.end == core.End(failed=False)
+    assert world.end == ev.End(failed=False)
 
 
 def test_stopping_hurries_those_that_are_leaving_and_ends_when_all_are_gone() -> None:
     world = up()
-    world.apply(core.HandOver())
+    world.apply(ev.HandOver())
     world.open(2, [A])
-    world.apply(core.Stop())
-    assert set(world.leaving.values()) == {Leave(core.STOP_GRACE_S, at_once=True)}
+    world.apply(ev.Stop())
+    assert set(world.leaving.values()) == {Leave(STOP_GRACE_S, at_once=True)}
     assert set(world.leaving) == {0, 1, 2} and world.killed == [3]  # which had not come up
     for number in (0, 1, 3):
         world.die(number)
     assert world.end is None
-    world.apply(core.Tick(), core.STOP_GRACE_S + core.KILL_AFTER_S)
+    world.apply(ev.Tick(), STOP_GRACE_S + KILL_AFTER_S)
     assert world.killed == [3, 2]
     world.die(2)
-    assert world.end == core.End(failed=False)
+    assert world.end == ev.End(failed=False)
 
 
 def test_one_that_never_comes_up_is_killed() -> None:
     world = World()
     world.open(0)
-    world.apply(core.Tick(), core.OPEN_TIMEOUT_S)
+    world.apply(ev.Tick(), OPEN_TIMEOUT_S)
     assert world.killed == [1]
 
 
@@ -257,22 +265,22 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "world"))
     @rule(seconds=st.sampled_from([0.25, 5.0, 61.0]))
     def wait(self, seconds: float) -> None:
-        self.world.apply(core.Tick(), seconds)
+        self.world.apply(ev.Tick(), seconds)
 
     @precondition(alive)
     @rule()
     def hand_over(self) -> None:
-        self.world.apply(core.HandOver())
+        self.world.apply(ev.HandOver())
 
     @precondition(lambda self: self.alive() and len(self.world.started) > 6)
     @rule()
     def stop(self) -> None:
-        self.world.apply(core.Stop())
+        self.world.apply(ev.Stop())
 
     @precondition(lambda self: self.alive() and len(self.world.started) > 5)
     @rule()
     def retire(self) -> None:
-        self.world.apply(core.Retire())
+        self.world.apply(ev.Retire())
 
     @invariant()
     def none_starts_once_another_proxy_serves(self) -> None:
@@ -316,7 +324,7 @@ class Histories(RuleBasedStateMachine):
     def teardown(self) -> None:
         """It can always be stopped."""
         if hasattr(self, "world") and self.world.end is None:
-            self.world.apply(core.Stop())
+            self.world.apply(ev.Stop())
             for number in list(self.world.core.live):
                 self.world.die(number)
             assert self.world.end is not None

@@ -18,7 +18,7 @@ from launcher.control import ownership
 from launcher.control.ownership import OwnedByOther, claim, forget, is_owner, living_owner
 from launcher.keys import write_keys
 from launcher.rundir import PACKAGES, SERVE, Desired, Owner, RunDir, code_hash, read_optional, snapshot_code
-from launcher.view.status import LAUNCHING, STOPPED, RunStatus
+from launcher.view.run_status import LAUNCHING, STOPPED, RunStatus
 from workers.spec import write_json
 
 

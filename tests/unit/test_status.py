@@ -20,7 +20,8 @@ from launcher.view.live_status import overlay, overlay_queue
 from launcher.view.logs import logs_of, tail
 from launcher.view.present import duration, failure_text, ready_text, status_text
 from launcher.view.progress import Progress
-from launcher.view.status import ProcessStatus, RunStatus, WorkerStatus, job_views, run_status
+from launcher.view.run_status import ProcessStatus, RunStatus, WorkerStatus
+from launcher.view.status import job_views, run_status
 from tests.unit.planning import planned
 from workers.controller_messages import FleetView, WorkerView
 
