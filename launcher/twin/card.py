@@ -9,9 +9,11 @@ from typing import Any
 
 import msgspec
 
-from launcher.twin.step_model import SimSteps, StepModel, Steps
+from launcher.twin.step_model import StepModel
 from launcher.twin.traces import BLOCK_SIZE
 from workers.engines.sim.events import CoreConfig, Timing
+from workers.engines.sim.scheduler import Scheduler
+from workers.engines.sim.steps import SimSteps
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,12 +30,10 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     def num_blocks(self) -> int:
         return self.kv_tokens // self.block_size
 
-    @property
-    def steps(self) -> Steps:
-        return self.model or SimSteps(self.timing)
+    def engine(self) -> Scheduler:
+        return Scheduler(self.core(), self.model or SimSteps(self.timing))
 
     def core(self) -> CoreConfig:
-        """The same card for the scheduler of the live engine."""
         return CoreConfig(
             block_size=self.block_size,
             num_blocks=self.num_blocks,
@@ -57,9 +57,6 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "timing": msgspec.to_builtins(timing),
         }
-
-    def transfer_bytes(self, num_tokens: int) -> int:
-        return num_tokens * self.timing.kv_bytes_per_token
 
 
 def card(timing: str) -> Card:

@@ -19,7 +19,6 @@ from launcher.job import Plan
 from launcher.jobs import JobRecord, job_name
 from launcher.planner.word import OFF
 from launcher.rundir import SERVE, Desired
-from launcher.twin.engine import Engine
 from launcher.twin.planner import VirtualPlanner
 from launcher.twin.replay import Replay
 from launcher.twin.setup import Setup, peer_of, prove
@@ -34,6 +33,7 @@ from proxy.monitoring.view import fleet_view
 from proxy.spec import Deadlines
 from workers.agent import lifecycle
 from workers.agent.walltime import WALLTIME, walltime_drain
+from workers.engines.sim import work
 from workers.message import Message
 from workers.output_ids import ID_BYTES
 from workers.protocol import Cancel, Cancelled, End, Leg, Part, Release
@@ -145,7 +145,7 @@ class Elastic(Replay):
     # ------------------------------------------------------------ workers come and go
 
     def _come(self, job: VirtualJob, now: float) -> None:
-        self._engines[job.key] = Engine(self._setup.card(job.key))
+        self._engines[job.key] = self._setup.card(job.key).engine()
         self._received[job.key] = 0
         self._setup.bring(self._fleet, job.key, job.ends_at, now)
         self._beat(job.key, now)
@@ -229,11 +229,11 @@ class Elastic(Replay):
         if isinstance(message, Release):
             rid = int(message.ticket.id)
             if self._legs.pop(rid, None) is not None:
-                self._took(key, self._engines[key].release(rid, now), now)
+                self._took(key, self._engines[key].apply(work.Release(rid), now), now)
         elif isinstance(message, Cancel):
             if self._legs.pop(message.rid, None) is not None:
                 self._links.stop(message.rid, now)
-                self._took(key, self._engines[key].cancel(message.rid, now), now)
+                self._took(key, self._engines[key].apply(work.Abort(message.rid), now), now)
             self._tell(Cancelled(message.rid), now)
 
     def _tell(self, event: fe.Event, now: float) -> None:

@@ -13,12 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from launcher.twin.engine import Engine
 from launcher.twin.links import Links
 from launcher.twin.records import Record, Replayed
 from launcher.twin.setup import NO_LIMITS, Setup
 from launcher.twin.traces import Request
-from launcher.twin.work import Effect, Ended, Fetch, First, Work
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import CapsTold, LoadTold
 from proxy.fleet.worker import Key
@@ -29,6 +27,7 @@ from proxy.prefixes.prefix_index import PrefixIndex, marks_of
 from proxy.routing.load_policies import SCORES, Scores
 from proxy.routing.router import Demand, Route, Router
 from proxy.spec import Deadlines, PoolCaps
+from workers.engines.sim.work import Arrive, Effect, Ended, Fetch, Read, Release, Stored, Tick, Work
 from workers.kv_messages import Computed
 from workers.message import Message
 from workers.output_ids import ID_BYTES
@@ -83,7 +82,7 @@ class Replay:
         self._router = _TimedRouter(setup.routing, random.Random(0), scores)
         self._router.decision_s = []
         self._flights = Flights(self._fleet, self._index, self._router, NO_LIMITS, deadlines)
-        self._engines = {key: Engine(setup.card(key)) for key in self._fleet.workers}
+        self._engines = {key: setup.card(key).engine() for key in self._fleet.workers}
         self._links = Links({name: setup.card((name, 0)).link_bytes_per_s for name in setup.workers})
         self._todo: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = itertools.count()
@@ -162,7 +161,7 @@ class Replay:
             pinned_blocks=engine.num_held_blocks,
             prefill_tokens=engine.unread_tokens,
             kv_tokens_received=received,
-            kv_used=engine.usage,
+            kv_used=engine.cache.usage,
         )
         self._fleet.apply(LoadTold(key, load), now)
         self._tell(fe.RoomMade(), now)
@@ -185,7 +184,7 @@ class Replay:
                 remote=message.leg == Leg.DECODE,
             )
             self._legs[message.rid] = (key, message, work)
-            self._took(key, self._engines[key].submit(work, now), now)
+            self._took(key, self._engines[key].apply(work, now), now)
         elif not isinstance(message, TicketClosed):
             self._take_back(key, message, now)
 
@@ -195,27 +194,29 @@ class Replay:
     def _tick(self, key: Key, due: float, now: float) -> None:
         engine = self._engines.get(key)
         if engine is not None and engine.next_at == due:  # else something came between
-            self._took(key, engine.tick(now), now)
+            self._took(key, engine.apply(Tick(), now), now)
 
     def _took(self, key: Key, effects: list[Effect], now: float) -> None:
         """An engine has made a step: what it holds, what it says, and when it is due."""
         engine = self._engines[key]
-        if engine.stored and self._sees_cache:
-            self._index.store((key, 0), engine.stored)
-        if engine.cache.evicted and self._sees_cache:
-            self._index.remove((key, 0), engine.cache.evicted)
-        engine.stored, engine.cache.evicted = [], []
+        evicted = engine.cache.take_evicted()
+        if self._sees_cache:
+            for effect in effects:
+                if isinstance(effect, Stored):
+                    self._index.store((key, 0), effect.keys)
+            if evicted:
+                self._index.remove((key, 0), evicted)
         if engine.next_at != float("inf"):
             self._at(engine.next_at, self._tick, key, engine.next_at)
         for effect in effects:
-            if isinstance(effect, First):
+            if isinstance(effect, Read) and not effect.again:
                 self._first(effect, now)
             elif isinstance(effect, Ended):
                 self._ended(effect.id, now)
             elif isinstance(effect, Fetch):
                 self._fetch(key, effect, now)
 
-    def _first(self, first: First, now: float) -> None:
+    def _first(self, first: Read, now: float) -> None:
         if first.id not in self._legs:
             return
         submit = self._legs[first.id][1]
@@ -244,7 +245,7 @@ class Replay:
     def _fetch(self, key: Key, fetch: Fetch, now: float) -> None:
         ticket = self._legs[fetch.id][1].ticket
         assert ticket is not None
-        num_bytes = self._engines[key].card.transfer_bytes(fetch.num_tokens)
+        num_bytes = self._engines[key].config.timing.kv_bytes(fetch.num_tokens)
         self._received[key] += fetch.num_tokens
         self._links.start(fetch.id, ticket.worker, key[0], num_bytes, now)
         self._at(self._links.next_at, self._transferred, self._links.next_at)
@@ -257,7 +258,7 @@ class Replay:
             ticket = submit.ticket
             assert ticket is not None
             holder = self._legs.pop(int(ticket.id))[0]
-            self._took(holder, self._engines[holder].release(int(ticket.id), now), now)
-            self._took(key, self._engines[key].arrive(rid, now), now)
+            self._took(holder, self._engines[holder].apply(Release(int(ticket.id)), now), now)
+            self._took(key, self._engines[key].apply(Arrive(rid), now), now)
         if self._links.next_at != float("inf"):
             self._at(self._links.next_at, self._transferred, self._links.next_at)

@@ -1,31 +1,15 @@
 """How long one step of an engine's scheduler takes: of the prompt tokens in it, the sequences that decode, and the KV
 they read.
 
-Pure. Two forms with one face: `StepModel`, whose terms are what a GPU does and so hold beyond what was measured, and
-the simulator's own polynomials. Where a StepModel comes from: `roofline` estimates, `profile` fits measured points.
+Pure. Its terms are what a GPU does and so hold beyond what was measured; the simulator's own polynomials have the same
+face. Where a StepModel comes from: `roofline` estimates, `profile` fits measured points.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
 import msgspec
-import numpy
-from numpy.typing import NDArray
 
-from workers.engines.sim.events import Timing
-
-Numbers = NDArray[numpy.floating[Any]]
-
-
-class Steps(Protocol):
-    def chunk_step_s(self, num_tokens: int, num_pairs: float, num_decodes: int, kv_tokens: int, usage: float) -> float:
-        """A step with prompt tokens in it. `num_pairs`: of a new token and one that it attends to."""
-        ...
-
-    def decode_steps_s(self, num_decodes: int, kv_tokens: Numbers, usage: Numbers) -> Numbers:
-        """Steps one behind the other, in which nothing but so many sequences decode."""
-        ...
+from workers.engines.sim.steps import Numbers
 
 
 class StepModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,16 +49,3 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True):
 
     def _without_kv_s(self, num_decodes: int) -> float:
         return self.fixed_s + self.linear_s(num_decodes) + self.sequence_s * num_decodes
-
-
-class SimSteps(msgspec.Struct, frozen=True):
-    """The simulator's: they look at the part of the blocks in use."""
-
-    timing: Timing
-
-    def chunk_step_s(self, num_tokens: int, num_pairs: float, num_decodes: int, kv_tokens: int, usage: float) -> float:
-        return self.timing.pass_s(num_tokens, num_decodes, usage)
-
-    def decode_steps_s(self, num_decodes: int, kv_tokens: Numbers, usage: Numbers) -> Numbers:
-        a, b, c = self.timing.decode_ms
-        return numpy.maximum(0.0, (a * usage + b) * usage + c) / 1000

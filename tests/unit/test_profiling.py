@@ -30,7 +30,7 @@ from launcher.twin.profile import fit, read, write
 from proxy.spec import LatencyTargets
 from tests.live import sim_engine
 from workers.engines.sim import events as ev
-from workers.engines.sim.core import Scheduler
+from workers.engines.sim.core import Core
 
 LIMITS = Limits(max_model_len=8192, kv_tokens=131_072, max_num_seqs=128, max_num_batched_tokens=2048)
 TIMING = ev.Timing(decode_ms=(0.0, 20.0, 6.0))  # the rest as by default; a straight line, as memory is read
@@ -75,7 +75,7 @@ def test_what_is_too_dear_for_the_time_left_waits() -> None:
 # ---------------------------------------------------------------- against an engine whose times are known
 
 
-def engine() -> Scheduler:
+def engine() -> Core:
     blocks = LIMITS.kv_tokens // 16
     config = ev.CoreConfig(
         block_size=16,
@@ -85,7 +85,7 @@ def engine() -> Scheduler:
         lease_s=0.0,
         timing=TIMING,
     )
-    return Scheduler(config)
+    return Core(config)
 
 
 def all_came(gaps: Gaps, ids: Sequence[int], now: float) -> bool:
@@ -95,15 +95,15 @@ def all_came(gaps: Gaps, ids: Sequence[int], now: float) -> bool:
 
 
 def measured_in_virtual_time(point: Point) -> Measured | None:
-    """All prompts at once; the simulator's scheduler says when each token comes."""
-    scheduler, wanted, now = engine(), asked(point, LIMITS), 0.0
+    """All prompts at once; the simulator's core says when each token comes."""
+    core, wanted, now = engine(), asked(point, LIMITS), 0.0
     gaps = Gaps(wanted.num_prompts, DECODE_STEPS)
     for id in range(wanted.num_prompts):
         prompt = [256 + id] * wanted.prompt_tokens
-        scheduler.apply(ev.Submit(id=id, prompt=prompt, max_tokens=wanted.max_tokens), now)
-    while (due := scheduler.next_at) is not None:
+        core.apply(ev.Submit(id=id, prompt=prompt, max_tokens=wanted.max_tokens), now)
+    while (due := core.next_at) is not None:
         now = due
-        for effect in scheduler.apply(ev.Tick(), now):
+        for effect in core.apply(ev.Tick(), now):
             if isinstance(effect, ev.Tokens) and all_came(gaps, effect.ids, now):
                 gap_s = gaps.gap_s()
                 assert gap_s is not None

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.engines.sim import events as ev
-from workers.engines.sim.core import Scheduler
+from workers.engines.sim.core import Core
 from workers.engines.sim.tokenizer import decode, encode, next_token
+from workers.engines.sim.work import Job
 
 MS = ev.Timing(prefill_ms=(0, 0.1, 1), decode_ms=(0, 0, 1))
 
@@ -31,7 +32,7 @@ class Run:
     """A driver in virtual time: it records every effect and checks every invariant."""
 
     def __init__(self, **changes: object) -> None:
-        self.core = Scheduler(config(**changes))
+        self.core = Core(config(**changes))
         self.now = 0.0
         self.output: dict[int, list[int]] = {}
         self.ended: dict[int, ev.Ended] = {}
@@ -72,22 +73,31 @@ class Run:
         return effects
 
     def check(self) -> None:
-        core, pool = self.core, self.core.pool
-        held = [block for sequence in core._live.values() for block in sequence.blocks]
-        held += [block for _, blocks in core._tickets.values() for block in blocks]
-        references = Counter(held)
-        assert [references[block] for block in range(len(pool.refs))] == pool.refs
-        idle = [*pool._free, *pool._lru]
-        assert len(set(idle)) == len(idle)
-        assert set(idle) == {block for block, count in enumerate(pool.refs) if count == 0}
-        assert set(pool._by_key) == self.cached, "the KV events tell what is cached"
+        core, scheduler, cache = self.core, self.core.scheduler, self.core.scheduler.cache
+        queues = (scheduler._waiting, scheduler._arrived, scheduler._prefilling, scheduler._fetching.values())
+        live = [job for queue in (*queues, scheduler.decoding.values()) for job in queue]
+        assert Counter(job.id for job in live) == Counter(core._live.keys())
+        assert scheduler._held.keys() == core._tickets.keys()
+        jobs = [*live, *scheduler._held.values()]
+        assert Counter(key for job in jobs for key in job.named) == cache._refs
+        nameless = sum(job.num_blocks - len(job.named) for job in jobs)
+        nameless += sum(map(self.grown, scheduler.decoding.values()))
+        assert nameless + len(cache._refs) == cache.num_used <= cache.num_blocks
+        assert {*cache._refs, *cache._lru} == self.cached, "the KV events tell what is cached"
+        assert not cache._refs.keys() & cache._lru.keys()
         assert {ticket: deadline for ticket, (deadline, _) in core._tickets.items()} == self.tickets
         assert all(deadline > self.now for deadline in self.tickets.values()), "open beyond its lease"
-        assert sum(new for _, new in core._pass) <= core.config.max_num_batched_tokens
-        assert core.num_running <= core.config.max_num_seqs
-        assert core.num_running + core.num_waiting == len(core._live)
-        if core._live and not core._fetching:
+        new = sum(new for _, new in scheduler._chunks) + len(scheduler.decoding)
+        assert new <= core.config.max_num_batched_tokens
+        assert scheduler.num_running <= core.config.max_num_seqs
+        assert scheduler.num_running + scheduler.num_waiting == len(core._live)
+        if core._live and not scheduler._fetching:
             assert core.next_at is not None, "work is left, and nothing would ever happen"
+
+    def grown(self, job: Job) -> int:
+        """Blocks since it began to decode, with that of the pass that goes on."""
+        size, passes = self.core.config.block_size, self.core.scheduler._passes
+        return -(-(passes.num_over + job.base + passes.num_open) // size) - job.num_blocks
 
     def tick(self) -> None:
         assert self.core.next_at is not None
@@ -160,9 +170,9 @@ def test_through_a_ticket_the_output_is_the_same(length: int) -> None:
     holder = Run()
     blocks = prefill(holder, 7, prompt)
     assert holder.core.num_tickets == 1
-    assert decode_with(holder.core.contents(blocks), prompt, 12) == generate(prompt, 12)
+    assert decode_with(holder.core.contents(7, blocks), prompt, 12) == generate(prompt, 12)
     holder.apply(ev.Release(7))
-    assert holder.core.pool.usage == 0
+    assert holder.core.scheduler.cache.usage == 0
 
 
 def test_a_read_after_the_lease_gives_wrong_tokens_without_error() -> None:
@@ -171,9 +181,7 @@ def test_a_read_after_the_lease_gives_wrong_tokens_without_error() -> None:
     blocks = prefill(holder, 1, prompt)
     holder.tick()
     assert holder.core.num_tickets == 0
-    assert decode_with(holder.core.contents(blocks), prompt, 12) == generate(prompt, 12), "not overwritten yet"
-    prefill(holder, 2, list(range(500, 560)))
-    assert decode_with(holder.core.contents(blocks), prompt, 12) != generate(prompt, 12)
+    assert decode_with(holder.core.contents(1, blocks), prompt, 12) != generate(prompt, 12)
 
 
 def test_a_ticket_whose_reader_waits_outlives_its_lease() -> None:
@@ -186,7 +194,7 @@ def test_a_ticket_whose_reader_waits_outlives_its_lease() -> None:
         holder.apply(ev.Extend(1))
     assert holder.tickets.keys() == {1}
     prefill(holder, 3, list(range(500, 540)))
-    assert decode_with(holder.core.contents(blocks), prompt, 12) == generate(prompt, 12)
+    assert decode_with(holder.core.contents(1, blocks), prompt, 12) == generate(prompt, 12)
     holder.finish()
     assert holder.core.counters.expired_tickets == 3, "a reader that died keeps nothing"
 
@@ -206,7 +214,7 @@ def test_another_prompts_ticket_gives_wrong_tokens() -> None:
     holder = Run()
     blocks = prefill(holder, 1, list(range(200, 218)))
     prompt = list(range(100, 118))
-    assert decode_with(holder.core.contents(blocks), prompt, 12) != generate(prompt, 12)
+    assert decode_with(holder.core.contents(1, blocks), prompt, 12) != generate(prompt, 12)
 
 
 def test_only_what_is_not_cached_is_fetched() -> None:
@@ -225,7 +233,7 @@ def test_unread_tickets_hold_up_the_queue_until_their_lease_ends() -> None:
         prefill(run, id, list(range(id * 100, id * 100 + 20)))
     run.now = 0.04
     run.apply(ev.Submit(4, list(range(40)), 1))
-    assert run.core.num_waiting == 1
+    assert run.core.scheduler.num_waiting == 1
     run.finish()
     assert run.ended[4].reason == "length"
     assert run.core.counters.expired_tickets == 3
@@ -255,7 +263,7 @@ def test_aborted_while_it_runs_and_while_it_waits_it_is_gone_at_once() -> None:
     run.apply(ev.Submit(2, list(range(9)), 5))
     for id in (2, 1):
         assert run.apply(ev.Abort(id)) == [ev.Ended(id, "abort", [])]
-    assert run.core.pool.usage == 0
+    assert run.core.scheduler.cache.usage == 0
     run.finish()
 
 
@@ -293,7 +301,7 @@ def test_any_history_keeps_the_invariants_and_ends_every_request_once(history: l
             run.apply(ev.Tick())
     run.finish()
     assert run.ended.keys() == set(range(1, submitted + 1))
-    assert run.core.pool.usage == 0
+    assert run.core.scheduler.cache.usage == 0
     assert run.core.num_tickets == 0
 
 

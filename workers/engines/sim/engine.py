@@ -21,13 +21,13 @@ from workers.engines.sim.answers import Piece, Sampling
 from workers.engines.sim.api import Generation
 from workers.engines.sim.app import App
 from workers.engines.sim.args import VERSION, SimArgs, capabilities, read_args
-from workers.engines.sim.blocks import chain
 from workers.engines.sim.handoff import Answer, Ask, HandOver, HolderGone, keep_alive, listen, read, release
 from workers.engines.sim.instant import InstantEngine
 from workers.engines.sim.kv_events import publisher
 from workers.engines.sim.legs import begin, failed, resumed_tokens, source_of, tell
-from workers.engines.sim.live import LiveScheduler, Output, Outputs
+from workers.engines.sim.live import LiveCore, Output, Outputs
 from workers.engines.sim.log import WEIGHTS_READ
+from workers.engines.sim.sequence import chain
 from workers.engines.sim.tokenizer import StopScanner, decode
 from workers.host.calls import CURRENT, Call
 from workers.host.prompt import Prompt
@@ -42,7 +42,7 @@ class SimEngine:
 
     version = VERSION
 
-    def __init__(self, spec: EngineSpec, args: SimArgs, live: LiveScheduler, tasks: asyncio.TaskGroup) -> None:
+    def __init__(self, spec: EngineSpec, args: SimArgs, live: LiveCore, tasks: asyncio.TaskGroup) -> None:
         self.capabilities = capabilities(spec, args)
         self.app: AsgiApp = App(self, spec.served_names, spec.model_path, self.capabilities.max_model_len)
         self.holder: HandOver
@@ -57,7 +57,7 @@ class SimEngine:
         return self._live.core.counters.remote_tokens
 
     def kv_used(self) -> float:
-        return self._live.core.pool.usage
+        return self._live.core.scheduler.cache.usage
 
     def alive(self) -> bool:
         return True
@@ -85,12 +85,10 @@ class SimEngine:
         """A reader's request: what the blocks contain now, and the end of their ticket or its heartbeat."""
         if ask.engine_id != self.holder.engine_id:
             return Answer(error=f"engine {ask.engine_id} is gone, this is {self.holder.engine_id}")
-        if not all(0 <= block < self._args.num_blocks for block in ask.blocks):
-            return Answer(error="no such blocks")
         if ask.keep:
             self._live.apply(ev.Extend(ask.ticket))
             return Answer()
-        contents = self._live.core.contents(ask.blocks)
+        contents = self._live.core.contents(ask.ticket, ask.blocks)
         self._live.apply(ev.Release(ask.ticket))
         return Answer(contents)
 
@@ -102,9 +100,9 @@ class SimEngine:
     def figures(self) -> dict[str, float]:
         core = self._live.core
         return {
-            "vllm:num_requests_running": core.num_running,
-            "vllm:num_requests_waiting": core.num_waiting,
-            "vllm:kv_cache_usage_perc": core.pool.usage,
+            "vllm:num_requests_running": core.scheduler.num_running,
+            "vllm:num_requests_waiting": core.scheduler.num_waiting,
+            "vllm:kv_cache_usage_perc": core.scheduler.cache.usage,
             "vllm:prompt_tokens_total": core.counters.prompt_tokens,
             "vllm:generation_tokens_total": core.counters.generated_tokens,
             "vllm:prefix_cache_queries_total": core.counters.cache_queries,
@@ -268,7 +266,7 @@ async def _scheduled(
 ) -> AsyncIterator[Engine]:
     with publisher(placement.local_dir, spec.block_size) as kv_events:
         config = args.core(spec)
-        live = LiveScheduler(config, kv_events.publish)
+        live = LiveCore(config, kv_events.publish)
         engine = SimEngine(spec, args, live, tasks)
         async with listen(placement.address, engine.hand_out) as port:
             engine_id = f"{placement.worker}/{placement.generation}/{placement.session}"

@@ -1,4 +1,4 @@
-"""What goes into the simulated scheduler and what comes out of it: its configuration, events and effects.
+"""What goes into the simulated engine's core and what comes out of it: its configuration, events and effects.
 
 Pure data. Requests have integer ids that are never used twice; a ticket has the id of the request that
 held it.
@@ -34,7 +34,10 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return max(0.0, both_ms) / 1000
 
     def handoff_s(self, num_tokens: int) -> float:
-        return num_tokens * self.kv_bytes_per_token / self.handoff_bytes_per_s
+        return self.kv_bytes(num_tokens) / self.handoff_bytes_per_s
+
+    def kv_bytes(self, num_tokens: int) -> int:
+        return num_tokens * self.kv_bytes_per_token
 
 
 def _value(polynomial: Polynomial, x: float) -> float:
@@ -135,7 +138,7 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """Exactly once per request, after its last token. `held_blocks` now belong to its ticket."""
+    """Exactly once per request, after its last token. `held_blocks`: of its ticket, numbered there."""
 
     id: int
     reason: str  # length | abort | error

@@ -2,8 +2,8 @@
 
 Owns the holder's listening port and the exchange: one line of JSON each way, which reads blocks and frees
 their ticket; a release reads none, a heartbeat keeps the ticket. The holder answers with what the blocks
-contain now, ticket or not, as a remote read of device memory would. Bound to the worker's interface and,
-like NIXL, open to whoever reaches it. Decides nothing about leases.
+contain, or something else where the ticket is over, as a remote read of device memory would. Bound to the
+worker's interface and, like NIXL, open to whoever reaches it. Decides nothing about leases.
 """
 
 from __future__ import annotations

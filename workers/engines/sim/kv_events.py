@@ -23,7 +23,6 @@ import zmq
 
 from workers.digest.kv_events import events_endpoint, replay_endpoint
 from workers.engines.sim import events as ev
-from workers.engines.sim.blocks import NO_KEY
 from workers.links.zmq_loop import LoopSocket, new_socket
 
 log = logging.getLogger(__name__)
@@ -84,8 +83,7 @@ class KvEventPublisher:
     def _event(self, event: ev.KvEvent) -> BlockStored | BlockRemoved:
         if isinstance(event, ev.Removed):
             return BlockRemoved(event.keys)
-        parent = None if event.parent == NO_KEY else event.parent
-        return BlockStored(event.keys, parent, event.token_ids, self._block_size)
+        return BlockStored(event.keys, event.parent or None, event.token_ids, self._block_size)
 
     def _keep(self, payload: bytes) -> None:
         self._kept.append((self._next, payload))

@@ -1,6 +1,6 @@
-"""The simulated scheduler on the event loop's clock: applies events, keeps its timer, sorts its effects.
+"""The simulated engine's core on the event loop's clock: applies events, keeps its timer, sorts its effects.
 
-Owns the scheduler's one timer and the queue of each live request. Decides nothing.
+Owns the core's one timer and the queue of each live request. Decides nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable
 import msgspec
 
 from workers.engines.sim import events as ev
-from workers.engines.sim.core import Scheduler
+from workers.engines.sim.core import Core
 
 
 class Output(msgspec.Struct, frozen=True):
@@ -28,9 +28,9 @@ Outputs = asyncio.Queue[ev.Fetch | Output]
 OnKvEvents = Callable[[list[ev.KvEvent]], None]  # all of one step, in their order; never an empty list
 
 
-class LiveScheduler:
+class LiveCore:
     def __init__(self, config: ev.CoreConfig, on_kv_events: OnKvEvents) -> None:
-        self.core = Scheduler(config)
+        self.core = Core(config)
         self._on_kv_events = on_kv_events
         self._loop = asyncio.get_running_loop()
         self._queues: dict[int, Outputs] = {}

@@ -1,7 +1,6 @@
-"""The blocks of one virtual engine: how many are free, which prefixes are cached, and which go next.
+"""The blocks of one simulated engine: how many are free, which prefixes are cached, and which go next.
 
-Pure. The counts are those of the simulator's pool (`workers/engines/sim/blocks.py`), without a number and a content
-per block: a block with a hash is known by it, all others are only counted.
+Pure. A block with a hash is known by it, all others are only counted.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ class Cache:
         self._refs: dict[int, int] = {}  # cached and in use
         # Cached and not in use, oldest first. A plain dictionary walks over deleted entries to find its first.
         self._lru: OrderedDict[int, None] = OrderedDict()
-        self.evicted: list[int] = []
+        self._evicted: list[int] = []
 
     @property
     def num_available(self) -> int:
@@ -26,6 +25,10 @@ class Cache:
     @property
     def num_used(self) -> int:
         return self.num_blocks - self.num_free - len(self._lru)
+
+    @property
+    def usage(self) -> float:
+        return self.num_used / self.num_blocks
 
     def find(self, chain: Sequence[int], limit: int) -> int:
         """How many leading blocks are cached."""
@@ -57,7 +60,7 @@ class Cache:
         self.num_free -= count
         if missing > 0:
             oldest = self._lru.popitem
-            self.evicted += [oldest(last=False)[0] for _ in range(missing)]
+            self._evicted += [oldest(last=False)[0] for _ in range(missing)]
             self.num_free = 0
 
     def name(self, blocks: Iterable[int]) -> list[int]:
@@ -78,3 +81,8 @@ class Cache:
                 lru[block] = None
             else:
                 refs[block] -= 1
+
+    def take_evicted(self) -> list[int]:
+        """What has left the cache since the last call."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
