@@ -17,7 +17,7 @@ from launcher.scheduler import slurm
 from launcher.scheduler.local import descendants
 from workers.protocol import HOST_SILENCE_S
 
-Victims = Callable[[Stage], Sequence[int]]
+Victims = Callable[[Stage, str], Sequence[int]]  # of a worker
 DECODE, PREFILL = "decode-0", "prefill-0"
 NUM_ASKED = 6  # while nobody reads tickets: fewer than fill the engines, more than one for each prefill worker
 ASK_TIMEOUT_S = 60.0
@@ -27,23 +27,23 @@ OK = 200
 def lost(worker: str, number: signal.Signals, victims: Victims) -> Callable[[Stage], None]:
     def happen(stage: Stage) -> None:
         before = {worker: stage.serving()[worker]}
-        send(number, victims(stage))
+        send(number, victims(stage, worker))
         stage.until_followed(before, f"a successor of {worker}")
 
     return happen
 
 
-def engine(stage: Stage) -> Sequence[int]:
-    return descendants(stage.engine(DECODE))
+def engine(stage: Stage, worker: str) -> Sequence[int]:
+    return descendants(stage.engine(worker))
 
 
-def agent(stage: Stage) -> Sequence[int]:
-    return (stage.agent(DECODE),)
+def agent(stage: Stage, worker: str) -> Sequence[int]:
+    return (stage.agent(worker),)
 
 
-def step(stage: Stage) -> Sequence[int]:
+def step(stage: Stage, worker: str) -> Sequence[int]:
     """All processes of the worker's job step at once."""
-    return descendants(stage.agent(DECODE))
+    return descendants(stage.agent(worker))
 
 
 def prefill_killed(stage: Stage) -> None:

@@ -11,20 +11,21 @@ import time
 from collections.abc import Callable
 
 from benchmarks.chaos.hand_over_rows import controller_killed, rolling_restart, scancel
-from benchmarks.chaos.loss_rows import DECODE, PREFILL, agent, engine, lost, prefill_killed, step
+from benchmarks.chaos.loss_rows import agent, engine, lost, prefill_killed, step
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import Stage, StageFault, say
 
+LOSSES: dict[str, Callable[[str], Callable[[Stage], None]]] = {
+    "scancel": scancel,
+    "SIGKILL of the engine": lambda worker: lost(worker, signal.SIGKILL, engine),
+    "SIGKILL of the agent": lambda worker: lost(worker, signal.SIGKILL, agent),
+    "SIGKILL of the job step": lambda worker: lost(worker, signal.SIGKILL, step),
+    "the engine hangs": lambda worker: lost(worker, signal.SIGSTOP, engine),
+}
 EVENTS: dict[str, Callable[[Stage], None]] = {
     "rolling restart": rolling_restart,
     "rolling restart, the controller killed in it": controller_killed,
-    "scancel of a prefill worker": scancel(PREFILL),
-    "scancel of a decode worker": scancel(DECODE),
-    "SIGKILL of an engine": lost(DECODE, signal.SIGKILL, engine),
-    "SIGKILL of an agent": lost(DECODE, signal.SIGKILL, agent),
-    "SIGKILL of a job step": lost(DECODE, signal.SIGKILL, step),
     "SIGKILL of a prefill worker with open tickets": prefill_killed,
-    "an engine that hangs": lost(DECODE, signal.SIGSTOP, engine),
 }
 QUIET_S = 10.0
 SETTLED_PART = 0.25  # of the time: what the proxy holds by then is what it needs
@@ -36,8 +37,11 @@ def soak(stage: Stage) -> None:
     began_at, soak_s = time.monotonic(), stage.options.soak_s
     settled_mib = 0.0
     while (passed_s := time.monotonic() - began_at) < soak_s:
-        what = chance.choice(sorted(EVENTS))
-        EVENTS[what](stage)
+        events = EVENTS | {
+            f"{worker}: {what}": loss(worker) for worker in stage.serving() for what, loss in LOSSES.items()
+        }
+        what = chance.choice(sorted(events))
+        events[what](stage)
         mib = memory_mib(stage)
         say(f"{passed_s:.0f} s: {what}; the proxy has {mib:.0f} MiB, {len(stage.users.streams)} streams have ended")
         if not settled_mib or passed_s < SETTLED_PART * soak_s:

@@ -18,6 +18,7 @@ import httpx
 
 from benchmarks.chaos.options import Options
 from benchmarks.chaos.users import Users, read_endpoint
+from launcher.control.reconcile import LAST_BACKOFF_S
 from launcher.jobs import JobError, controller_name, job_name
 from launcher.jobs import Row as JobRow
 from launcher.rundir import SOURCE, RunDir
@@ -25,7 +26,7 @@ from launcher.scheduler import slurm
 from launcher.scheduler.local import descendants, run_processes
 
 RUN = "chaos"
-WAIT_S = 120.0
+WAIT_S = LAST_BACKOFF_S + 120.0  # a worker that was lost several times in a row waits for its next try
 LOOK_S = 0.1
 
 
