@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import msgspec
+import psutil
 import zmq
 
 from proxy.spec import Deadlines, Limits, PoolCaps, ProxySpec, RoutingSpec
@@ -57,6 +58,7 @@ class Live:
     def __init__(self, path: Path, **proxy_changes: Any) -> None:
         self.path = path
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._below: set[psutil.Process] = set()
         for folder in ("keys", "proxies", "specs", "logs", "home"):
             (path / folder).mkdir(parents=True, mode=0o700)
         self._write_keys()
@@ -160,17 +162,21 @@ class Live:
         return (self.path / "logs" / f"{name}.log").read_text(errors="replace")
 
     def kill(self, name: str) -> None:
+        self._remember(name)
         process = self.processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
 
     def engine_pid(self, worker: str) -> int:
         """The engine process of a worker: its agent's only child."""
+        self._remember(worker)
         agent = self.processes[worker].pid
         (child,) = Path(f"/proc/{agent}/task/{agent}/children").read_text().split()
         return int(child)
 
     def stop(self) -> None:
+        for name in self.processes:
+            self._remember(name)
         for name in sorted(self.processes, reverse=True):  # the proxy goes last but one: agents drain by themselves
             self.processes[name].send_signal(signal.SIGTERM)
         for process in self.processes.values():
@@ -179,6 +185,12 @@ class Live:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+        wait_for(lambda: not any(map(lives, self._below)), "the last of what they had started to end", 60.0)
+
+    def _remember(self, name: str) -> None:
+        """What is below a process now, which is to end with it, however that ends."""
+        with suppress(psutil.NoSuchProcess):
+            self._below |= set(psutil.Process(self.processes[name].pid).children(recursive=True))
 
     # ------------------------------------------------------------ asking
 
@@ -211,6 +223,13 @@ def parent_of(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def end_tree(process: subprocess.Popen[bytes]) -> None:

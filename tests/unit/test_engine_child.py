@@ -2,12 +2,18 @@
 
 import asyncio
 import base64
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import msgspec
 import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.live import SOURCE, wait_for
 from workers.agent.channel import LENGTH_BYTES, Broken, ChannelMessage, Ready
 from workers.agent.engine_child import lines_of, started
 
@@ -71,3 +77,44 @@ def test_a_process_that_ends_by_itself_is_told() -> None:
             assert await child.word() is None
 
     uvloop.run(scenario())
+
+
+AGENT = """
+import asyncio
+from workers.agent.engine_child import started
+
+async def agent():
+    async with started(["sh", "-c", "sleep 1000 & sleep 1000 & echo $$; exec sleep 1000"], {}, print_now):
+        await asyncio.Event().wait()
+
+def print_now(line):
+    print(line, flush=True)
+
+asyncio.run(agent())
+"""
+
+
+def test_nothing_stays_where_agent_and_engine_process_are_killed_at_once() -> None:
+    """The agent stands still first, so that it cannot see its child die."""
+    agent = subprocess.Popen([sys.executable, "-c", AGENT], stdout=subprocess.PIPE, text=True, cwd=SOURCE)
+    with agent:
+        assert agent.stdout is not None
+        group = int(agent.stdout.readline())
+        assert len(members(group)) == 4, "the child, its two children, the guard"
+        for pid, number in ((agent.pid, signal.SIGSTOP), (group, signal.SIGKILL), (agent.pid, signal.SIGKILL)):
+            os.kill(pid, number)
+        agent.wait()
+        wait_for(lambda: not members(group), "the group to end", 60.0)
+
+
+def members(group: int) -> list[str]:
+    """The processes of a group that live."""
+    stats = [text.rpartition(")")[2].split() for text in map(stat, Path("/proc").glob("[0-9]*")) if text]
+    return [state for state, _, of, *_ in stats if int(of) == group and state != "Z"]
+
+
+def stat(process: Path) -> str:
+    try:
+        return (process / "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""

@@ -13,9 +13,10 @@ import signal
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from workers.agent.channel import ENGINE_WORDS, Alive, Broken, Channel, ChannelMessage, EngineChannel, Finish
+from workers.agent.guard import guarded
 from workers.logs import PASSED_ON
 from workers.protocol import BEAT_INTERVAL_S, HOST_SILENCE_S
 
@@ -103,17 +104,20 @@ async def started(
 ) -> AsyncIterator[EngineChild]:
     """The engine process while it is needed; afterwards nothing of it is left. `on_line` hears its output."""
     ours, theirs = socket.socketpair()
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=theirs.fileno(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=dict(environment),
-        start_new_session=True,
-    )
-    theirs.close()
-    child = EngineChild(process, await Channel.over(ours, ENGINE_WORDS), on_line)
-    async with asyncio.TaskGroup() as tasks:
+    async with AsyncExitStack() as stack:
+        command, guard = stack.enter_context(guarded(command))
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            stdin=theirs.fileno(),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=dict(environment),
+            pass_fds=(guard,),
+            start_new_session=True,
+        )
+        theirs.close()
+        child = EngineChild(process, await Channel.over(ours, ENGINE_WORDS), on_line)
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
         tasks.create_task(child.copy_output())  # ends with the group, the last holder of the pipe
         listening = tasks.create_task(child.listen())
         hearing = [listening, *map(tasks.create_task, (child.watch(listening), child.watch_silence()))]

@@ -21,6 +21,7 @@ import msgspec
 
 from workers.agent.engine_child import kill_group, lines_of
 from workers.agent.engine_command import engine_command, engine_environment, engine_folders
+from workers.agent.guard import guarded
 from workers.agent.network import NetworkFault, address_of, bindable_port
 from workers.agent.preflight import EngineFacts, Facts, faults
 from workers.agent.probe import MARK
@@ -177,18 +178,20 @@ async def _child(
     command: Sequence[str], stdin: int, environment: dict[str, str] | os._Environ[str]
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Nothing of its group is left afterwards."""
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=stdin,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env=dict(environment),
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        kill_group(process.pid)
-        with suppress(TimeoutError):  # one that a file system holds on to is left behind
-            async with asyncio.timeout(END_TIMEOUT_S):
-                await process.wait()
+    with guarded(command) as (words, guard):
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=stdin,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=dict(environment),
+            pass_fds=(guard,),
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            kill_group(process.pid)
+            with suppress(TimeoutError):  # one that a file system holds on to is left behind
+                async with asyncio.timeout(END_TIMEOUT_S):
+                    await process.wait()
