@@ -41,6 +41,7 @@ from workers.controller_messages import FleetView
 FIRST_BACKOFF_S = 10.0
 LAST_BACKOFF_S = 300.0
 STEADY_S = 300.0  # ready for this long: its next end starts a new count of failures
+SERVED_PART = 0.25  # of the time that a life has served: the next one waits no longer
 MAX_PROXY_DEATHS = 3
 
 
@@ -164,8 +165,9 @@ class Reconciler:
             worker.failures = 0
         else:
             self._back_off(worker, now)
-            if record.proven_at is not None and worker.failures == 1:
-                worker.not_before = now  # it has served: the first time nobody waits
+            if record.proven_at is not None:  # it has served: nobody waits for long, the first time not at all
+                patience_s = 0.0 if worker.failures == 1 else SERVED_PART * (now - record.proven_at)
+                worker.not_before = min(worker.not_before, now + patience_s)
 
     def _as_asked(self, job: Job, now: float) -> bool:
         """Its own clock, ours or a successor ended it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -139,6 +140,27 @@ def test_a_served_run_replaces_a_failed_worker_and_backs_off() -> None:
         job += 1
         core.apply(Submitted("p", failures, str(job)), now)
         now += SETTLE_S + 1
+
+
+def test_lives_that_have_served_are_followed_sooner_the_longer_they_did() -> None:
+    core = new()
+    running(core)
+    served_s, pauses, now = 40.0, [], 20.0
+    for generation in range(7):
+        serves = msgspec.structs.replace(view("p", generation, "ready"), proven=True)
+        core.apply(fleet(serves, ready=True), now)
+        now += served_s
+        job = str(100 + generation)
+        follows = acts(core.apply(QueueRead((row(job, "p", generation, "FAILED"),), now), now))
+        pause_s = 0.0
+        while not follows:
+            pause_s += 1.0
+            follows = acts(core.apply(Tick(), now + pause_s))
+        pauses.append(pause_s)
+        now += pause_s
+        core.apply(Submitted("p", generation + 1, str(101 + generation)), now)
+        now += SETTLE_S + 1
+    assert pauses == [0.0] + [served_s / 4] * 6
 
 
 def test_a_long_life_ends_the_back_off() -> None:
