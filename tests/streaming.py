@@ -17,6 +17,8 @@ class Answer:
     """What a client makes of its stream. `pause_s` is the longest wait between two events."""
 
     text: str = ""
+    reasoning: str = ""
+    tools: list[list[str]] = field(default_factory=list)  # of each call: its name, its arguments
     ids: set[str] = field(default_factory=set)
     created: set[int] = field(default_factory=set)
     roles: list[str] = field(default_factory=list)
@@ -44,13 +46,22 @@ class Answer:
         for choice in data["choices"]:
             delta = choice.get("delta", {})
             self.text += choice.get("text") or delta.get("content") or ""
+            self.reasoning += delta.get("reasoning") or ""
+            for call in delta.get("tool_calls") or ():
+                self._take_call(call["index"], call["function"])
             self.roles += [delta["role"]] if delta.get("role") else []
             self.finish_reasons += [choice["finish_reason"]] if choice["finish_reason"] else []
+
+    def _take_call(self, index: int, function: dict[str, str]) -> None:
+        if index == len(self.tools):
+            self.tools.append(["", ""])
+        for place, part in enumerate(("name", "arguments")):
+            self.tools[index][place] += function.get(part, "")
 
     @property
     def as_in_one_piece(self) -> tuple[Any, ...]:
         """All of it that must not show how it came about."""
-        return self.text, self.roles, self.finish_reasons, self.usage, self.error, self.done
+        return self.text, self.reasoning, self.tools, self.roles, self.finish_reasons, self.usage, self.error, self.done
 
 
 class Streaming:

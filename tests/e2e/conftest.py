@@ -19,7 +19,7 @@ from proxy.spec import Deadlines
 from tests.live import SOURCE, Live, end_tree, live, sim_engine, wait_for
 from workers.spec import EngineSpec
 
-BEFORE_THE_OTHERS = "test_vllm_push.py"
+BEFORE_THE_OTHERS = ("test_vllm_push.py", "test_vllm_tools_recovery.py")
 VLLM_FLAGS: dict[str, Any] = {
     "dtype": "float32",
     "enforce_eager": True,
@@ -46,7 +46,7 @@ if __name__ == "__main__":
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Engines of a module end before those of the session start."""
-    items.sort(key=lambda item: item.path.name != BEFORE_THE_OTHERS)
+    items.sort(key=lambda item: item.path.name not in BEFORE_THE_OTHERS)
 
 
 def vllm_engine(model: Path, **changes: Any) -> EngineSpec:

@@ -46,7 +46,7 @@ def write_model(folder: Path, shape: Mapping[str, int] = TINY) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        _write_tokenizer(unfinished)
+        write_tokenizer(unfinished)
         _write_weights(unfinished, shape)
         unfinished.chmod(0o755)
         unfinished.rename(folder)
@@ -57,7 +57,7 @@ def write_model(folder: Path, shape: Mapping[str, int] = TINY) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
