@@ -90,6 +90,7 @@ def batch(options: Options, endpoint: Endpoint, folder: Path, key: str) -> None:
         async def run() -> None:
             await Runner(given, survey, Files(store, outputs, ownership), core, Pool(lambda: target)).run(_nothing)
 
+        outputs.begin(store)
         uvloop.run(run())
         outputs.end(store)
     if core.figures.done != options.requests:

@@ -44,7 +44,6 @@ class Runner:
         self._files = files
         self._core = core
         self._pool = pool
-        self._kept: list[tuple[bytes, bool]] = []
         self._loop = asyncio.get_running_loop()
         self._over = asyncio.Event()
         self._give_up_at = float("inf")
@@ -107,14 +106,12 @@ class Runner:
                 self._pool.send(effect.request, self._answered)
             else:
                 self._files.store.append(effect.ordinal, effect.key, effect.line, ok=effect.ok)
-                self._kept.append((effect.line, effect.ok))
         if self._core.finished:
             self._over.set()
 
     async def _flush(self) -> None:
-        files, kept = self._files, self._kept
-        data, self._kept = files.store.take(), []
-        if data:
-            files.ownership.check()
+        files = self._files
+        files.ownership.check()
+        if data := files.store.take():
             await asyncio.to_thread(files.store.write, data)
-            await asyncio.to_thread(files.outputs.add, kept)
+        await asyncio.to_thread(files.outputs.follow, files.store)

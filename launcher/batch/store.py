@@ -82,18 +82,23 @@ class Store:
             return None
         return bytes(self._keys[KEY_BYTES * ordinal : KEY_BYTES * (ordinal + 1)])
 
-    def records(self, *, in_order: bool) -> Iterator[Record]:
-        """All that is on disk: by ordinal, or as they came."""
-        if not in_order:
-            with self.path.open("rb", buffering=READ_BUFFER_BYTES) as file:
-                yield from scan(file, len(MAGIC))
-            return
-        for place in self._places:
-            if 0 < place <= self._end:
-                record = read_at(self._file.fileno(), place - 1)
-                if record is None:
-                    raise NotResults(f"{self.path} has changed under this process, at byte {place - 1}")
-                yield record
+    def as_they_came(self, at: int = len(MAGIC)) -> Iterator[Record]:
+        """All that is on disk, from this place in the file on."""
+        with self.path.open("rb", buffering=READ_BUFFER_BYTES) as file:
+            yield from scan(file, max(at, len(MAGIC)))
+
+    def in_order(self, first: int = 0, *, gaps: bool = True) -> Iterator[Record]:
+        """All that is on disk, from this ordinal on; without gaps until the first that is missing."""
+        for ordinal in range(first, len(self._places)):
+            place = self._places[ordinal]
+            if not 0 < place <= self._end:
+                if not gaps:
+                    return
+                continue
+            record = read_at(self._file.fileno(), place - 1)
+            if record is None:
+                raise NotResults(f"{self.path} has changed under this process, at byte {place - 1}")
+            yield record
 
     # ------------------------------------------------------------ adding
 

@@ -36,14 +36,15 @@ def add(store: Store, results: Results) -> None:
 
 
 def content(store: Store, *, in_order: bool = False) -> Results:
-    return [(record.ordinal, record.line, record.kind == DONE) for record in store.records(in_order=in_order)]
+    records = store.in_order() if in_order else store.as_they_came()
+    return [(record.ordinal, record.line, record.kind == DONE) for record in records]
 
 
 def filled(path: Path, results: Results) -> list[int]:
     """A file of these results; returns where each of them ends."""
     store = Store(path)
     add(store, results)
-    ends = [record.end for record in store.records(in_order=False)]
+    ends = [record.end for record in store.as_they_came()]
     store.close()
     return ends
 
@@ -134,7 +135,7 @@ def test_outputs_hold_each_result_once_however_often_it_was_begun(tmp_path: Path
         outputs = Outputs(results, errors, in_order=in_order)
         outputs.begin(store)
         add(store, part)
-        outputs.add([(line, ok) for _, line, ok in part])
+        outputs.follow(store)
         if part and not in_order:
             assert results.read_bytes().endswith(part[0][1])  # while it runs
         if part:
@@ -147,6 +148,33 @@ def test_outputs_hold_each_result_once_however_often_it_was_begun(tmp_path: Path
     assert results.read_bytes() == (b"a\nc\n" if in_order else b"c\na\n")
     assert errors.read_bytes() == b"bad\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["err", "out", "results"]
+
+
+@given(st.permutations(range(12)), st.sets(st.integers(1, 11)), st.sets(st.integers(0, 11)))
+def test_what_has_its_turn_is_written_in_order_before_the_end_comes(
+    tmp_path_factory: pytest.TempPathFactory, ordinals: list[int], moments: set[int], bad: set[int]
+) -> None:
+    """So at the end of a batch, with its workers still there, only what came last is left to write."""
+    folder = tmp_path_factory.mktemp("order")
+    store = Store(folder / "store")
+    outputs = Outputs(folder / "out", folder / "err", in_order=True)
+    outputs.begin(store)
+
+    def lines(until: int, *, good: bool) -> bytes:
+        return b"".join(b"%d\n" % n for n in range(until) if (n not in bad) == good)
+
+    for number, ordinal in enumerate(ordinals):
+        add(store, [(ordinal, b"%d\n" % ordinal, ordinal not in bad)])
+        if number in moments:
+            outputs.follow(store)
+            first_missing = next((n for n in range(12) if n not in ordinals[: number + 1]), 12)
+            assert (folder / ".out.partial").read_bytes() == lines(first_missing, good=True)
+            assert (folder / ".err.partial").read_bytes() == lines(first_missing, good=False)
+    assert not (folder / "out").exists()
+    outputs.end(store)
+    store.close()
+    assert (folder / "out").read_bytes() == lines(12, good=True)
+    assert (folder / "err").read_bytes() == lines(12, good=False)
 
 
 # ---------------------------------------------------------------- one writer

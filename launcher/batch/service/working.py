@@ -73,6 +73,7 @@ class Working:
         store = await asyncio.to_thread(Store, folder.results)
         with closing(Outputs(folder.output, folder.errors, in_order=True)) as outputs:
             try:
+                await asyncio.to_thread(outputs.begin, store)
                 await self._answer(batch, Files(store, outputs, ownership))
                 await asyncio.to_thread(outputs.end, store)
             finally:
