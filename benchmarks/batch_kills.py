@@ -2,7 +2,8 @@
 
 Simulated engines on this machine, a run of the batch's own. Once undisturbed; then SIGKILL for the client, the proxy,
 the controller, an agent or an engine, at random moments of its results, and the same command again whenever it has
-ended. Owns the experiment: each request must be in the output once, with the text of the undisturbed batch.
+ended; a batch that ends too early is followed by another one. Owns the experiment: each request must be in each
+output once, with the text of the undisturbed batch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -87,6 +89,13 @@ class Batch:
             return [self._client.pid] if self._client is not None and self._client.poll() is None else []
         return [pid for pid in run_processes(self.run) if _module(pid) in MODULES[kind]]
 
+    def ended_or_struck(self, kind: str, num_bytes: float, rng: random.Random) -> bool:
+        """Struck once there are so many bytes of results, and such a process."""
+        if self.ended():
+            return True
+        pids = self.pids(kind) if self.stored_bytes() > num_bytes else []
+        return bool(pids) and _kill(rng.choice(pids))
+
     def texts(self) -> dict[str, str]:
         """Raises BrokenBatch where a request is there twice."""
         lines = [msgspec.json.decode(line) for line in self._results.read_bytes().splitlines()]
@@ -129,19 +138,15 @@ def victims(num: int, rng: random.Random) -> list[str]:
     return [kind for _ in range(0, num, len(kinds)) for kind in rng.sample(kinds, len(kinds))][:num]
 
 
-def kill(batch: Batch, kinds: Sequence[str], num_bytes: int, rng: random.Random) -> None:
-    """At random moments, by how many bytes of results there are. Raises BrokenBatch or ProcessFault."""
-    moments = sorted(rng.uniform(0.02, 0.95) * num_bytes for _ in kinds)
-    for moment, kind in zip(moments, kinds, strict=True):
-
-        def killed(moment: float = moment, kind: str = kind) -> bool:
-            if batch.ended():
-                raise BrokenBatch(f"it ended before it was the {kind}'s turn to be killed")
-            pids = batch.pids(kind) if batch.stored_bytes() > moment else []
-            return bool(pids) and _kill(rng.choice(pids))
-
-        batch.until(killed, f"{kind} to kill, or too few results")
+def kill(batch: Batch, kinds: Sequence[str], num_bytes: int, rng: random.Random) -> int:
+    """At random moments, by how many bytes of results there are. How many of these: it may end before."""
+    moments = sorted(rng.uniform(0.02, 0.9) * num_bytes for _ in kinds)
+    for number, (moment, kind) in enumerate(zip(moments, kinds, strict=True)):
+        batch.until(partial(batch.ended_or_struck, kind, moment, rng), f"{kind} to kill")
+        if batch.ended():
+            return number
         say(f"killed: {kind}, at {batch.stored_bytes() / num_bytes:.0%} of the results")
+    return len(kinds)
 
 
 def write_input(path: Path, options: Options) -> None:
@@ -155,30 +160,37 @@ def write_input(path: Path, options: Options) -> None:
 def measure(folder: Path, options: Options) -> dict[str, float]:
     write_input(folder / "in.jsonl", options)
     rng = random.Random(options.seed)
-    undisturbed, killed = Batch(folder, "undisturbed"), Batch(folder, "killed")
     kinds = victims(options.kills, rng)
-    took_s = {}
+    undisturbed = Batch(folder, "undisturbed")
+    killed: list[Batch] = []
+    num_done = 0
+    began_at = time.monotonic()
     try:
-        for name, batch in (("undisturbed", undisturbed), ("killed", killed)):
-            began_at = time.monotonic()
-            if batch is killed:
-                kill(killed, kinds, undisturbed.stored_bytes(), rng)
-            batch.until(batch.ended, "end of the batch")
-            took_s[name] = time.monotonic() - began_at
+        undisturbed.until(undisturbed.ended, "end of the batch")
+        calm_s = time.monotonic() - began_at
+        while num_done < len(kinds):
+            killed.append(Batch(folder, f"killed-{len(killed)}"))
+            num_done += kill(killed[-1], kinds[num_done:], undisturbed.stored_bytes(), rng)
+            killed[-1].until(killed[-1].ended, "end of the batch")
     finally:
-        kill_local(killed.run)
+        kill_local(undisturbed.run)
     if undisturbed.num_starts > 1:
         raise BrokenBatch("the undisturbed batch did not come to its end at once")
-    whole, found = undisturbed.texts(), killed.texts()
-    different = sum(found[custom_id] != text for custom_id, text in whole.items() if custom_id in found)
-    if different or whole.keys() != found.keys() or len(whole) != options.requests:
-        raise BrokenBatch(f"of {len(whole)} results {len(found)} are there, {different} of them are others")
-    counts = {f"{kind}.kills": float(kinds.count(kind)) for kind in (CLIENT, *MODULES)}
-    return counts | {
-        "requests": len(found),
-        "starts": killed.num_starts,
-        **{f"{name}.took_s": value for name, value in took_s.items()},
+    for batch in killed:
+        compare(undisturbed.texts(), batch.texts(), options.requests)
+    return {f"{kind}.kills": float(kinds.count(kind)) for kind in (CLIENT, *MODULES)} | {
+        "batches": len(killed),
+        "starts": sum(batch.num_starts for batch in killed),
+        "undisturbed.took_s": calm_s,
+        "killed.took_s": time.monotonic() - began_at - calm_s,
     }
+
+
+def compare(whole: Mapping[str, str], found: Mapping[str, str], num_requests: int) -> None:
+    """Raises BrokenBatch."""
+    different = sum(found[custom_id] != text for custom_id, text in whole.items() if custom_id in found)
+    if different or whole.keys() != found.keys() or len(whole) != num_requests:
+        raise BrokenBatch(f"of {len(whole)} results {len(found)} are there, {different} of them are others")
 
 
 def run(options: Options) -> None:
