@@ -94,6 +94,8 @@ HOW = {
     "python -m benchmarks.batch": How.SMALL,
     "python -m benchmarks.batch_cost": How.SMALL,
     "python -m benchmarks.batch_memory": How.SMALL,
+    "python -m benchmarks.batch_beside": How.SMALL,
+    "python -m benchmarks.batch_kills": How.SMALL,
     "python -m benchmarks.routing": How.SMALL,
     "python -m benchmarks.routing trace=conversation_trace.jsonl policies=kv,dynamo,round_robin loads=0.9": How.SMALL,
     "python -m benchmarks.roles": How.SMALL,

@@ -34,3 +34,25 @@ def test_it_measures_memory_stage_by_stage_and_leaves_no_file(tmp_path: Path) ->
     for stage in ("first_look", "results", "after_a_crash"):
         assert figures[f"{stage}.peak_mib"] > 1 and figures[f"{stage}.cpu_us_per_line"] > 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and processes_of(tmp_path) == []
+
+
+def test_it_measures_users_beside_a_batch_and_leaves_nothing(tmp_path: Path) -> None:
+    small = ("users=2", "requests=2", "pause_s=0.1", "tokens=2", "decode_ms=5", "prefill_ms=5", "alone_s=1")
+    with start("batch_beside", tmp_path, *small) as process:
+        output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    figures = json.loads(output.splitlines()[-1])["figures"]
+    assert all(figures[f"{name}.ttft_p99_ms"] > 0 for name in ("before", "beside", "after"))
+    assert figures["batch.alone_per_s"] > 0 and math.isfinite(figures["batch.spare_share"])
+    assert processes_of(tmp_path) == []
+
+
+def test_whatever_of_a_batch_is_killed_each_request_is_answered_once(tmp_path: Path) -> None:
+    """Client, proxy, controller, an agent and an engine, once each. It compares the texts itself, and fails."""
+    with start("batch_kills", tmp_path, "requests=300", "kills=5") as process:
+        output, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    figures = json.loads(output.splitlines()[-1])["figures"]
+    kinds = ("client", "proxy", "controller", "agent", "engine")
+    assert [figures[f"{kind}.kills"] for kind in kinds] == [1.0] * 5 and figures["starts"] > 1
+    assert processes_of(tmp_path) == []

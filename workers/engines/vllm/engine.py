@@ -151,7 +151,12 @@ def _configure(spec: EngineSpec, placement: Placement) -> tuple[argparse.Namespa
         from vllm.v1.engine.async_llm import AsyncLLM  # noqa: F401
 
         engine_args = AsyncEngineArgs.from_cli_args(args)
-        return args, engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        config = engine_args.create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+        if installed().cpu and not config.additional_config:
+            from workers.engines.vllm.spin import Spin
+
+            config.additional_config = Spin()
+        return args, config
 
 
 def _load(args: argparse.Namespace, config: Any) -> Any:
