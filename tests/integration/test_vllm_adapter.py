@@ -436,3 +436,17 @@ def test_the_connectors_agent_is_locked_and_polls_by_itself() -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=SOURCE)
     assert said.stdout.splitlines()[-1] == "NIXL_THREAD_SYNC_STRICT False"
+
+
+def test_processes_that_wait_for_each_other_soon_sleep() -> None:
+    """In whichever of them an engine's configuration is unpickled. Else they take the cores from those that compute."""
+    program = (
+        "import pickle, sys\n"
+        "assert 'vllm' not in sys.modules\n"
+        "carried = pickle.loads(b'cworkers.engines.vllm.spin\\nSpin\\n.')()\n"
+        "from vllm.distributed.device_communicators.shm_broadcast import MessageQueue\n"
+        "reader = MessageQueue.create_from_handle(MessageQueue(1, 1).export_handle(), 0)\n"
+        "print(reader._spin_condition.busy_loop_s, carried.compute_hash())"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=SOURCE)
+    assert said.stdout.splitlines()[-1:] == ["0.001 sluice"], said.stderr
