@@ -21,13 +21,14 @@ from proxy.routing.demand import Demand, Reason, Route
 from proxy.routing.load_policies import cached_tokens
 from proxy.spec import RoutingSpec
 
-Held = dict[Target, int]
 POLICY = "kv"
 # A time between tokens counts little while it is far from its target, and in full from this part of the target on.
 NEAR_TARGET = 0.5
 FAR_WEIGHT = 0.1
 # Predictions are no better than about one pass of an engine.
 TOLERANCE_S = 0.02
+# What so many workers hold is hot: one more copy will be used again and again, so computing it counts for nothing.
+HOT_COPIES = 3
 
 
 @dataclass(slots=True)
@@ -36,6 +37,7 @@ class _Part:
 
     worker: Worker
     cached_tokens: int
+    lasting_tokens: int  # or what is hot, where that is more
     cost_s: float
     computes: bool
     ready: bool  # it has room now
@@ -43,6 +45,17 @@ class _Part:
     work_s: float = 0.0  # computing, or receiving KV
     stall_s: float = 0.0
     itl_s: float = 0.0  # of its answer, where it is decoded here
+
+
+class _Held(NamedTuple):
+    """Leading blocks of a prompt."""
+
+    blocks: dict[Target, int]
+    num_hot: int
+
+    @classmethod
+    def of(cls, blocks: dict[Target, int]) -> _Held:
+        return cls(blocks, sorted(blocks.values())[-HOT_COPIES] if len(blocks) >= HOT_COPIES else 0)
 
 
 class _Way(NamedTuple):
@@ -58,7 +71,7 @@ class ByTime:
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
-        held = index.leading(demand.chain, demand.marks)
+        held = _Held.of(index.leading(demand.chain, demand.marks))
         able = [w for w in fleet.decoders if may_decode(w, demand)]
         way = self._best_whole(able, demand, held, now, waited_s)
         if demand.whole_because is None and fleet.can_split:
@@ -68,7 +81,7 @@ class ByTime:
         return way.route if way is not None and way.ready else None
 
     def _best_whole(
-        self, able: Sequence[Worker], demand: Demand, held: Held, now: float, waited_s: float
+        self, able: Sequence[Worker], demand: Demand, held: _Held, now: float, waited_s: float
     ) -> _Way | None:
         parts = [self._compute(worker, demand, held, now) for worker in able if may_compute(worker, demand)]
         for part in parts:
@@ -79,7 +92,7 @@ class ByTime:
         return _Way(Route(None, best.worker, self._reason(demand, best, None)), best.cost_s, best.ready)
 
     def _best_split(
-        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: Held, now: float, waited_s: float
+        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: _Held, now: float, waited_s: float
     ) -> _Way | None:
         """The best to decode, then the best to compute for it."""
         receiving = [self._receive(worker, demand, held, now) for worker in able if fleet.prefillers[worker.key]]
@@ -96,18 +109,20 @@ class ByTime:
         route = Route(compute.worker, receive.worker, self._reason(demand, compute, receive))
         return _Way(route, compute.cost_s + receive.cost_s, compute.ready and receive.ready)
 
-    def _compute(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
-        cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
+    def _compute(self, worker: Worker, demand: Demand, held: _Held, now: float) -> _Part:
+        cached = cached_tokens(worker, demand, held.blocks.get((worker.key, 0), 0))
         ready = has_room(worker, demand, demand.num_tokens - cached)
         queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
         stall_s = work_s * worker.all_decodes
-        cost_s = queue_s + work_s + self._itl_weight * work_s * _tokens_spoilt(worker)
-        return _Part(worker, cached, cost_s, True, ready, queue_s, work_s, stall_s)
+        lasting = max(cached, cached_tokens(worker, demand, held.num_hot))
+        price_s = worker.rates.prefill.seconds(demand.num_tokens - lasting)
+        cost_s = queue_s + price_s + self._itl_weight * price_s * _tokens_spoilt(worker)
+        return _Part(worker, cached, lasting, cost_s, True, ready, queue_s, work_s, stall_s)
 
-    def _receive(self, worker: Worker, demand: Demand, held: Held, now: float) -> _Part:
-        cached = cached_tokens(worker, demand, held.get((worker.key, 0), 0))
+    def _receive(self, worker: Worker, demand: Demand, held: _Held, now: float) -> _Part:
+        cached = cached_tokens(worker, demand, held.blocks.get((worker.key, 0), 0))
         work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
-        part = _Part(worker, cached, work_s, False, True, work_s=work_s)
+        part = _Part(worker, cached, cached, work_s, False, True, work_s=work_s)
         self._count_decoding(part, demand, now)
         return part
 
@@ -156,6 +171,6 @@ def _cheapest(parts: Sequence[_Part], waited_s: float, *, packed: bool = False) 
         part.cost_s += 0.0 if part.ready else waited_s
     best = min(parts, key=lambda part: (part.cost_s, part.worker.last_chosen))
     limit_s = best.cost_s + TOLERANCE_S
-    equal = [part for part in parts if part.cost_s <= limit_s and part.cached_tokens >= best.cached_tokens]
+    equal = [part for part in parts if part.cost_s <= limit_s and part.lasting_tokens >= best.lasting_tokens]
     sign = -1 if packed else 1
     return min(equal, key=lambda part: (not part.ready, sign * part.worker.all_decodes, part.worker.last_chosen))

@@ -40,14 +40,15 @@ def placed(made: Fleet, index: PrefixIndex, demand: Demand, waited_s: float) -> 
     return None if found is None else found.decode.key[0]
 
 
-def holding(name: str, num_blocks: int = len(CHAIN)) -> PrefixIndex:
+def holding(*names: str, num_blocks: int = len(CHAIN)) -> PrefixIndex:
     index = PrefixIndex()
-    index.store(((name, 0), 0), CHAIN[:num_blocks])
+    for name in names:
+        index.store(((name, 0), 0), CHAIN[:num_blocks])
     return index
 
 
 def test_a_prompt_goes_to_where_its_prefix_lies() -> None:
-    found = route(fleet(), holding("decode-1", 60), Demand(TOKENS, None, chain=CHAIN))
+    found = route(fleet(), holding("decode-1", num_blocks=60), Demand(TOKENS, None, chain=CHAIN))
     assert found.decode.key[0] == "decode-1"
     assert (found.reason.cached_tokens, found.reason.compute_tokens) == (60 * BLOCK, TOKENS - 60 * BLOCK)
 
@@ -59,6 +60,16 @@ def test_but_not_once_the_queue_there_costs_more_than_computing_it_elsewhere() -
     assert route(made, index, demand).decode is busy
     busy.prefill_tokens = 5000
     assert route(made, index, demand).decode is not busy
+
+
+def test_what_many_hold_is_hot_and_copied_to_who_has_least_to_do() -> None:
+    made, demand = fleet(0, 5), Demand(TOKENS, None, chain=CHAIN)
+    for number in range(3):
+        made.workers[f"decode-{number}", 0].num_decodes = 1
+    assert route(made, holding("decode-0", "decode-1"), demand).decode.key[0] == "decode-0"
+    found = route(made, holding("decode-0", "decode-1", "decode-2"), demand)
+    assert found.decode.key[0] == "decode-3"
+    assert found.reason.cached_tokens == 0  # what is told stays true
 
 
 def test_a_full_worker_is_waited_for_while_that_takes_less_than_the_next_best() -> None:
