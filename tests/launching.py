@@ -61,10 +61,17 @@ class Launch:
             self.process.wait()
 
 
-def launch(folder: Path, *arguments: str, timeout_s: float = 2 * READY_S) -> subprocess.CompletedProcess[str]:
-    """The launcher to its end."""
+def launch(
+    folder: Path, *arguments: str, timeout_s: float = 2 * READY_S, source: Path = SOURCE
+) -> subprocess.CompletedProcess[str]:
+    """The launcher of this checkout, or of another one, to its end."""
     return subprocess.run(
-        command(*arguments), cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout_s
+        command(*arguments),
+        cwd=folder,
+        env={**environment(), "PYTHONPATH": str(source)},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launcher.control.ownership import living_owner
-from launcher.rundir import RunDir
+from launcher.rundir import RunDir, code_hash
 from launcher.scheduler.local import run_processes
 from tests.launching import Launch, command, environment, launch, nothing_left
 from tests.live import wait_for
@@ -68,18 +69,37 @@ def test_a_restart_replaces_worker_by_worker_and_a_smaller_run_drains(tmp_path: 
         other = launch(tmp_path, *ARGUMENTS, "action=restart", "engine.block_size=64")
         assert other.returncode == 2 and "engine: block_size: is 32, asked for 64; that needs a new run" in other.stderr
 
-        again = launch(tmp_path, "action=restart", "run=demo")
+        newer = newer_checkout(tmp_path, run)
+        again = launch(tmp_path, "action=restart", "run=demo", "code=current", source=newer)
         assert again.returncode == 0 and "prefill-0, decode-0, decode-1" in again.stdout, again.stderr
         names = ("prefill-0", "decode-0", "decode-1")
         wait_for(lambda: seen(tmp_path) == {(name, "ready", 1) for name in names}, "all to be followed", 90)
+        agents = [pid for pid in run_processes(run) if "workers" in words_of(pid)]
+        assert len(agents) == len(names)
+        assert {str(Path(f"/proc/{pid}/cwd").readlink()) for pid in agents} == {str(run.code_dir(code_hash(newer)))}
 
-        smaller = launch(tmp_path, *ARGUMENTS, "action=restart")
+        old = launch(tmp_path, *ARGUMENTS, "action=restart")
+        assert old.returncode == 2 and "the checkout is not the run's code any more" in old.stderr, old.stderr
+        smaller = launch(tmp_path, *ARGUMENTS, "action=restart", source=newer)
         assert smaller.returncode == 0 and "to drain and end: decode-1" in smaller.stdout, smaller.stderr
         assert "each when its successor serves" not in smaller.stdout, "the others are as they were"
         wait_for(lambda: seen(tmp_path) == {(name, "ready", 1) for name in names[:2]}, "decode-1 to end", 60)
         assert json.loads(launch(tmp_path, "action=status", "run=demo", "output=json").stdout)["ready"]
         launched.interrupt()
         assert launched.wait() == 0
+
+
+def newer_checkout(folder: Path, run: RunDir) -> Path:
+    """The run's own code, a line longer."""
+    (snapshot,) = run.code.iterdir()
+    newer = shutil.copytree(snapshot, folder / "newer")
+    with (newer / "workers" / "__init__.py").open("a") as file:
+        file.write("# newer\n")
+    return newer
+
+
+def words_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
 
 
 def seen(folder: Path) -> set[tuple[str, str, int]]:
