@@ -2,22 +2,25 @@
 
 Prompts that are long with short answers, then short with long answers, then as at first, on the same engines in virtual
 time. Goodput of the planner beside that of the router alone, of each fixed split, and of an oracle that knows the
-phases and takes the best split in each. Then pools that grow and shrink (`planner_sizes`). Owns the traffic, the four
-and what is printed.
+phases and takes the best split in each. Then pools that grow and shrink, in virtual time (`planner_sizes`) and on a
+real Slurm (`planner_slurm`), and moves of roles on live engines (`planner_live`). Owns the traffic, the four and what
+is printed.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import Count, Duration
+from benchmarks.arguments import BadArgument, Count, Duration
 from benchmarks.command import command
-from benchmarks.planner_sizes import Sizes, measure_sizes
+from benchmarks.planner_live import Live, measure_live
+from benchmarks.planner_sizes import measure_sizes
+from benchmarks.planner_slurm import measure_slurm
 from benchmarks.routing.measure import say
 from launcher.planner.roles import Looked, Role, Roles, Sight
 from launcher.twin.card import card
@@ -31,7 +34,10 @@ from proxy.monitoring.view import pressure_json
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
 
 
-class Options(Sizes, frozen=True, kw_only=True):
+class Options(Live, frozen=True, kw_only=True):
+    rows: str = (
+        "roles,sizes"  # and live, which takes minutes, and slurm_ramp, a quarter of an hour on a Slurm of its own
+    )
     phase_s: Duration = 40.0
     workers: Count = 8
     timings: str = "additive,mixed"
@@ -159,20 +165,37 @@ def measure(options: Options, timing: str, load: str) -> dict[str, float]:
     }
 
 
-def run(options: Options) -> None:
+def measure_roles(options: Options) -> dict[str, float]:
     found = {
         (timing, load): measure(options, timing, load)
         for timing in options.timings.split(",")
         for load in options.loads.split(",")
     }
-    figures = {f"{timing}.{load}.{name}": v for (timing, load), row in found.items() for name, v in row.items()}
-    sizes = measure_sizes(options)
-    result = report.report("planner", figures | sizes)
     names = list(next(iter(found.values())))
     rows = [[f"{timing} {load}", *(f"{row[name]:.2f}" for name in names)] for (timing, load), row in found.items()]
-    table = report.table(["", *names], rows)
-    more = report.table(["", "value"], [[name, f"{value:.3f}"] for name, value in sizes.items()]) if sizes else ""
-    report.publish(Path(options.output), result, {"options": options}, f"{table}\n\n{more}".rstrip())
+    print(report.table(["", *names], rows))
+    return {f"{timing}.{load}.{name}": v for (timing, load), row in found.items() for name, v in row.items()}
+
+
+ROWS: dict[str, Callable[[Options], dict[str, float]]] = {
+    "roles": measure_roles,
+    "sizes": measure_sizes,
+    "live": measure_live,
+    "slurm_ramp": measure_slurm,
+}
+
+
+def run(options: Options) -> None:
+    names = options.rows.split(",")
+    if wrong := [name for name in names if name not in ROWS]:
+        raise BadArgument(f"rows: {wrong[0]!r} is not one of {', '.join(ROWS)}")
+    found = {name: ROWS[name](options) for name in names}
+    figures = {name: value for row in found.values() for name, value in row.items()}
+    shown = [
+        [name, f"{value:.3f}"] for row, values in found.items() if row != "roles" for name, value in values.items()
+    ]
+    table = report.table(["", "value"], shown) if shown else ""
+    report.publish(Path(options.output), report.report("planner", figures), {"options": options}, table)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from benchmarks.batch_engines import ENGINE_ARGS, ENVIRONMENT
 from benchmarks.command import command
 from benchmarks.routing.measure import say
 from benchmarks.routing.saturation import saturation
-from benchmarks.twin_run import asked_of, profile, run_of
+from benchmarks.twin_run import asked_of, profile, run_of, slower, timing_argument
 from launcher.config import load
 from launcher.planning.pools import plan_pools
 from launcher.start import plan_run
@@ -39,11 +39,9 @@ from launcher.twin.setup import Setup
 from launcher.twin.simulate import read_workload
 from launcher.twin.traces import Request
 from workers.engines.sim.args import SimArgs
-from workers.engines.sim.events import Timing
 from workers.engines.tiny_model import write_model
 
 FIRST_LOAD = 0.3
-POLYNOMIALS = ("prefill_ms", "decode_ms")
 SLOW_PER_S = 0.001  # requests, so few that none meets another
 
 
@@ -123,21 +121,13 @@ def arguments_of(options: Options, pool: str, *more: str) -> list[str]:
     ]
 
 
-def slower(options: Options) -> Timing:
-    timing = Timing()
-    parts = {name: tuple(part * options.sim_slower for part in getattr(timing, name)) for name in POLYNOMIALS}
-    return msgspec.structs.replace(timing, **parts)
-
-
 def sim_arguments(options: Options, num_workers: int) -> list[str]:
-    timing = slower(options)
-    given = ",".join(f"{name}:[{','.join(map(str, getattr(timing, name)))}]" for name in POLYNOMIALS)
     return arguments_of(
         options,
         f"{{role: any, replicas: {num_workers}}}",
         "engine=sim",
         "model.max_model_len=16384",
-        f"+engine.engine_args.timing={{{given}}}",
+        timing_argument(slower(options.sim_slower)),
     )
 
 
@@ -145,7 +135,7 @@ def formulas(options: Options, folder: Path) -> dict[str, float]:
     """Medians of what points and the model fitted to them are off, as parts of the engine's own times."""
     with run_of(folder, sim_arguments(options, 1)) as run:
         found = read(kept(profile(folder, run, options.profile_s), options, "sim"))
-    timing, model = slower(options), fit(found, SimArgs().max_num_batched_tokens).model
+    timing, model = slower(options.sim_slower), fit(found, SimArgs().max_num_batched_tokens).model
     prefill, decode = list[tuple[float, float]](), list[tuple[float, float]]()
     for isl, ttft_ms in zip(found.prefill_isl, found.prefill_ttft, strict=True):
         true_s = sum(timing.pass_s(size, 0, 0.0) for size in chunks(int(isl), SimArgs().max_num_batched_tokens))
@@ -176,7 +166,7 @@ def simulated(options: Options, folder: Path) -> dict[str, float]:
     arguments = sim_arguments(options, options.sim_workers)
     with run_of(folder, arguments) as run:
         twin = Twin(folder, arguments, options, options.sim_tokens)
-        return compared("sim", twin, lambda requests: asked_of(run, requests, twin.block_size), options)
+        return compared("sim", twin, lambda requests: asked_of(run, requests, twin.block_size).records, options)
 
 
 def real(options: Options, folder: Path) -> dict[str, float]:
@@ -204,7 +194,7 @@ def real(options: Options, folder: Path) -> dict[str, float]:
         say("vllm: profile")
         measured = kept(profile(folder, run, options.profile_s), options, "vllm")
         twin = Twin(folder, [*arguments, f"predict.profiles.tp1={measured}"], options, options.vllm_tokens)
-        return compared("vllm", twin, lambda requests: asked_of(run, requests, twin.block_size), options)
+        return compared("vllm", twin, lambda requests: asked_of(run, requests, twin.block_size).records, options)
 
 
 CASES = {"formulas": formulas, "sim": simulated, "vllm": real}

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -25,8 +26,22 @@ from launcher.rundir import SOURCE, RunDir
 from launcher.rundir import Endpoint as EndpointFile
 from launcher.twin.records import Record
 from launcher.twin.traces import Request
+from workers.engines.sim.events import Timing
 
+POLYNOMIALS = ("prefill_ms", "decode_ms")
 START_TIMEOUT_S, ANSWER_TIMEOUT_S, POLL_S = 400.0, 120.0, 0.2
+
+
+def slower(times: float) -> Timing:
+    """Than the simulator by default, so that what this machine adds is a small part."""
+    timing = Timing()
+    parts = {name: tuple(part * times for part in getattr(timing, name)) for name in POLYNOMIALS}
+    return msgspec.structs.replace(timing, **parts)
+
+
+def timing_argument(timing: Timing) -> str:
+    given = ",".join(f"{name}:[{','.join(map(str, getattr(timing, name)))}]" for name in POLYNOMIALS)
+    return f"+engine.engine_args.timing={{{given}}}"
 
 
 def environment() -> dict[str, str]:
@@ -60,7 +75,12 @@ def profile(folder: Path, run: RunDir, time_limit_s: float) -> Path:
     return run.path / "profile" / "any.npz"
 
 
-def asked_of(run: RunDir, requests: Sequence[Request], block_size: int) -> list[Record]:
+class Asked(NamedTuple):
+    records: list[Record]
+    began_at: float  # unix time
+
+
+def asked_of(run: RunDir, requests: Sequence[Request], block_size: int) -> Asked:
     """Each at its time, its answer read to the end."""
     told = msgspec.json.decode(run.endpoint.read_bytes(), type=EndpointFile)
     address = urlsplit(told.url)
@@ -68,19 +88,19 @@ def asked_of(run: RunDir, requests: Sequence[Request], block_size: int) -> list[
     key = Path(told.api_key_file).read_text().strip()
     endpoint = Endpoint(host=address.hostname, port=address.port, model=told.models[0], key=key)
     records = [Record(request) for request in requests]
-    uvloop.run(_all(endpoint, records, block_size))
-    return records
+    return Asked(records, uvloop.run(_all(endpoint, records, block_size)))
 
 
-async def _all(endpoint: Endpoint, records: Sequence[Record], block_size: int) -> None:
+async def _all(endpoint: Endpoint, records: Sequence[Record], block_size: int) -> float:
     asks = [
         request_bytes(endpoint, record.request, number, block_size, ignore_eos=True)
         for number, record in enumerate(records)
     ]
-    start_s = time.perf_counter() + START_S
+    start_s, began_at = time.perf_counter() + START_S, time.time() + START_S
     async with asyncio.TaskGroup() as tasks:
         for data, record in zip(asks, records, strict=True):
             tasks.create_task(_one(endpoint, data, record, start_s))
+    return began_at
 
 
 async def _one(endpoint: Endpoint, data: bytes, record: Record, start_s: float) -> None:

@@ -209,7 +209,10 @@ def _chain_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
     if cluster.chain_length and config.controller.where is not ControllerPlace.job:
         yield f"{key}, but only a controller in a job of its own has a chain; use 0, or controller.where=job"
     if cluster.chain_length and scaling_of(config) is not None:
-        yield f"{key}, but the planner cannot submit workers from its job; use 0, or planner=off"
+        yield (
+            f"{key}: jobs are submitted at launch only, and the planner is to change their number;"
+            " use 0, or give no planner.min_replicas, max_replicas, budget_gpu_hours or idle_to_zero_s"
+        )
     if cluster.chain_length and "dependency" in cluster.sbatch:
         yield "cluster.sbatch.dependency: the jobs of a chain wait for each other; leave it out"
 

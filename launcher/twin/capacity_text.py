@@ -40,6 +40,7 @@ def _lines(answer: Answer) -> Iterator[str]:
     yield f"{len(answer.tried)} splits of {answer.requests} requests replayed in {answer.took_s:.0f} s"
 
 
+NOISE = 0.1
 HEADER = ("", "GPUs", "split", "TTFT s", "ITL ms", "of targets")
 
 
@@ -69,6 +70,8 @@ def _what_pays(answer: Answer) -> str:
     chosen, aggregated, apart = answer.chosen, answer.best_aggregated, answer.best_disaggregated
     assert chosen is not None
     if chosen.split.prefill is not None:
+        if (close := _nearly_as_good(answer)) is not None:
+            return f"disaggregation makes no difference: aggregated, as many GPUs miss by {close.worst - 1:.0%} only"
         saved = f"{aggregated.split.gpus - chosen.split.gpus} GPUs fewer" if aggregated else "aggregated does not do it"
         return f"disaggregation pays: {saved}"
     if apart is not None:
@@ -76,6 +79,13 @@ def _what_pays(answer: Answer) -> str:
     least = answer.at_least.get("disaggregated")
     why = "no pair of layouts can" if least is None else f"nothing with fewer than {chosen.split.gpus} GPUs does it"
     return f"disaggregation does not pay: {why}"
+
+
+def _nearly_as_good(answer: Answer) -> Tried | None:
+    """Aggregated on as many GPUs, off by what another sample of requests would change."""
+    assert answer.chosen is not None
+    same = [one for one in answer.tried if one.split.prefill is None and one.split.gpus == answer.chosen.split.gpus]
+    return next((one for one in same if one.worst <= 1 + NOISE), None)
 
 
 def draw(answer: Answer, folder: str) -> bool:

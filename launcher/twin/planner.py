@@ -36,7 +36,7 @@ class VirtualPlanner:
         self.forecast = Forecast()
         self.sizes = None if plan.scaling is None else Sizes(plan, {}, 0.0)
         self.scaled: list[Scaled] = []
-        self.num_moved = 0
+        self.moved: list[tuple[float, str, Role]] = []
         self._minute, self._tokens = 0, [0.0] * len(Bucket._fields)
         self._sized_at = 0.0
 
@@ -51,7 +51,7 @@ class VirtualPlanner:
             self.sizes.look(sights, Requests(len(flights.queue), waiting, len(flights.open)), self._minute)
         movers = {sight.worker: sight for pool in sights.values() for sight in pool if sight.worker in self._able}
         moves = self._roles.apply(roles.Looked(list(movers.values()), waiting), now)
-        self.num_moved += len(moves)
+        self.moved += [(now, move.worker, move.role) for move in moves]
         return self._caps(self._roles.roles, now) if moves else None
 
     def _caps(self, told: dict[str, Role], now: float) -> Mapping[str, PoolCaps]:

@@ -16,13 +16,12 @@ from omegaconf import OmegaConf
 
 from launcher.config import CONF_DIR, choices, load
 from launcher.refusal import Refused
-from launcher.schema import ClusterConfig, Config
+from launcher.schema import ClusterConfig, Config, PoolConfig
 from launcher.twin.splits import Split, pools_of
 
 FILE_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 # Beside cluster and pools: what else makes a run.
 RUN_KEYS = ("model", "engine", "handoff", "routing", "planner", "proxy", "controller")
-POOL_KEYS = ("role", "replicas", "tensor_parallel", "pipeline_parallel")
 
 
 def recipe_path(config: Config) -> Path:
@@ -44,8 +43,8 @@ def recipe_text(config: Config, split: Split) -> str:
     cluster = config.cluster
     assert cluster is not None
     pools = {
-        name: {key: _plain(getattr(pool, key)) for key in POOL_KEYS if getattr(pool, key) != 1}
-        for name, pool in pools_of(split).items()
+        name: {"role": pool.role.value, **_different(asdict(pool), asdict(PoolConfig(role=pool.role)))}
+        for name, pool in pools_of(config, split).items()
     }
     body = {
         "defaults": [{"override /model": config.model.name}],

@@ -60,25 +60,29 @@ class Split(msgspec.Struct, frozen=True, order=True):
         return f"prefill {self.prefill}, decode {self.decode}"
 
 
-def pools_of(split: Split) -> dict[str, PoolConfig]:
-    if split.prefill is None:
-        return {"any": _pool(PoolRole.any, split.decode)}
-    return {"prefill": _pool(PoolRole.prefill, split.prefill), "decode": _pool(PoolRole.decode, split.decode)}
+def pools_of(config: Config, split: Split) -> dict[str, PoolConfig]:
+    """What the user says of a pool beside its layout and size stays."""
+    parts = {PoolRole.any: split.decode}
+    if split.prefill is not None:
+        parts = {PoolRole.prefill: split.prefill, PoolRole.decode: split.decode}
+    return {role.value: _pool(config.pools.get(role.value), role, part) for role, part in parts.items()}
 
 
-def _pool(role: PoolRole, part: Part) -> PoolConfig:
-    layout = part.layout
-    return PoolConfig(
+def _pool(given: PoolConfig | None, role: PoolRole, part: Part) -> PoolConfig:
+    return replace(
+        given or PoolConfig(role=role),
         role=role,
         replicas=part.replicas,
-        tensor_parallel=layout.tensor_parallel,
-        pipeline_parallel=layout.pipeline_parallel,
+        tensor_parallel=part.layout.tensor_parallel,
+        pipeline_parallel=part.layout.pipeline_parallel,
+        nodes=None,
+        gpus_per_node=None,
     )
 
 
 def faults_of(config: Config, model: ResolvedModel, split: Split) -> list[str]:
     """Why a plan would refuse it."""
-    config = replace(config, pools=pools_of(split))
+    config = replace(config, pools=pools_of(config, split))
     if form := form_faults(config, model):
         return form
     return [*rule_faults(config, model, None), *pool_plan_faults(config, model, *plan_pools(config, model), None)]
@@ -99,7 +103,7 @@ def layouts(config: Config, model: ResolvedModel) -> Iterator[Layout]:
 
 def setup_of_split(config: Config, model: ResolvedModel, found: Profiles, block_size: int, split: Split) -> Setup:
     """As the proxy of such a plan would have it."""
-    config = replace(config, pools=pools_of(split))
+    config = replace(config, pools=pools_of(config, split))
     pools, pairs = plan_pools(config, model)
     routing = config.routing
     fields = {name: getattr(routing, name) for name in RoutingSpec.__struct_fields__ if name != "targets"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -153,11 +154,14 @@ OTHERS = (
 )
 def test_a_recipe_is_loaded_as_what_was_found(split: Split, tmp_path: Path) -> None:
     config = load([*H100, "cluster.nodes=2", "cluster.account=me", *OTHERS])
+    config.pools["decode"].engine_args["max_num_seqs"] = 77
+    config.pools["any"] = replace(config.pools["decode"], max_decodes=55)
     conf = tmp_path / "conf"
     shutil.copytree(CONF_DIR, conf)
     (conf / "recipe" / "mine.yaml").write_text(recipe_text(config, split))
     found = load(["+recipe=mine", "action=plan"], conf)
-    assert found.pools == pools_of(split) and found.cluster == config.cluster
+    assert found.pools["decode" if split.prefill else "any"].engine_args == {"max_num_seqs": 77}
+    assert found.pools == pools_of(config, split) and found.cluster == config.cluster
     for part in RUN_KEYS:
         assert getattr(found, part) == getattr(config, part)
 

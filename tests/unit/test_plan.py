@@ -308,6 +308,10 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
             ["cluster.chain_length=2", "controller.where=foreground"],
             "cluster.chain_length: 2, but only a controller",
         ),
+        (
+            ["cluster.chain_length=2", "planner=on", "planner.max_replicas=3"],
+            "cluster.chain_length: 2: jobs are submitted at launch only, and the planner is to change their number",
+        ),
         (["cluster.chain_length=2", "cluster.sbatch.dependency=singleton"], "cluster.sbatch.dependency: the jobs of"),
         (["routing.policy=luck"], "routing.policy: unknown 'luck'; known: "),
         (["planner=on"], "planner.mode: on, but roles move only among two or more workers of a pool with the role any"),
