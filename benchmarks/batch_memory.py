@@ -1,4 +1,4 @@
-"""What a batch's client holds of a long file: `python -m benchmarks.batch_memory [lines=10000000]`.
+"""What a batch's client holds of a long file: `python -m benchmarks.batch_memory [lines=10000000] [long_line_mb=1000]`.
 
 The first reading of the input, a result for each of its requests, and all of it again as after a crash, with the code
 that does it in a batch and no service behind it. Owns the files it makes and the figures: the highest memory of a
@@ -31,11 +31,15 @@ BLOCKS_AT_ONCE = 64  # of results, between two writes to the disk
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     lines: Count = 10_000_000
+    long_line_mb: int = 0  # of one line more, which is passed over
     output: str = "bench-results"
 
 
-def write_input(path: Path, num_lines: int) -> None:
+def write_input(path: Path, num_lines: int, long_line_mb: int) -> None:
     with path.open("w") as file:
+        for _ in range(long_line_mb):
+            file.write("x" * 1_000_000)
+        file.write("\n")  # a blank line is none
         for number in range(num_lines):
             body = f'{{"prompt":"Say what {number} is.","max_tokens":16}}'
             file.write(f'{{"custom_id":"r{number}","method":"POST","url":"/v1/completions","body":{body}}}\n')
@@ -77,7 +81,7 @@ def _measure(stage: Callable[[Path], None], folder: Path) -> tuple[float, float]
 def run(options: Options) -> None:
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
-        write_input(Path(name) / "in.jsonl", options.lines)
+        write_input(Path(name) / "in.jsonl", options.lines, options.long_line_mb)
         for stage, of in STAGES.items():
             cpu_s, mib = measured(of, Path(name))
             figures |= {f"{stage}.peak_mib": mib, f"{stage}.cpu_us_per_line": cpu_s / options.lines * 1e6}
