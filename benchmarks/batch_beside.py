@@ -1,7 +1,7 @@
 """A batch beside users: `python -m benchmarks.batch_beside [key=value ...]`.
 
 A run of simulated engines on this machine, whose passes take long enough for this machine not to count. Users ask one
-stream after the other: alone, with a batch in the background, and alone again; then the batch has the run to itself.
+stream after the other: alone, with a batch in the background, and alone again; before all that, the batch is alone.
 Owns the experiment and its figures: the users' TTFT each time, and which part of what they leave the batch takes.
 """
 
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -33,7 +33,7 @@ from launcher.rundir import SOURCE, RunDir
 from launcher.twin.percentiles import percentile
 
 MODEL = "tiny"
-START_TIMEOUT_S, WARM_UP_S = 120.0, 10.0
+START_TIMEOUT_S = 120.0
 LOOK_EVERY_S = 0.1
 PASSES = ("before", "beside", "after")
 
@@ -41,14 +41,15 @@ PASSES = ("before", "beside", "after")
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     users: Count = 8
     requests: Count = 40  # of each user
-    pause_s: Duration = 2.0  # at most, between two of them
+    pause_s: Duration = 1.0  # at most, between two of them
     batch_tokens: Count = 96
     tokens: Count = 16
     prompt_chars: Count = 1200
-    sequences: Count = 32  # at once in the engine that decodes
+    sequences: Count = 64  # at once in the engine that decodes
     prefill_ms: Duration = 40.0  # of each pass with prompts
     decode_ms: Duration = 50.0  # of each pass
-    alone_s: Duration = 30.0  # for the batch
+    warm_up_s: Duration = 20.0  # until the batch has found out how many are enough
+    alone_s: Duration = 30.0  # for the batch, after that
     seed: int = 0
     output: str = "bench-results"
 
@@ -87,15 +88,21 @@ class Run:
         return Endpoint(host=str(url.hostname), port=int(url.port or 0), model=MODEL, key=key)
 
     @contextmanager
-    def batch(self, name: str) -> Iterator[Path]:
-        """Under way, and longer than anybody looks at it. Yields its results."""
-        batch = ["action=batch", "run=beside", "batch.input=in.jsonl", f"batch.output={name}.jsonl"]
-        client = self._started(batch)
-        try:
-            time.sleep(WARM_UP_S)
-            yield self._folder / f"{name}.jsonl.batch" / "results.log"
+    def batch(self, name: str) -> Iterator[Callable[[], int]]:
+        """Under way, and longer than anybody looks at it. Yields what counts its results: raises ProcessFault."""
+        client = self._started(["action=batch", "run=beside", "batch.input=in.jsonl", f"batch.output={name}.jsonl"])
+        store = self._folder / f"{name}.jsonl.batch" / "results.log"
+
+        def count() -> int:
             if client.poll() is not None:
                 raise ProcessFault(f"the batch has ended with status {client.poll()}: it was to last")
+            return num_results(store) if store.exists() else 0
+
+        try:
+            while not count():
+                time.sleep(LOOK_EVERY_S)
+            time.sleep(self._options.warm_up_s)
+            yield count
         finally:
             end([client])
 
@@ -130,16 +137,18 @@ def measure(options: Options, running: Run) -> dict[str, float]:
         for part in (0.5, 0.9, 0.99):
             figures[f"{name}.ttft_p{part * 100:.0f}_ms"] = percentile(outcome.ttft_s, part) * 1000
 
-    ask_all("before", 0)
-    with running.batch("beside") as store:
-        begun = num_results(store)
-        ask_all("beside", 1)
-        beside = (num_results(store) - begun) / outcomes["beside"].duration_s
-    ask_all("after", 2)
-    with running.batch("alone") as store:
-        begun, began_at = num_results(store), time.monotonic()
+    with running.batch("alone") as count:
+        begun, began_at = count(), time.monotonic()
         time.sleep(options.alone_s)
-        alone = (num_results(store) - begun) / (time.monotonic() - began_at)
+        while count() == begun:  # they come to the disk once a second
+            time.sleep(LOOK_EVERY_S)
+        alone = (count() - begun) / (time.monotonic() - began_at)
+    ask_all("before", 0)
+    with running.batch("beside") as count:
+        begun = count()
+        ask_all("beside", 1)
+        beside = (count() - begun) / outcomes["beside"].duration_s
+    ask_all("after", 2)
     users_share = outcomes["beside"].num_tokens / outcomes["beside"].duration_s / (alone * options.batch_tokens)
     figures |= {"users.share": users_share, "batch.alone_per_s": alone, "batch.beside_per_s": beside}
     figures["batch.spare_share"] = beside / alone / (1 - users_share)

@@ -37,7 +37,8 @@ def test_it_measures_memory_stage_by_stage_and_leaves_no_file(tmp_path: Path) ->
 
 
 def test_it_measures_users_beside_a_batch_and_leaves_nothing(tmp_path: Path) -> None:
-    small = ("users=2", "requests=2", "pause_s=0.1", "tokens=2", "decode_ms=5", "prefill_ms=5", "alone_s=1")
+    users = ("users=2", "requests=2", "pause_s=0.1", "tokens=2")
+    small = (*users, "decode_ms=5", "prefill_ms=5", "warm_up_s=5", "alone_s=5")
     with start("batch_beside", tmp_path, *small) as process:
         output, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors
