@@ -11,6 +11,7 @@ import msgspec
 
 from launcher.batch.http_pool import Target
 from launcher.batch.meter import gpu_seconds
+from launcher.control.ownership import living_owner
 from launcher.job import Plan
 from launcher.keys import api_key_file, batch_key_file
 from launcher.rundir import RunDir, read_optional
@@ -31,6 +32,7 @@ class RunView:
         self._run = run
         self._since = since
         self._plan = plan
+        self._nobody_keeps_it = plan.controller is None and not plan.chain_length  # in a job, it would come again
         self._gpus = {p.spec.worker: p.spec.gpus_per_node * p.spec.num_nodes for p in plan.workers}
 
     def locate(self) -> Target:
@@ -46,4 +48,7 @@ class RunView:
         if status is None:
             return Seen(gpu_s)
         why = f"{status.failure.name}: {status.failure.reason}" if status.failure is not None else ""
-        return Seen(gpu_s, f"the run has ended{why and f': {why}'}" if status.ended or why else "")
+        if status.ended or why:
+            return Seen(gpu_s, f"the run has ended{why and f': {why}'}")
+        lost = self._nobody_keeps_it and living_owner(self._run) is None
+        return Seen(gpu_s, "the run's controller is gone, and nobody starts another one" if lost else "")
