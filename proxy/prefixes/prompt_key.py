@@ -8,7 +8,6 @@ keyed by a secret of the process, so nobody outside can aim at equal ones.
 from __future__ import annotations
 
 from bisect import bisect_left
-from struct import Struct
 from typing import Any, NamedTuple
 
 import msgspec
@@ -81,7 +80,6 @@ MIN_PART = 1024
 _GRID = _grid()
 _END = b"\0"  # of a message: no byte of JSON text
 
-_pack = Struct("<q").pack
 _fields = msgspec.json.Decoder(dict[str, Raw])
 _items: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[Raw])
 
@@ -142,9 +140,9 @@ def _ends(text: bytes) -> list[int]:
 
 def _hashes(root: int, text: bytes, ends: list[int]) -> list[int]:
     hashes: list[int] = []
-    parent, past = _pack(root), 0
+    node, past = root, 0
     for end in ends:
-        node = hash(parent + text[past:end])
+        node = hash((node, text[past:end]))
         hashes.append(node)
-        parent, past = _pack(node), end
+        past = end
     return hashes

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.prefixes.prefix_index import Marks
 from proxy.prefixes.prompt_key import PromptKey
 from workers.digest.chains import HASH_BYTES, unpack
 
-NODE_BYTES = 320  # of an entry with its place in the dictionary, measured
-TRACE_BYTES = 160  # of a chain's, besides the chain
+NODE_BYTES = 140  # of a part with its place in the dictionary, measured
+TRACE_BYTES = 360  # of a chain's, besides the chain
 PRIOR_TOKENS = 4096  # the weight of the ratio that was configured
 MEMORY_TOKENS = 1 << 20  # about so many tokens make up the ratio that was learnt
 MAX_BYTES_PER_TOKEN = 16  # more, and what the bytes are is no text: an image's do not tell how long texts are
@@ -34,25 +35,29 @@ class Known(NamedTuple):
 
 
 class _Trace:
-    """One prompt's blocks, as long as some leading part of it is remembered."""
+    """One prompt's blocks, as long as some leading part of it is remembered. Its first `start` bytes are as many tokens
+    as was found out; behind them bytes tell."""
 
-    __slots__ = ("block_size", "chain", "num_nodes", "num_tokens")
+    __slots__ = ("block_size", "chain", "num_nodes", "num_tokens", "parts", "rest_bytes", "start", "start_tokens")
 
     def __init__(self, chain: bytes, num_tokens: int, block_size: int) -> None:
         self.chain = chain
         self.num_tokens = num_tokens
         self.block_size = block_size
-        self.num_nodes = 0
+        self.parts: Sequence[int] = ()  # that were last met in it, some by others since
+        self.num_nodes = 0  # of these that were not
+        self.start = self.start_tokens = self.rest_bytes = 0
 
-
-# A leading part of prompts: it is the first so many tokens of one that was traced.
-_Node = tuple[_Trace, int]
+    def tokens_of(self, end: int) -> int:
+        """Of a part of so many bytes."""
+        return self.start_tokens + (end - self.start) * (self.num_tokens - self.start_tokens) // self.rest_bytes
 
 
 class PromptBook:
     def __init__(self, max_bytes: int, bytes_per_token: float) -> None:
         self._max_bytes = max_bytes
-        self._nodes: OrderedDict[int, _Node] = OrderedDict()
+        self._nodes: dict[int, _Trace] = {}  # by leading parts: the last prompt that had it
+        self._traces: OrderedDict[_Trace, None] = OrderedDict()  # the longest unused first
         self._num_bytes = 0
         self._seen_tokens = float(PRIOR_TOKENS)
         self._seen_bytes = PRIOR_TOKENS * bytes_per_token
@@ -73,10 +78,10 @@ class PromptBook:
         place = self._place(key)
         chain, num_tokens, num_bytes = array("Q"), 0, -key.context_bytes
         if place >= 0:
-            self._nodes.move_to_end(key.hashes[place])
-            trace, num_tokens = self._nodes[key.hashes[place]]
+            trace, num_bytes = self._nodes[key.hashes[place]], key.ends[place]
+            self._traces.move_to_end(trace)
+            num_tokens = trace.tokens_of(num_bytes)
             chain = unpack(trace.chain[: num_tokens // trace.block_size * HASH_BYTES])
-            num_bytes = key.ends[place]
         num_tokens += int((key.num_bytes - num_bytes) / self.bytes_per_token)
         blocks_each = num_tokens / block_size / max(1, key.context_bytes + key.num_bytes)  # as if all were alike
         return Known(num_tokens, chain, Marks(key.hashes, key.ends, key.context_bytes, blocks_each))
@@ -88,32 +93,37 @@ class PromptBook:
         self._learn_ratio(key.context_bytes + key.num_bytes, num_tokens)
         nodes, trace = self._nodes, _Trace(chain, num_tokens, block_size)
         place = self._place(key)
-        start, start_tokens = -key.context_bytes, 0
+        trace.start = -key.context_bytes
         if place >= 0:
-            before = nodes.pop(key.hashes[place])
-            start, start_tokens = key.ends[place], _agreed(before, trace)
-            nodes[key.hashes[place]] = trace, start_tokens
-            self._drop(before)
-        rest_tokens, rest_bytes = num_tokens - start_tokens, max(1, key.num_bytes - start)
-        for part, end in zip(key.hashes[place + 1 :], key.ends[place + 1 :], strict=True):
-            nodes[part] = trace, start_tokens + (end - start) * rest_tokens // rest_bytes
-        trace.num_nodes = len(key.hashes) - max(0, place)
+            before = nodes[key.hashes[place]]
+            trace.start = key.ends[place]
+            trace.start_tokens = _agreed(before, before.tokens_of(trace.start), trace)
+            self._drop(before, 1)
+        trace.rest_bytes = max(1, key.num_bytes - trace.start)
+        trace.parts = key.hashes[max(0, place) :]
+        trace.num_nodes = len(trace.parts)
+        nodes.update(dict.fromkeys(trace.parts, trace))
+        self._traces[trace] = None
         self._num_bytes += TRACE_BYTES + len(chain) + trace.num_nodes * NODE_BYTES
         while self._num_bytes > self._max_bytes:
-            self._drop(nodes.popitem(last=False)[1])
+            self._forget(next(iter(self._traces)))
 
     def _place(self, key: PromptKey) -> int:
         """The number of the longest part that is known; -1: none is."""
-        nodes, hashes = self._nodes, key.hashes
-        for number in range(len(hashes) - 1, -1, -1):
-            if hashes[number] in nodes:
-                return number
-        return -1
+        return bytes(map(self._nodes.__contains__, key.hashes)).rfind(1)
 
-    def _drop(self, node: _Node) -> None:
-        trace = node[0]
-        trace.num_nodes -= 1
-        self._num_bytes -= NODE_BYTES if trace.num_nodes else NODE_BYTES + TRACE_BYTES + len(trace.chain)
+    def _forget(self, trace: _Trace) -> None:
+        for part in trace.parts:
+            if self._nodes.get(part) is trace:
+                del self._nodes[part]
+        self._drop(trace, trace.num_nodes)
+
+    def _drop(self, trace: _Trace, num_nodes: int) -> None:
+        trace.num_nodes -= num_nodes
+        self._num_bytes -= num_nodes * NODE_BYTES
+        if not trace.num_nodes:
+            self._num_bytes -= TRACE_BYTES + len(trace.chain)
+            del self._traces[trace]
 
     def _learn_ratio(self, num_bytes: int, num_tokens: int) -> None:
         if num_bytes > MAX_BYTES_PER_TOKEN * num_tokens:
@@ -123,13 +133,12 @@ class PromptBook:
         self._seen_bytes = self._seen_bytes * kept + num_bytes
 
 
-def _agreed(node: _Node, trace: _Trace) -> int:
+def _agreed(before: _Trace, num_tokens: int, trace: _Trace) -> int:
     """How many tokens a part has that two prompts share: as many as these do. Until now its bytes told.
 
     Where prompts are no longer written as they were (a template may tell the date), that is too few until the next
     prompt comes.
     """
-    before, num_tokens = node
     guess = num_tokens // trace.block_size * HASH_BYTES
     at, behind = slice(max(0, guess - HASH_BYTES), guess), slice(guess, guess + HASH_BYTES)
     if before.chain[at] == trace.chain[at] and before.chain[behind] != trace.chain[behind]:

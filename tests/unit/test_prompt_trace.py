@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.prefixes.prompt_key import PromptKey, prompt_key
-from proxy.prefixes.prompt_trace import PromptBook, num_shared
+from proxy.prefixes.prompt_trace import NODE_BYTES, PromptBook, num_shared
 from workers.digest.chains import Hasher, pack
 
 HASHER = Hasher(b"secret")
@@ -157,7 +157,7 @@ def test_the_longest_unused_is_forgotten() -> None:
 def test_a_prompt_larger_than_the_memory_is_no_harm() -> None:
     learnt = book(2000)
     learn(learnt, words("a", 50_000))
-    assert len(learnt) * 320 <= 2000
+    assert len(learnt) * NODE_BYTES <= 2000
 
 
 def test_the_memory_is_what_it_is_said_to_be() -> None:
@@ -193,4 +193,4 @@ def test_any_history_keeps_within_bounds_and_claims_no_more_than_was_learnt(prom
         learn(learnt, *messages)
         told |= set(chain_of(*messages))
         assert learnt.num_bytes <= 30_000
-        assert learnt.num_bytes >= len(learnt) * 320
+        assert learnt.num_bytes >= len(learnt) * NODE_BYTES

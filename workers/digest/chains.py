@@ -16,7 +16,8 @@ import msgspec
 
 NO_PARENT = 0
 HASH_BYTES = 8
-_SIGN, _RANGE = 1 << 63, 1 << 64
+_RANGE = 1 << 64
+_HALF = 32  # of a hash's bits
 _NOTHING: Mapping[int, bytes] = {}
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -30,7 +31,11 @@ class Media(NamedTuple):
 
 
 class Hasher:
-    """Of one run. Python's hashes of integers have no seed: they are the same in all of its processes."""
+    """Of one run, the same in all of its processes: only secrets, and arithmetic modulo 2^64.
+
+    Before its halves are mixed, a block's hash is its parent's times a secret, and its content: so those of a whole
+    prompt are a few operations on arrays.
+    """
 
     def __init__(self, secret: bytes) -> None:
         import numpy  # here: agents and controllers hash nothing, and have no time for it
@@ -38,6 +43,12 @@ class Hasher:
         self._numpy = numpy
         self._secret = blake2b(secret).digest()
         self._weights: dict[int, Any] = {}
+        first, factor = (int.from_bytes(self._secret[at : at + HASH_BYTES], "little") for at in (0, HASH_BYTES))
+        self._first = first | 1  # stands for the parent of a prompt's first block
+        self._factor = factor & ~7 | 5  # of these the powers come back after 2^62
+        self._inverse = pow(self._factor, -1, _RANGE)
+        self._powers = self._inverses = numpy.empty(0, "<u8")
+        self._half = numpy.uint64(_HALF)
 
     def chain(
         self,
@@ -51,12 +62,19 @@ class Hasher:
         contents = self._contents(token_ids, block_size)
         for number, more in extras.items():
             if number < len(contents):
-                contents[number] = hash((contents[number], self._of_bytes(more)))
-        node = parent - _RANGE if parent >= _SIGN else parent
-        hashes = array("q", [node := hash((node, content)) for content in contents])
-        return unpack(hashes.tobytes())
+                contents[number] = hash((int(contents[number]), self._of_bytes(more))) % _RANGE
+        size = len(contents)
+        if size > len(self._powers):
+            self._powers, self._inverses = self._powers_of(self._factor, size), self._powers_of(self._inverse, size)
+        before = self._numpy.uint64(self._first if parent == NO_PARENT else parent ^ parent >> _HALF)
+        nodes = ((contents * self._inverses[:size]).cumsum(dtype="<u8") + before) * self._powers[:size]
+        return unpack((nodes ^ nodes >> self._half).tobytes())
 
-    def _contents(self, token_ids: Sequence[int], block_size: int) -> list[int]:
+    def _powers_of(self, factor: int, size: int) -> Any:
+        """The first ones, to twice as many as are needed."""
+        return self._numpy.full(2 * size, factor, "<u8").cumprod(dtype="<u8")
+
+    def _contents(self, token_ids: Sequence[int], block_size: int) -> Any:
         """Per block the sum of its tokens, each times a secret of its place: equal for two blocks with luck alone."""
         weights = self._weights.get(block_size)
         if weights is None:
@@ -64,8 +82,7 @@ class Hasher:
             weights = self._weights[block_size] = self._numpy.frombuffer(data, "<u8") | self._numpy.uint64(1)
         num_blocks = len(token_ids) // block_size
         tokens = self._numpy.frombuffer(_packed(token_ids), "<u4", num_blocks * block_size)
-        contents: list[int] = (tokens.reshape(num_blocks, block_size).astype("<u8") @ weights).tolist()
-        return contents
+        return tokens.reshape(num_blocks, block_size).astype("<u8") @ weights
 
     def _of_bytes(self, extra: bytes) -> int:
         return int.from_bytes(blake2b(extra, digest_size=HASH_BYTES, key=self._secret).digest(), "little")
