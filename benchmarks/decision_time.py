@@ -21,6 +21,7 @@ from proxy.flights import flight_events as ev
 from proxy.flights.flight import Flight
 from proxy.flights.flights import Flights
 from proxy.prefixes.prefix_index import PrefixIndex
+from proxy.prefixes.prompt_key import fields_of
 from proxy.prefixes.prompts import Prompts, Seen
 from proxy.routing.router import Demand, Router
 from proxy.spec import Deadlines, Limits, RoutingSpec
@@ -76,7 +77,7 @@ class Cores:
         self._number = 0
 
     def look(self, body: bytes) -> Seen:
-        return self.prompts.look(PATH, b"", body, MODEL, None, self.loaded)
+        return self.prompts.look(PATH, b"", fields_of(body), MODEL, None, self.loaded)
 
     def flight(self, seen: Seen, body: bytes) -> Flight:
         self._number += 1

@@ -23,7 +23,7 @@ from proxy.http.clients import HttpClient
 from proxy.http.exchange import Exchange
 from proxy.models import check_model, check_task
 from proxy.own_routes import OwnRoutes
-from proxy.prefixes.prompt_key import PromptKey
+from proxy.prefixes.prompt_key import PromptKey, Raw, fields_of
 from proxy.prefixes.prompts import NOTHING_SEEN, Seen
 from proxy.processes.siblings import Siblings
 from proxy.routes import Route
@@ -99,12 +99,13 @@ class App:
     def _infer(self, exchange: Exchange, route: Route) -> None:
         client = HttpClient(exchange, self._dispatch.new_id(), self._count)
         try:
-            fields = read_body(exchange.body)
+            policy = policy_of(exchange.headers.get(POLICY), self._spec.routing)
+            apart = fields_of(exchange.body) if Router.wants_chain(policy or self._policy) else {}
+            fields = read_body(exchange.body, apart)
             check_model(fields.model, self._spec, self._dispatch.fleet)
             check_task(route, fields.model or self._spec.models[0], self._dispatch.fleet)
             if stateful := stateful_because(fields):
                 raise BadRequest(f"{stateful} needs a server that keeps answers; this one does not", param=stateful)
-            policy = policy_of(exchange.headers.get(POLICY), self._spec.routing)
             named = self._named_worker(exchange)
         except BadBody as fault:
             client.reject(BadRequest(str(fault)))
@@ -112,7 +113,7 @@ class App:
         except ApiError as error:
             client.reject(error)
             return
-        seen = self._look(exchange, fields, policy or self._policy)
+        seen = self._look(exchange, apart, fields)
         whole = whole_because(route, fields, exchange.body)
         if seen.known is None:
             demand = Demand(self._estimate(exchange.body, fields.prompt), whole, policy=policy)
@@ -125,13 +126,13 @@ class App:
             demand = replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
 
-    def _look(self, exchange: Exchange, fields: BodyFields, policy: str) -> Seen:
-        """Only for a policy that asks where the KV lies: it costs time."""
-        loaded = self._dispatch.fleet.any_loaded() if Router.wants_chain(policy) else None
+    def _look(self, exchange: Exchange, apart: dict[str, Raw], fields: BodyFields) -> Seen:
+        """Only for a policy that asks where the KV lies, and has the body taken apart: it costs time."""
+        loaded = self._dispatch.fleet.any_loaded() if apart else None
         if loaded is None:
             return NOTHING_SEEN
         look = self._dispatch.prompts.look
-        return look(exchange.path, exchange.query, exchange.body, fields.model, fields.prompt, loaded)
+        return look(exchange.path, exchange.query, apart, fields.model, fields.prompt, loaded)
 
     def _estimate(self, body: bytes, prompt: Any) -> int:
         return len(prompt) if isinstance(prompt, list) else estimated_tokens(body, self._spec.routing)

@@ -6,6 +6,7 @@ unknown. The host enforces the same below the OpenAI layer: this rule only avoid
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -29,7 +30,10 @@ class BodyFields(msgspec.Struct):
     previous_response_id: Any = None
 
 
+_READ = BodyFields.__struct_fields__
+_NOT_YET: Mapping[str, msgspec.Raw] = {}
 _decoder = msgspec.json.Decoder(BodyFields)
+_decode = msgspec.json.Decoder().decode
 # Other modalities are served whole: *_url, *_embeds, input_audio. A false match only costs the split.
 _TYPED_PART = b'"type"'
 _MEDIA = (b'_url"', b'_embeds"', b'"input_audio"')
@@ -39,9 +43,11 @@ class BadBody(ValueError):
     """The body is not a JSON object; the message says where."""
 
 
-def read_body(body: bytes) -> BodyFields:
-    """Raises BadBody."""
+def read_body(body: bytes, taken_apart: Mapping[str, msgspec.Raw] = _NOT_YET) -> BodyFields:
+    """Of what was taken apart already, only what is read is looked at again. Raises BadBody."""
     try:
+        if taken_apart:
+            return BodyFields(**{name: _decode(taken_apart[name]) for name in _READ if name in taken_apart})
         return _decoder.decode(body)
     except msgspec.ValidationError:
         raise BadBody("the request body must be a JSON object") from None

@@ -8,6 +8,7 @@ keyed by a secret of the process, so nobody outside can aim at equal ones.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -101,14 +102,14 @@ def fields_of(body: bytes) -> dict[str, Raw]:
         return {}
 
 
-def prompt_key(secret: bytes, path: str, query: bytes, body: bytes) -> PromptKey | None:
+def prompt_key(secret: bytes, path: str, query: bytes, fields: Mapping[str, Raw]) -> PromptKey | None:
     """None where leading bytes say nothing of leading tokens, or the engine refuses the body."""
-    fields = fields_of(body)
-    text = _text(bytes(fields.pop(REGIONS[path], b"")), itemized=path != "/v1/completions")
+    grows = REGIONS[path]
+    text = _text(bytes(fields.get(grows, b"")), itemized=path != "/v1/completions")
     cut = [name for name in TRUNCATING if name in fields and bytes(fields[name]) not in _NOT_TRUNCATED]
     if text is None or cut:
         return None
-    others = [(name, bytes(value)) for name, value in fields.items() if name not in HARMLESS]
+    others = [(name, bytes(value)) for name, value in fields.items() if name not in HARMLESS and name != grows]
     others.sort()
     context = msgspec.msgpack.encode((path, query, others))
     ends = _ends(text)

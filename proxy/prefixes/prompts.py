@@ -5,11 +5,12 @@ Pure. Joins a body's keys and the memory of earlier prompts; a prompt that is to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from proxy.flights.flight import LegRecord
 from proxy.prefixes.prefix_index import marks_of
-from proxy.prefixes.prompt_key import HARMLESS, REGIONS, PromptKey, fields_of, prompt_key
+from proxy.prefixes.prompt_key import HARMLESS, REGIONS, PromptKey, Raw, prompt_key
 from proxy.prefixes.prompt_trace import Known, PromptBook
 from proxy.spec import ProxySpec
 from workers.digest.chains import Hasher
@@ -37,19 +38,21 @@ class Prompts:
         self._secret = secret
         self._own_models = spec.models
 
-    def look(self, path: str, query: bytes, body: bytes, model: Any, prompt: Any, loaded: Capabilities) -> Seen:
-        """`model` and `prompt` are the body's, `loaded` is what any engine of the run says of itself."""
+    def look(
+        self, path: str, query: bytes, fields: Mapping[str, Raw], model: Any, prompt: Any, loaded: Capabilities
+    ) -> Seen:
+        """`fields` are the body's, of which two are read already; `loaded` is what any engine says of itself."""
         if path not in REGIONS:
             return NOTHING_SEEN
         if isinstance(prompt, list) and path == "/v1/completions":
-            return self._look_at_ids(body, model, prompt, loaded)
-        key = prompt_key(self._secret, path, query, body)
+            return self._look_at_ids(fields, model, prompt, loaded)
+        key = prompt_key(self._secret, path, query, fields)
         return NOTHING_SEEN if key is None else Seen(self.book.find(key, loaded.block_size), key)
 
-    def _look_at_ids(self, body: bytes, model: Any, ids: list[Any], loaded: Capabilities) -> Seen:
+    def _look_at_ids(self, fields: Mapping[str, Raw], model: Any, ids: list[Any], loaded: Capabilities) -> Seen:
         """The engine takes them as they are. An adapter's blocks have the adapter in their hashes."""
         own = model is None or model in self._own_models
-        if not own or len(ids) > loaded.max_model_len or not fields_of(body).keys() <= _WITH_TOKEN_IDS:
+        if not own or len(ids) > loaded.max_model_len or not fields.keys() <= _WITH_TOKEN_IDS:
             return NOTHING_SEEN
         try:
             hashes = self._hasher.chain(ids, loaded.block_size)

@@ -7,6 +7,7 @@ import pytest
 
 from proxy import routes
 from proxy.flights.legs import BadBody, read_body, stateful_because, whole_because
+from proxy.prefixes.prompt_key import fields_of
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -72,3 +73,21 @@ def test_what_needs_a_memory_is_named() -> None:
     assert stateful_because(read_body(b'{"background": true}')) == "background"
     assert stateful_because(read_body(b'{"previous_response_id": "r"}')) == "previous_response_id"
     assert stateful_because(read_body(b"{}")) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"model": "x", "stream": true, "messages": [{"role": "user"}], "n": 2, "n": 1}', b'{"prompt": [1, 2]}', b"{}"],
+)
+def test_a_body_that_was_taken_apart_reads_the_same(body: bytes) -> None:
+    assert read_body(body, fields_of(body)) == read_body(body)
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"model": }', b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}'])
+def test_and_is_refused_alike(body: bytes) -> None:
+    faults = []
+    for apart in ({}, fields_of(body)):
+        with pytest.raises(BadBody) as fault:
+            read_body(body, apart)
+        faults.append(str(fault.value).split(" (byte")[0])
+    assert faults[0] == faults[1]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.flights.legs import BadBody, read_body
-from proxy.prefixes.prompt_key import HARMLESS, MAX_PARTS, MAX_REGION_BYTES, REGIONS, PromptKey, prompt_key
+from proxy.prefixes.prompt_key import HARMLESS, MAX_PARTS, MAX_REGION_BYTES, REGIONS, PromptKey, fields_of, prompt_key
 from proxy.routes import ROUTES
 from tests.conftest import GOLDEN
 
@@ -26,7 +26,7 @@ EVERY_FIELD = [(path, name) for path, fields in FIELDS.items() for name in field
 
 
 def key_of(path: str, query: bytes = b"", secret: bytes = SECRET, **fields: Any) -> PromptKey:
-    key = prompt_key(secret, path, query, json.dumps(fields).encode())
+    key = prompt_key(secret, path, query, fields_of(json.dumps(fields).encode()))
     assert key is not None
     return key
 
@@ -49,7 +49,9 @@ def test_a_conversation_that_grows_by_one_message_has_the_one_before_whole() -> 
 
 def test_how_messages_are_separated_does_not_matter() -> None:
     turns = [json.dumps(turn).encode() for turn in TURNS]
-    near, far = (prompt_key(SECRET, CHAT, b"", b'{"messages":[%b]}' % comma.join(turns)) for comma in (b",", b" , \n"))
+    near, far = (
+        prompt_key(SECRET, CHAT, b"", fields_of(b'{"messages":[%b]}' % comma.join(turns))) for comma in (b",", b" , \n")
+    )
     assert near is not None and near == far
 
 
@@ -102,7 +104,7 @@ def test_bodies_that_differ_in_a_field_that_may_change_the_prompt_share_nothing(
     region = REGIONS[path]
     bodies: list[dict[str, Any]] = [{region: "text" if path != CHAT else TURNS}]
     bodies += [{**bodies[0], name: value} for value in FIELDS[path][name]]
-    keys = [prompt_key(SECRET, path, b"", json.dumps(body).encode()) for body in bodies]
+    keys = [prompt_key(SECRET, path, b"", fields_of(json.dumps(body).encode())) for body in bodies]
     nodes = [frozenset(key.hashes) if key is not None else frozenset() for key in keys]
     if name in HARMLESS:
         assert len(set(nodes)) == 1 and nodes[0]
@@ -138,9 +140,9 @@ def test_names_and_values_are_not_mixed_up() -> None:
     "fields", [{"truncate_prompt_tokens": 5}, {"truncate_prompt_tokens": -1}, {"truncation_side": "left"}]
 )
 def test_a_prompt_of_which_a_part_is_left_out_has_no_key(fields: dict[str, Any]) -> None:
-    assert prompt_key(SECRET, CHAT, b"", json.dumps({"messages": TURNS, **fields}).encode()) is None
-    assert prompt_key(SECRET, "/v1/responses", b"", b'{"input": "x", "truncation": "auto"}') is None
-    assert prompt_key(SECRET, "/v1/responses", b"", b'{"input": "x", "truncation": "disabled"}') is not None
+    assert prompt_key(SECRET, CHAT, b"", fields_of(json.dumps({"messages": TURNS, **fields}).encode())) is None
+    assert prompt_key(SECRET, "/v1/responses", b"", fields_of(b'{"input": "x", "truncation": "auto"}')) is None
+    assert prompt_key(SECRET, "/v1/responses", b"", fields_of(b'{"input": "x", "truncation": "disabled"}')) is not None
 
 
 # ---------------------------------------------------------------- hostile bodies
@@ -148,7 +150,7 @@ def test_a_prompt_of_which_a_part_is_left_out_has_no_key(fields: dict[str, Any])
 
 def test_of_a_field_that_is_there_twice_the_last_counts_as_for_the_engine() -> None:
     twice = b'{"messages": ["x"], "tools": [1], "m\\u0065ssages": ["y"], "tools": [2]}'
-    assert prompt_key(SECRET, CHAT, b"", twice) == key_of(CHAT, messages=["y"], tools=[2])
+    assert prompt_key(SECRET, CHAT, b"", fields_of(twice)) == key_of(CHAT, messages=["y"], tools=[2])
     assert json.loads(twice) == {"messages": ["y"], "tools": [2]}
     assert read_body(b'{"model": "x", "model": "y"}').model == "y"
 
@@ -166,7 +168,7 @@ def test_of_a_field_that_is_there_twice_the_last_counts_as_for_the_engine() -> N
     ],
 )
 def test_what_the_engine_refuses_has_no_key(body: bytes) -> None:
-    assert prompt_key(SECRET, CHAT, b"", body) is None
+    assert prompt_key(SECRET, CHAT, b"", fields_of(body)) is None
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_what_the_engine_refuses_has_no_key(body: bytes) -> None:
     ],
 )
 def test_the_work_on_one_body_is_bounded(region: bytes) -> None:
-    key = prompt_key(SECRET, CHAT, b"", b'{"messages":%b}' % region)
+    key = prompt_key(SECRET, CHAT, b"", fields_of(b'{"messages":%b}' % region))
     assert key is not None
     assert len(key.hashes) == len(key.ends) <= MAX_PARTS + 512
     assert key.ends[-1] <= MAX_REGION_BYTES
@@ -188,7 +190,7 @@ def test_the_work_on_one_body_is_bounded(region: bytes) -> None:
 
 @given(st.binary(max_size=200) | st.builds(lambda tail: b'{"messages":' + tail, st.binary(max_size=50)))
 def test_no_body_raises(body: bytes) -> None:
-    key = prompt_key(SECRET, CHAT, b"", body)
+    key = prompt_key(SECRET, CHAT, b"", fields_of(body))
     try:
         read_body(body)
     except BadBody:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.prefixes.prefix_index import PrefixIndex
-from proxy.prefixes.prompt_key import PromptKey, prompt_key
+from proxy.prefixes.prompt_key import PromptKey, fields_of, prompt_key
 from proxy.prefixes.prompt_trace import NODE_BYTES, PromptBook, num_shared
 from workers.digest.chains import Hasher, pack
 
@@ -27,7 +27,7 @@ def book(max_bytes: int = 1 << 24) -> PromptBook:
 
 def key_of(*messages: str, **fields: Any) -> PromptKey:
     body = json.dumps({"messages": messages, **fields}).encode()
-    key = prompt_key(b"secret", "/v1/chat/completions", b"", body)
+    key = prompt_key(b"secret", "/v1/chat/completions", b"", fields_of(body))
     assert key is not None
     return key
 

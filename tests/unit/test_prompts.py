@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from proxy.prefixes.prompt_key import fields_of
 from proxy.prefixes.prompts import Prompts, Seen
 from tests.unit.proxies import proxy_spec
 from workers.digest.chains import Hasher
@@ -21,8 +22,8 @@ CHAT = "/v1/chat/completions"
 
 
 def look(prompts: Prompts, path: str, **fields: Any) -> Seen:
-    body = json.dumps(fields).encode()
-    return prompts.look(path, b"", body, fields.get("model"), fields.get("prompt"), LOADED)
+    apart = fields_of(json.dumps(fields).encode())
+    return prompts.look(path, b"", apart, fields.get("model"), fields.get("prompt"), LOADED)
 
 
 @pytest.fixture
