@@ -38,7 +38,7 @@ MODULES = {  # whose process it is, by the module that it runs
     "engine": ("workers.host.engine_process",),
 }
 RUN = ("+cluster=local", "engine=sim", "run=kills", "pools.decode.max_decodes=16", "pools.decode.replicas=2")
-PATIENCE_S = 120.0
+PATIENCE_S = 240.0
 LOOK_EVERY_S = 0.05
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from launcher.control.ownership import living_owner
 from launcher.rundir import RunDir
 from launcher.scheduler.local import run_processes
 from tests.batching import (
@@ -241,26 +240,6 @@ def test_a_batch_with_a_run_of_its_own_leaves_nothing_running(tmp_path: Path) ->
 def test_mistakes_are_told_without_a_traceback(folder: Path, arguments: list[str], words: str) -> None:
     refused = launch(folder, "action=batch", *arguments)
     assert refused.returncode == 2 and words in refused.stderr and "Traceback" not in refused.stderr
-
-
-@pytest.mark.parametrize("victim", ["launcher", "controller"])
-def test_a_run_of_its_own_is_killed_and_the_same_command_goes_on(
-    tmp_path: Path, undisturbed: dict[str, str], victim: str
-) -> None:
-    run, output = RunDir(tmp_path / "runs" / "demo"), tmp_path / "out.jsonl"
-    lines = [openai_line(number) for number in range(NUM_REQUESTS)]
-    arguments = (*SIM, *batch_arguments(write_lines(tmp_path / "in.jsonl", lines), output))
-    with nothing_left(run):
-        with Launch(tmp_path, *arguments) as launched:
-            wait_for_results(output, 20)
-            owner = living_owner(run)
-            assert owner is not None
-            os.kill(launched.process.pid if victim == "launcher" else owner.pid, signal.SIGKILL)
-            assert launched.wait() in (-signal.SIGKILL, 0, 1, 3)
-        done = launch(tmp_path, *arguments)
-        assert done.returncode == 0, launched.output + done.stdout + done.stderr
-        assert texts(output) == undisturbed
-        assert run_processes(run) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")

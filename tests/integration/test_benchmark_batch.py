@@ -9,6 +9,8 @@ import json
 import math
 from pathlib import Path
 
+import pytest
+
 from tests.benching import processes_of, start
 
 
@@ -36,6 +38,7 @@ def test_it_measures_memory_stage_by_stage_and_leaves_no_file(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and processes_of(tmp_path) == []
 
 
+@pytest.mark.timeout(500)
 def test_it_measures_users_beside_a_batch_and_leaves_nothing(tmp_path: Path) -> None:
     users = ("users=2", "requests=2", "pause_s=0.1", "tokens=2")
     small = (*users, "decode_ms=5", "prefill_ms=5", "warm_up_s=5", "alone_s=5")
@@ -48,6 +51,7 @@ def test_it_measures_users_beside_a_batch_and_leaves_nothing(tmp_path: Path) -> 
     assert processes_of(tmp_path) == []
 
 
+@pytest.mark.timeout(1000)
 def test_whatever_of_a_batch_is_killed_each_request_is_answered_once(tmp_path: Path) -> None:
     """Client, proxy, controller, an agent and an engine, once each. It compares the texts itself, and fails."""
     with start("batch_kills", tmp_path, "requests=300", "kills=5") as process:
