@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -27,8 +29,13 @@ from launcher.batch.progress import (
     Tick,
 )
 from launcher.batch.request import BadLine, Request, bad_line
+from launcher.batch.run_view import RunView
 from launcher.batch.window import MAX_REQUESTS, Window
 from launcher.jobs import JobRecord
+from launcher.rundir import RunDir
+from launcher.view.run_status import SERVING, RunStatus
+from tests.unit.planning import planned
+from workers.spec import write_json
 
 GOOD = Answer(Kind.DONE, 200, b'{"usage": {"prompt_tokens": 4, "completion_tokens": 2}}', "id")
 
@@ -202,6 +209,19 @@ def test_gpu_time_is_that_of_jobs_while_they_ran() -> None:
         gpu_seconds([one], gpus, 100.0, 200.0) for one in (waits, runs, ended, older, requeued, before, controller)
     ]
     assert spent == [0, 8 * 50, 4 * 10, 4 * 100, 4 * 7, 0, 0]
+
+
+@pytest.mark.parametrize(("cluster", "ends"), [("local", True), ("h100x2", False)])
+def test_a_run_whose_controller_nobody_starts_again_is_waited_for_no_longer(
+    tmp_path: Path, cluster: str, ends: bool
+) -> None:
+    """A controller that is a job comes again."""
+    run = RunDir(tmp_path / "demo")
+    run.create()
+    view = RunView(run, planned(f"+cluster={cluster}", "engine=sim"), time.time())
+    assert view.look().ended == ""  # it comes up
+    write_json(run.status, RunStatus(run="demo", phase=SERVING, written_at=time.time(), controller="gone"))
+    assert bool(view.look().ended) == ends
 
 
 # ---------------------------------------------------------------- how many at once
