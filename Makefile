@@ -5,7 +5,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# Engines, Slurm and browsers run for real here, and a machine that others use too can starve any of them.
+# Most tests wait for processes that start: three at a time fill two cores. Engines, Slurm and browsers run for real
+# here, and starve now and then: what fails is run once more, with nothing beside it.
+SIDE_BY_SIDE := -n 3 --no-loadscope-reorder
 export ONCE_MORE := what failed above is run once more; what fails twice has failed
 
 .PHONY: help install serve check test unit bench-peers soak
@@ -34,7 +36,7 @@ check: install
 test: install
 	bash tests/install_slurm.sh
 	bash tests/install_monitoring.sh
-	$(BIN)/python -m pytest $(ARGS) || { test $$? = 1 && echo "$$ONCE_MORE" && $(BIN)/python -m pytest --last-failed $(ARGS); }
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS) || { test $$? = 1 && echo "$$ONCE_MORE" && $(BIN)/python -m pytest --last-failed $(ARGS); }
 
 unit: install
 	$(BIN)/python -m pytest tests/unit $(ARGS)

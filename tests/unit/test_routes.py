@@ -54,7 +54,7 @@ def test_these_routes_and_no_others() -> None:
     assert len(ROUTES) == len(ENGINE) + len(OWN) + len(BATCHES)
 
 
-@pytest.mark.parametrize(("method", "path"), BATCHES)
+@pytest.mark.parametrize(("method", "path"), sorted(BATCHES))
 def test_a_route_of_the_batches_process(method: str, path: str) -> None:
     route = find(method, path.replace("{id}", "file-1_a"))
     assert (route.path, route.forwarded, route.access) == (path, True, Access.USER)
