@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from tests.e2e.test_vllm_answers import prompt
 from tests.launching import launch, nothing_left
 from tests.live import wait_for
 from tests.onebox import OneBox
+from workers.agent.local_folder import PREFIX
 
 pytestmark = [pytest.mark.slurm, pytest.mark.vllm, pytest.mark.timeout(900)]
 
@@ -66,7 +70,7 @@ class Endpoint:
 
 
 def test_real_engines_in_slurm_jobs_beside_another_run(tmp_path: Path, runs: dict[str, RunDir], onebox: OneBox) -> None:
-    before = local_folders()
+    before = folders_left()
     up = launch(tmp_path, *REAL, timeout_s=700)
     assert up.returncode == 0, up.stdout + up.stderr
     beside = launch(tmp_path, *SIM)
@@ -94,8 +98,18 @@ def test_real_engines_in_slurm_jobs_beside_another_run(tmp_path: Path, runs: dic
         stopped = launch(tmp_path, "action=stop", f"run={name}")
         assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert onebox.jobs() == []
-    assert local_folders() <= before, "node-local folders go with their workers"
+    assert folders_left() <= before, "node-local folders go with their workers"
 
 
-def local_folders() -> set[Path]:
-    return set(Path(tempfile.gettempdir()).glob("sluice-*"))
+def folders_left() -> set[Path]:
+    """Of agents that are gone: those of other tests' agents, which live, are locked."""
+    left = set()
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with suppress(OSError):  # gone meanwhile, or locked
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.add(folder)
+            finally:
+                os.close(descriptor)
+    return left
