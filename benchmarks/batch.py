@@ -9,7 +9,6 @@ experiment and its figures: tokens per second of both, and the CPU of whatever i
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ from benchmarks.arguments import Count
 from benchmarks.batch_engines import ENGINES, PARTS, Ours, Passed, Plain
 from benchmarks.batch_work import Shape, prompts
 from benchmarks.command import command
+from benchmarks.report import say
 from workers.engines.tiny_model import write_model
 
 CASES = ("mixed", "scattered")
@@ -38,11 +38,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     width: Count = 1024
     seed: int = 0
     output: str = "bench-results"
-
-
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def model_shape(options: Options) -> dict[str, int]:

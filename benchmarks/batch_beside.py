@@ -27,6 +27,7 @@ from benchmarks.arguments import Count, Duration
 from benchmarks.command import command
 from benchmarks.load import Endpoint, Outcome, Rhythm, ask, drive, prompt
 from benchmarks.processes import ProcessFault, end, spawn
+from benchmarks.report import say
 from launcher.batch.records import MAGIC, scan
 from launcher.keys import api_key_file
 from launcher.rundir import SOURCE, RunDir
@@ -52,11 +53,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     alone_s: Duration = 30.0  # for the batch, after that
     seed: int = 0
     output: str = "bench-results"
-
-
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Run:

@@ -8,7 +8,6 @@ batch's client includes reading the input twice, its store and its output. Owns 
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from benchmarks.command import command
 from benchmarks.direct import engine_spec
 from benchmarks.load import PATH, Endpoint, Rhythm, ask, drive, prompt
 from benchmarks.processes import FLEETS, Fleet, cpu_s, fleet
+from benchmarks.report import say
 from launcher.batch.http_pool import Pool, Target
 from launcher.batch.output import Outputs
 from launcher.batch.owner import claim
@@ -52,11 +52,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 class BrokenBatch(Exception):
     """Not every request has its result: there is no figure."""
-
-
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def users(options: Options, endpoint: Endpoint, texts: Sequence[str]) -> None:

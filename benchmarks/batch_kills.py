@@ -26,6 +26,7 @@ from benchmarks.arguments import Count
 from benchmarks.batch_work import Shape, prompts
 from benchmarks.command import command
 from benchmarks.processes import ProcessFault, spawn
+from benchmarks.report import say
 from launcher.rundir import SOURCE, RunDir
 from launcher.scheduler.local import run_processes
 from launcher.stopping import kill_local
@@ -51,11 +52,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 class BrokenBatch(Exception):
     """A result is missing, there twice, or another one."""
-
-
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class Batch:

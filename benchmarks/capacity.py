@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks.arguments import BadArgument, Count, Duration
 from benchmarks.command import command
 from benchmarks.decisions import numbers
-from benchmarks.routing.measure import say
+from benchmarks.report import say
 from launcher.config import load
 from launcher.schema import Config, WorkloadConfig
 from launcher.twin.capacity import Answer, Capacity

@@ -18,7 +18,7 @@ from benchmarks.command import command
 from benchmarks.direct import engine_spec
 from benchmarks.measure import CommonOptions, Part, latencies, measure, parts
 from benchmarks.processes import FLEETS, Fleet, fleet
-from benchmarks.proxy import say
+from benchmarks.report import say
 
 
 class Options(CommonOptions, frozen=True, kw_only=True):

@@ -24,7 +24,7 @@ from benchmarks.measure import CommonOptions, Part, measure, parts
 from benchmarks.peer_programs import KV_PEERS, PeerFault, install
 from benchmarks.peers import cache_folder
 from benchmarks.processes import ALWAYS_SPLIT, FLEETS, Fleet, fleet
-from benchmarks.proxy import say
+from benchmarks.report import say
 from benchmarks.targets import Target, floor_engines, peer
 from proxy.routing.router import POLICIES
 

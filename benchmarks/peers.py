@@ -35,7 +35,7 @@ from benchmarks.peer_figures import ratios, show
 from benchmarks.peer_picture import draw
 from benchmarks.peer_programs import PEERS, PeerFault, install
 from benchmarks.processes import FLEETS
-from benchmarks.proxy import say
+from benchmarks.report import say
 from benchmarks.targets import AT_ONCE, Floor, Target, first_fault, floor_engines, kib_per_stream, peer, sluice
 
 SLUICE = "sluice"

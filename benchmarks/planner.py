@@ -21,7 +21,7 @@ from benchmarks.command import command
 from benchmarks.planner_live import Live, measure_live
 from benchmarks.planner_sizes import measure_sizes
 from benchmarks.planner_slurm import measure_slurm
-from benchmarks.routing.measure import say
+from benchmarks.report import say
 from launcher.planner.roles import Looked, Role, Roles, Sight
 from launcher.twin.card import card
 from launcher.twin.records import Record

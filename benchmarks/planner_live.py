@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.arguments import Count, Duration
 from benchmarks.planner_slurm import SlurmRamp
-from benchmarks.routing.measure import say
+from benchmarks.report import say
 from benchmarks.twin_run import asked_of, run_of, slower, timing_argument
 from launcher.config import load
 from launcher.planner.roles import Role

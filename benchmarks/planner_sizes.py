@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from benchmarks.arguments import Count, Duration
-from benchmarks.routing.measure import say
+from benchmarks.report import say
 from launcher.config import load
 from launcher.schema import Config
 from launcher.start import plan_run

@@ -20,7 +20,7 @@ from benchmarks.arguments import Count, Duration
 from benchmarks.chaos.onebox import own_slurm
 from benchmarks.planner_sizes import Sizes, kept
 from benchmarks.processes import ProcessFault
-from benchmarks.routing.measure import say
+from benchmarks.report import say
 from benchmarks.twin_run import asked_of, environment, slower, timing_argument
 from launcher.config import load
 from launcher.jobs import JobRecord

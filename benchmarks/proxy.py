@@ -9,7 +9,6 @@ shared machine wall time says more about the others. Owns the experiment and its
 from __future__ import annotations
 
 import random
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -37,6 +36,7 @@ from benchmarks.measure import (
 )
 from benchmarks.picture import draw
 from benchmarks.processes import FLEETS, Fleet, fleet, rss_mib
+from benchmarks.report import say
 
 MEMORY_MARKS = 20
 FLAT_FROM = 0.2  # by then every buffer and table has had its full size
@@ -44,11 +44,6 @@ FLAT_FROM = 0.2  # by then every buffer and table has had its full size
 
 class Options(CommonOptions, frozen=True, kw_only=True):
     requests: Count = 20_000  # of the memory part
-
-
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- one repeat

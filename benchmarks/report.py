@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,11 @@ from typing import Any
 import msgspec
 
 PACKAGES = ("sluice", "pyzmq", "uvloop", "httptools", "msgspec")
+
+
+def say(text: str) -> None:
+    """Progress: standard output is for the results."""
+    print(text, file=sys.stderr, flush=True)
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,8 @@ import msgspec
 from benchmarks import report
 from benchmarks.arguments import Count, Duration
 from benchmarks.command import command
-from benchmarks.routing.measure import executor, one, saturation_of, say
+from benchmarks.report import say
+from benchmarks.routing.measure import executor, one, saturation_of
 from benchmarks.routing.options import Options as RoutingOptions
 
 WORSE, BETTER = 0.97, 1.05  # what counts as no worse and as better

@@ -28,7 +28,7 @@ from benchmarks.crowd import Plan, Seen, allow_streams, open_all
 from benchmarks.direct import engine_spec
 from benchmarks.load import ask, prompt
 from benchmarks.processes import Fleet, cpu_s, fleet, rss_mib
-from benchmarks.proxy import say
+from benchmarks.report import say
 from launcher.twin.percentiles import percentile
 from workers.spec import EngineSpec
 

@@ -23,7 +23,7 @@ from benchmarks import report
 from benchmarks.arguments import BadArgument, Count, Duration
 from benchmarks.batch_engines import ENGINE_ARGS, ENVIRONMENT
 from benchmarks.command import command
-from benchmarks.routing.measure import say
+from benchmarks.report import say
 from benchmarks.routing.saturation import saturation
 from benchmarks.twin_run import asked_of, profile, run_of, slower, timing_argument
 from launcher.config import load

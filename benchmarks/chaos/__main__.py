@@ -22,8 +22,9 @@ from benchmarks.chaos.figures import Seen, figures
 from benchmarks.chaos.onebox import CONF, own_slurm
 from benchmarks.chaos.options import ALL, OWN_SLURM, Options
 from benchmarks.chaos.row import Row
-from benchmarks.chaos.stage import StageFault, say, staged
+from benchmarks.chaos.stage import StageFault, staged
 from benchmarks.command import command
+from benchmarks.report import say
 from launcher.scheduler.local import run_processes
 
 ROWS: dict[str, Row] = hand_over_rows.ROWS | preemption_rows.ROWS | loss_rows.ROWS

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from benchmarks.chaos.hand_over_rows import controller_killed, rolling_restart, scancel
 from benchmarks.chaos.loss_rows import agent, engine, lost, prefill_killed, step
 from benchmarks.chaos.row import Row
-from benchmarks.chaos.stage import Stage, StageFault, say
+from benchmarks.chaos.stage import Stage, StageFault
+from benchmarks.report import say
 
 LOSSES: dict[str, Callable[[str], Callable[[Stage], None]]] = {
     "scancel": scancel,

@@ -34,11 +34,6 @@ class StageFault(SystemExit):
     """The run did not do what every run must; told as it is."""
 
 
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
-
-
 class Stage:
     """`users` ask all the time."""
 

@@ -5,7 +5,6 @@ Owns the order of the replays and where they are computed; each is a value of (o
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import ParamSpec, TypeVar
 import msgspec
 
 from benchmarks import report
+from benchmarks.report import say
 from benchmarks.routing import bound
 from benchmarks.routing.options import Options, base_requests, requests_of
 from benchmarks.routing.saturation import first_rate, saturation
@@ -31,11 +31,6 @@ class Measured(msgspec.Struct, frozen=True):
     saturations: dict[str, float]
     caches: dict[str, float]  # what one cache of all engines' size would find, and one without an end
     bound_s: float  # mean TTFT that no router can beat
-
-
-def say(text: str) -> None:
-    """Progress: standard output is for the results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 class _Here(Executor):

@@ -4,7 +4,7 @@ vLLM's default is a second. On a CPU those who wait take the cores from those wh
 the process of the engine's core imports nothing of ours by name; but what an engine's configuration carries is
 unpickled in each of its processes, which imports this module there.
 
-Owns nothing: the waiting is vLLM's own.
+Changes one default of vLLM's, on import, and nothing else: the waiting is its own.
 """
 
 from __future__ import annotations
