@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import msgspec
 
+CUT = "the connection closed"
 LAST_CHUNK = b"0\r\n\r\n"
 PATH = "/v1/completions"
 ANSWER_TIMEOUT_S = 60.0
@@ -106,7 +107,7 @@ class Client(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(BadAnswer(f"the connection closed after {bytes(self._data[-300:])!r}"))
+            self._answer.set_exception(BadAnswer(f"{CUT} after {bytes(self._data[-300:])!r}"))
 
     def ask(self, data: bytes) -> asyncio.Future[bytes]:
         self._data.clear()

@@ -91,6 +91,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     poll_interval_s: float = 30.0  # Slurm is asked no more often than this
     revision: int = 0  # counts how often a live run was given another plan
     drain_first: bool = False  # there is no room for two lives of a worker
+    crowded: bool = False  # nor is there, unless Slurm has more nodes than the cluster's file says
     chain_length: int = 0  # jobs per worker and of the controller that are submitted at launch; 0: as they are needed
     planner: str = "off"  # off | advise | on
     scaling: Scaling | None = None  # None: as many as there are

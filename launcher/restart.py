@@ -85,7 +85,7 @@ def changed(old: Plan, made: Plan) -> Plan:
     proxy = msgspec.structs.replace(proxy, pools=made.proxy.pools, workers=made.proxy.workers)
     revision = old.revision + 1
     plan = msgspec.structs.replace(old, workers=tuple(workers), proxy=proxy, revision=revision)
-    plan = msgspec.structs.replace(plan, chain_length=made.chain_length)
+    plan = msgspec.structs.replace(plan, chain_length=made.chain_length, crowded=made.crowded)
     return msgspec.structs.replace(plan, notes=made.notes, drain_first=made.drain_first, scaling=made.scaling)
 
 

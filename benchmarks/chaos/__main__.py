@@ -18,6 +18,7 @@ import msgspec
 from benchmarks import report
 from benchmarks.arguments import BadArgument
 from benchmarks.chaos import hand_over_rows, loss_rows, network_rows, outage_rows, preemption_rows, soak_row
+from benchmarks.chaos.dying import controllers_dying
 from benchmarks.chaos.figures import Seen, figures
 from benchmarks.chaos.onebox import CONF, own_slurm
 from benchmarks.chaos.options import ALL, OWN_SLURM, Options
@@ -35,6 +36,7 @@ COLUMNS = (  # the calm ones are p99
     "lost",
     "failed",
     "different",
+    "cut",
     "pause p99",
     "max",
     "wait max",
@@ -68,7 +70,8 @@ def measure(row: Row, folder: Path, options: Options) -> Seen:
         time.sleep(options.calm_s)
         stage.until(stage.users.all_have_asked, "each user's first answer")
         event_at = time.perf_counter()
-        row.happen(stage)
+        with controllers_dying(stage) if options.kill_controller else nullcontext():
+            row.happen(stage)
         took_s = time.perf_counter() - event_at
         time.sleep(AFTER_S)
         stage.users.finish()
@@ -76,9 +79,9 @@ def measure(row: Row, folder: Path, options: Options) -> Seen:
         say(f"calm for {event_at - began_at:.0f} s, over after {took_s:.0f} s")
         for stream in stage.users.streams:
             if stream.fault:
-                say(f"{'lost' if stream.began else 'failed'}: {stream.fault}")
+                say(f"{'cut' if stream.was_cut else 'lost' if stream.began else 'failed'}: {stream.fault}")
         run = stage.run
-        seen = figures(stage.users.streams, event_at)
+        seen = figures(stage.users.streams, event_at, stage.may_cut)
     if left := run_processes(run):
         raise StageFault(f"processes of the run are left: {left}")
     return seen
@@ -86,7 +89,7 @@ def measure(row: Row, folder: Path, options: Options) -> Seen:
 
 def cells(seen: Seen, row: Row) -> list[str]:
     times = (seen.pause_p99_s, seen.pause_max_s, seen.wait_max_s, seen.calm_pause_p99_s, seen.calm_wait_p99_s)
-    counts = (seen.streams, seen.lost, seen.failed, seen.different)
+    counts = (seen.streams, seen.lost, seen.failed, seen.different, seen.cut)
     allowed = "queued" if row.allowed_s is None else f"{row.allowed_s:g}"
     return [*map(str, counts), *(f"{value:.3f}" for value in times), f"{seen.over_s:.3f}", allowed]
 

@@ -15,12 +15,15 @@ from launcher.twin.percentiles import percentile
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """`lost`: streams that had begun and did not come whole. `failed`: requests without any answer."""
+    """`lost`: streams that had begun and did not come whole. `failed`: requests without any answer. `cut`: what ended
+    with its connection, begun or not; `may_cut`: as many, since the row ended what they were connected to."""
 
     streams: int
     lost: int
     failed: int
     different: int  # whole, but not the text of an undisturbed one
+    cut: int
+    may_cut: int
     calm_pause_p99_s: float
     calm_wait_p99_s: float
     pause_p99_s: float
@@ -35,7 +38,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def is_whole(self) -> bool:
-        return not (self.lost or self.failed or self.different)
+        return not (self.lost or self.failed or self.different or self.cut > self.may_cut)
 
 
 def pause_s(stream: Stream) -> float:
@@ -46,19 +49,22 @@ def wait_s(stream: Stream) -> float:
     return stream.arrivals[0] - stream.asked_at
 
 
-def figures(streams: Sequence[Stream], event_at: float) -> Seen:
+def figures(streams: Sequence[Stream], event_at: float, may_cut: int = 0) -> Seen:
     """Streams that ended before the event are the undisturbed ones. Raises ValueError where one of them is broken, or
     a prompt was never asked before."""
     calm = [stream for stream in streams if stream.ended_at <= event_at]
     texts = undisturbed(calm)
     after = [stream for stream in streams if stream.ended_at > event_at]
     whole = [stream for stream in after if not stream.fault]
+    broken = [stream for stream in after if stream.fault and not stream.was_cut]
     pauses, waits = [pause_s(stream) for stream in whole], [wait_s(stream) for stream in whole]
     return Seen(
         streams=len(after),
-        lost=sum(bool(stream.fault) and stream.began for stream in after),
-        failed=sum(bool(stream.fault) and not stream.began for stream in after),
+        lost=sum(stream.began for stream in broken),
+        failed=sum(not stream.began for stream in broken),
         different=sum(stream.text != texts[stream.prompt] for stream in whole),
+        cut=sum(stream.was_cut for stream in after),
+        may_cut=may_cut,
         calm_pause_p99_s=percentile([pause_s(stream) for stream in calm], 0.99),
         calm_wait_p99_s=percentile([wait_s(stream) for stream in calm], 0.99),
         pause_p99_s=percentile(pauses, 0.99),

@@ -17,6 +17,8 @@ from launcher.scheduler import slurm
 GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
 KILLS, KILLED_EVERY_S = 4, 2.0
 SHORT_LIFE = ("cluster.walltime_min=1", "controller.walltime_min=60", "engine.drain_timeout_s=5")
+# The workers take all GPUs of the one node on which they may run.
+CROWDED = ("cluster.nodes=1", "+cluster.sbatch.nodelist=n1", "proxy.deadlines.queue_s=60")
 
 
 def walltime(stage: Stage) -> None:
@@ -94,6 +96,7 @@ ROWS = {
     "walltime": Row(walltime, 0.2, SHORT_LIFE),
     "drain_first": Row(walltime, None, (*SHORT_LIFE, "cluster.drain_first=true", "proxy.deadlines.queue_s=60")),
     "rolling_restart": Row(rolling_restart, 0.2),
+    "crowded_restart": Row(rolling_restart, None, CROWDED),
     "scale_down": Row(scale_down, 0.2),
     "proxy_hand_over": Row(proxy_hand_over, 0.2, ("controller.walltime_min=2",)),
     "scancel_prefill": Row(scancel("prefill-0"), 1.0),

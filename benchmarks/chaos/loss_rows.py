@@ -19,6 +19,7 @@ from workers.protocol import HOST_SILENCE_S
 
 Victims = Callable[[Stage, str], Sequence[int]]  # of a worker
 DECODE, PREFILL = "decode-0", "prefill-0"
+NUM_PROCESSES = 2
 NUM_ASKED = 6  # while nobody reads tickets: fewer than fill the engines, more than one for each prefill worker
 ASK_TIMEOUT_S = 60.0
 OK = 200
@@ -78,6 +79,19 @@ def ask(stage: Stage) -> int:
     return httpx.post(url, json=body, headers=headers, timeout=ASK_TIMEOUT_S).status_code
 
 
+def proxy_killed(stage: Stage) -> None:
+    """One process of two: what is connected to it ends, all others and every new request go on by the other."""
+    victim = max(stage.fleet()["processes"], key=lambda process: process["open_requests"])
+    os.kill(victim["pid"], signal.SIGKILL)
+    stage.may_cut = victim["open_requests"]
+    stage.until(lambda: serving_processes(stage) - {victim["pid"]} == serving_processes(stage), "its end to be seen")
+    stage.until(lambda: len(serving_processes(stage)) == NUM_PROCESSES, "another one in its place")
+
+
+def serving_processes(stage: Stage) -> set[int]:
+    return {process["pid"] for process in stage.fleet().get("processes", ()) if process["takes_connections"]}
+
+
 @contextmanager
 def standing_still(pids: Sequence[int]) -> Iterator[None]:
     send(signal.SIGSTOP, pids)
@@ -98,5 +112,6 @@ ROWS = {
     "step_killed": Row(lost(DECODE, signal.SIGKILL, step), 1.0),
     "prefill_killed": Row(prefill_killed, 1.0),
     "scancel_prefill_tickets": Row(prefill_cancelled, 1.0),
+    "proxy_killed": Row(proxy_killed, 1.0, (f"proxy.processes={NUM_PROCESSES}", "controller.cpus=2")),
     "engine_hangs": Row(lost(DECODE, signal.SIGSTOP, engine), HOST_SILENCE_S + 1.0),
 }

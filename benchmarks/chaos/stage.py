@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.chaos.options import Options
+from benchmarks.chaos.options import SIMULATED, Options
 from benchmarks.chaos.users import Users, read_endpoint
 from launcher.control.reconcile import LAST_BACKOFF_S
 from launcher.jobs import JobError, controller_name, job_name
@@ -41,16 +41,16 @@ class Stage:
         self.options = options
         self.run = RunDir(folder / "runs" / RUN)
         self.users: Users
+        self.may_cut = 0  # requests on what the row has ended
         self._folder = folder
         self._arguments = (
             f"+cluster={options.cluster}",
-            "engine=sim",
+            *engine(options),
             f"run={RUN}",
             "routing=least_loaded",
             "routing.whole_below_tokens=0",
             f"pools.prefill.replicas={options.replicas}",
             f"pools.decode.replicas={options.replicas}",
-            f"+engine.engine_args.timing={{decode_ms:[0,0,{options.step_ms}]}}",
             "engine.drain_timeout_s=8",
             "controller.poll_interval_s=2",
             *arguments,
@@ -170,6 +170,13 @@ class Stage:
             return all(now.get(name, -1) > life and (name, life) not in lives for name, life in before.items())
 
         self.until(followed, what, timeout_s)
+
+
+def engine(options: Options) -> tuple[str, ...]:
+    """The cluster's own, or a simulated one."""
+    if options.engine == SIMULATED:
+        return (f"engine={SIMULATED}", f"+engine.engine_args.timing={{decode_ms:[0,0,{options.step_ms}]}}")
+    return (f"engine={options.engine}",)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 import uvloop
 
-from benchmarks.load import BadAnswer, Client, Endpoint, ask
+from benchmarks.load import CUT, BadAnswer, Client, Endpoint, ask
 from launcher.rundir import Endpoint as RunEndpoint
 
 ANSWER_TIMEOUT_S = 120.0
@@ -37,6 +37,10 @@ class Stream(msgspec.Struct, kw_only=True):
     @property
     def began(self) -> bool:
         return bool(self.arrivals)
+
+    @property
+    def was_cut(self) -> bool:
+        return self.fault.startswith(CUT)
 
 
 class Users:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from launcher.control.job_book import Job, JobBook
 from launcher.control.lead import Lead, lead_of
 from launcher.control.succession import (
+    CROWD,
     RENEWAL,
     Policy,
     Standing,
@@ -28,6 +29,7 @@ from workers.agent.walltime import WALLTIME
 from workers.controller_messages import FleetView
 
 RENEWED_AT_ONCE = 0.25  # of a pool's workers; at least one
+CROWDED_S = 30.0  # Slurm may have more nodes than the plan knows of, and takes a moment to find them
 
 
 @dataclass(slots=True)
@@ -112,7 +114,9 @@ def outlook(
     wanted = tuple(revisions)
     places = {worker: standing(book.jobs_of(worker), fleet) for worker in wanted}
     leads = {pool: lead_of(pool, book.records(), _waiting_s(book, pool, now)) for pool in set(map(pool_of, wanted))}
-    limits = {worker: limit for worker in wanted if (limit := _limit(places[worker], refusals.get(worker), policy))}
+    limits = {
+        worker: limit for worker in wanted if (limit := _limit(places[worker], refusals.get(worker), policy, now))
+    }
     ends = {worker: end for worker in wanted if (keep := places[worker].keep) and (end := last_safe(keep, policy))}
     first = {worker: end for worker, end in ends.items() if worker in limits}
     slots = {worker: slot_s(leads[pool_of(worker)], policy) for worker in first}
@@ -124,11 +128,15 @@ def outlook(
     return Outlook(policy, revisions, now, places, leads, limits, ends | turns(first, slots), busy)
 
 
-def _limit(place: Standing, refusal: str | None, policy: Policy) -> str | None:
+def _limit(place: Standing, refusal: str | None, policy: Policy, now: float) -> str | None:
     successor = place.successor
     waits = successor is not None and successor.record.started_at is None  # it may be further than the queue's answer
-    if successor is not None and waits and successor.row is not None and is_limited(successor.row.reason):
-        return f"its successor waits for {successor.row.reason}"
+    if successor is not None and waits and successor.row is not None:
+        reason, waited_s = successor.row.reason, now - successor.record.submitted_at
+        if is_limited(reason):
+            return f"its successor waits for {reason}"
+        if policy.crowded and reason in CROWD and waited_s >= CROWDED_S:
+            return f"its successor waits for {reason}, and the run takes all of the cluster's GPUs"
     if refusal is not None:
         return refusal
     if policy.chained and successor is None:

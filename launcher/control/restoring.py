@@ -47,6 +47,7 @@ def policy_of(plan: Plan) -> Policy:
         by_clock=plan.executor != "steps",
         overlap=not shared,
         drain_first=plan.drain_first,
+        crowded=plan.crowded,
         chained=plan.chain_length > 0,
     )
 

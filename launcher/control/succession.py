@@ -19,6 +19,8 @@ from workers.controller_messages import FleetView
 
 # Slurm's reasons for a job that waits until others of the same user, account or QOS have ended; sbatch's words too.
 LIMIT = re.compile(r"^(QOS(Grp|Max)|Assoc(Grp|Max)|MaxJobs|MaxSubmit|QOSJobLimit|AssociationJobLimit)\w*|submit limit")
+# For a job that Slurm has tried and found no place for, or that stands behind such a one.
+CROWD = ("Resources", "Priority")
 RENEWAL = "restart"
 FIRST_PART = 0.25  # of its life that a worker serves at least before its successor is submitted
 
@@ -31,6 +33,7 @@ class Policy:
     by_clock: bool = True  # jobs end one by one, each at its own walltime
     overlap: bool = True
     drain_first: bool = False
+    crowded: bool = False  # the run takes all nodes that there are, as far as its plan knows
     chained: bool = False  # every job that there will be is in the queue from the beginning
 
 

@@ -50,18 +50,31 @@ def _hand_over_notes(config: Config, pools: Sequence[PoolPlan]) -> Iterator[str]
     cluster = config.cluster
     assert cluster is not None
     if cluster.executor is Executor.slurm:
-        taken = sum(pool.replicas * pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
-        largest = max(pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
         if cluster.drain_first:
             yield (
                 "hand-overs drain first (cluster.drain_first): one worker after the other ends before its successor"
                 " starts; meanwhile the other role answers whole requests, or requests wait"
             )
-        elif taken + largest > cluster.nodes * cluster.gpus_per_node:
+        elif is_crowded(config, pools):
+            taken, largest = _gpus(pools)
             yield (
                 f"hand-overs: the workers take {taken} of the run's {cluster.nodes * cluster.gpus_per_node} GPUs, a"
-                f" successor needs {largest} more beside them; where Slurm gives no more, set cluster.drain_first=true"
+                f" successor needs {largest} more beside them; where Slurm gives no more, a worker drains first once"
+                " its successor has waited: set cluster.drain_first=true if you know it"
             )
+
+
+def is_crowded(config: Config, pools: Sequence[PoolPlan]) -> bool:
+    """By the cluster's file there is no room for another worker beside all of them."""
+    cluster = config.cluster
+    assert cluster is not None
+    return cluster.executor is Executor.slurm and sum(_gpus(pools)) > cluster.nodes * cluster.gpus_per_node
+
+
+def _gpus(pools: Sequence[PoolPlan]) -> tuple[int, int]:
+    """Of all workers, and of the largest."""
+    taken = sum(pool.replicas * pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
+    return taken, max(pool.layout.num_nodes * pool.gpus_per_node for pool in pools)
 
 
 def _chain_notes(config: Config) -> Iterator[str]:

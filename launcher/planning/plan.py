@@ -14,7 +14,7 @@ from launcher.planning.folders import Folders
 from launcher.planning.layout import place
 from launcher.planning.matrix import Pair
 from launcher.planning.models import ResolvedModel
-from launcher.planning.notes import plan_notes
+from launcher.planning.notes import is_crowded, plan_notes
 from launcher.planning.pools import PoolPlan, plan_pools
 from launcher.planning.scaling import scaling_of
 from launcher.refusal import Refused
@@ -63,6 +63,7 @@ def make_plan(
         gpus_per_node=config.cluster.gpus_per_node,
         poll_interval_s=config.controller.poll_interval_s,
         drain_first=config.cluster.drain_first,
+        crowded=is_crowded(config, pools),
         chain_length=config.cluster.chain_length,
         planner=config.planner.mode.value,
         scaling=scaling_of(config),

@@ -22,7 +22,7 @@ from proxy.flights import given_work
 from proxy.flights.admission import RETRY_AFTER_S, Admission
 from proxy.flights.flight import Flight, LegRecord, State
 from proxy.flights.open_tickets import Notice, OpenTickets
-from proxy.flights.resuming import Resumables, avoided_by, resumable, resume
+from proxy.flights.resuming import Resumables, avoided_by, resume, unresumable_because
 from proxy.flights.waiting import Waiting
 from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Route, Router
@@ -220,15 +220,16 @@ class Flights:
         if leg.cancelled:
             return
         flight = leg.flight
-        error = WorkerFailed(f"worker {leg.worker.key[0]}: {failed.reason}")
+        why = f"worker {leg.worker.key[0]}: {failed.reason}"
         streaming = flight.state is State.STREAMING
-        if not failed.retryable or (streaming and not resumable(flight)):
-            self._fail(flight, error, now)
+        final = unresumable_because(flight) if streaming and failed.retryable else None
+        if not failed.retryable or final is not None:
+            self._fail(flight, WorkerFailed(why if final is None else f"{why}; {final}"), now)
             return
         if streaming:
             self._out.append(ev.Suspend(flight, failed.rid))
             resume(flight, leg)
-        self._again(flight, error.message, now, avoid=leg.worker.key)
+        self._again(flight, why, now, avoid=leg.worker.key)
 
     def _leg_cancelled(self, cancelled: Cancelled, now: float) -> None:
         leg = self._take_leg(cancelled.rid)

@@ -40,8 +40,11 @@ class Resumables:
         flight.kept_bytes = 0
 
 
-def resumable(flight: Flight) -> bool:
-    return flight.kept_bytes > 0 and flight.num_resumed < MAX_RESUMED
+def unresumable_because(flight: Flight) -> str | None:
+    """None: it can be taken up elsewhere."""
+    if flight.num_resumed >= MAX_RESUMED:
+        return f"it was taken up {MAX_RESUMED} times already"
+    return None if flight.kept_bytes else "this answer cannot be continued by another worker"
 
 
 def resume(flight: Flight, lost: LegRecord) -> None:

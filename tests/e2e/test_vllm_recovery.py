@@ -114,4 +114,5 @@ def test_what_cannot_be_continued_exactly_ends_in_a_clear_error(real: Real, vict
     for kind, stream in streams.items():
         answer: Answer = stream.end()
         assert answer.error is not None and victim in answer.error["message"], kind
+        assert "cannot be continued" in answer.error["message"], kind
         assert not answer.done

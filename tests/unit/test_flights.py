@@ -170,7 +170,8 @@ def test_a_stream_whose_tokens_are_not_told_is_broken_off() -> None:
     rid, _ = split(world, flight(1))
     world.apply(Start(rid, 200, ()))
     lost = world.flights.legs[rid].worker.key
-    assert isinstance(only(world.lose(lost), fl.Break), fl.Break)
+    broken = only(world.lose(lost), fl.Break)
+    assert isinstance(broken, fl.Break) and "cannot be continued" in broken.error.message
 
 
 def begin(world: World, request: Flight, num_tokens: int = 3) -> tuple[int, Key]:

@@ -26,8 +26,9 @@ from launcher.control.effects import (
     Tick,
 )
 from launcher.control.lead import QUEUE_PRIOR_S, SPREAD, START_PRIOR_S, lead_of
+from launcher.control.outlook import CROWDED_S
 from launcher.control.reconcile import Reconciler
-from launcher.control.succession import Policy, is_limited, turns
+from launcher.control.succession import CROWD, Policy, is_limited, turns
 from launcher.jobs import JobRecord, Row, job_name
 from launcher.rundir import SERVE, STOP, Desired
 from workers.agent import lifecycle
@@ -130,7 +131,8 @@ class World:
         """A successor is proven, the last safe moment has come, or there is no room for both."""
         others = [one for one in self.jobs.values() if one.worker == agent.worker and one is not agent and one.alive]
         followed = any(one.proven and one.generation > agent.generation for one in others)
-        limited = any(is_limited(one.reason) and one.state == "PENDING" for one in others)
+        words = [one.reason for one in others if one.state == "PENDING"]
+        limited = any(is_limited(reason) or (self.policy.crowded and reason in CROWD) for reason in words)
         unwanted = agent.worker not in self.desired.workers or self.desired.target == STOP
         no_room = self.policy.drain_first or not self.policy.overlap
         return followed or limited or unwanted or no_room or self.now >= agent.last_safe
@@ -386,8 +388,9 @@ def test_where_there_is_no_room_for_both_one_worker_at_a_time_drains_first() -> 
     assert [drain.worker for drain in run.drains] == ["p-0", "d-0"]
 
 
-def test_a_limit_that_the_run_fills_makes_workers_drain_first_one_after_the_other() -> None:
-    run = world("p-0", "d-0")
+@pytest.mark.parametrize(("reason", "crowded"), [(LIMIT, False), ("Resources", True)])
+def test_a_limit_that_the_run_fills_makes_workers_drain_first_one_after_the_other(reason: str, crowded: bool) -> None:
+    run = world("p-0", "d-0", crowded=crowded)
     first = {worker: run.of(worker)[0] for worker in ("p-0", "d-0")}
     end = min(agent.last_safe for agent in first.values())
     run.passes(end - SPREAD * 40.0 - run.now + 5.0)
@@ -395,10 +398,13 @@ def test_a_limit_that_the_run_fills_makes_workers_drain_first_one_after_the_othe
         run.sbatch()
     for agent in run.jobs.values():
         if agent.state == "PENDING":
-            agent.reason = LIMIT
+            agent.reason = reason
     run.tell_queue()
+    if crowded:
+        assert not run.drains, "there may be more nodes than the plan knows of"
+        run.passes(CROWDED_S)
     assert len(run.drains) == 1 and run.now < end, "before its last moment, so that the other one's turn comes in time"
-    assert LIMIT in run.drains[0].reason
+    assert reason in run.drains[0].reason
     gone = run.drains[0].worker
     (other,) = {"p-0", "d-0"} - {gone}
     assert first[other].proven
@@ -608,3 +614,13 @@ class HistoriesWithoutRoom(Histories):
 
 TestHistoriesWithoutRoom = HistoriesWithoutRoom.TestCase
 TestHistoriesWithoutRoom.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+class HistoriesInACrowd(Histories):
+    """Slurm may have no other nodes than those that the run takes."""
+
+    policy = Policy(drain_s=DRAIN_S, crowded=True)
+
+
+TestHistoriesInACrowd = HistoriesInACrowd.TestCase
+TestHistoriesInACrowd.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
