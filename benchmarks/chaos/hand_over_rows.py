@@ -18,7 +18,7 @@ GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime tha
 KILLS, KILLED_EVERY_S = 4, 2.0
 SHORT_LIFE = ("cluster.walltime_min=1", "controller.walltime_min=60", "engine.drain_timeout_s=5")
 # The workers take all GPUs of the one node on which they may run.
-CROWDED = ("cluster.nodes=1", "+cluster.sbatch.nodelist=n1", "proxy.deadlines.queue_s=60")
+CROWDED = ("cluster.nodes=1", '+cluster.sbatch.exclude="n[2-3]"', "proxy.deadlines.queue_s=60")
 
 
 def walltime(stage: Stage) -> None:
