@@ -43,8 +43,9 @@ def load(overrides: Sequence[str], conf_dir: Path = CONF_DIR) -> Config:
     swept = dict(sweep_faults(overrides))
     overrides = [_open_free_mapping(override) for override in overrides if override not in swept]
     pools = [override for override in overrides if re.match(r"\+*pools\.", override)]
-    tree, faults = _compose_all([override for override in overrides if override not in pools], conf_dir)
-    faults += swept.values()
+    homeless = _without_cluster(overrides, conf_dir)
+    tree, faults = _compose_all([override for override in overrides if override not in {*pools, *homeless}], conf_dir)
+    faults += [*swept.values(), *homeless.values()]
     for override in pools:
         faults += _set_in_pool(tree, override)
     faults += _tree_faults(tree)
@@ -85,6 +86,14 @@ def _compose(overrides: Sequence[str], conf_dir: Path) -> DictConfig:
         return compose("config", list(overrides))
 
 
+def _without_cluster(overrides: Sequence[str], conf_dir: Path) -> dict[str, str]:
+    """Hydra fails an assertion where a key is set in what is null."""
+    if {"cluster", "recipe"}.intersection(map(_key, overrides)):
+        return {}
+    choose = f"needs a cluster: +cluster=... ({', '.join(choices('cluster', conf_dir))})"
+    return {override: f"{_key(override)}: {choose}" for override in overrides if _key(override).startswith("cluster.")}
+
+
 def _compose_all(overrides: Sequence[str], conf_dir: Path) -> tuple[DictConfig, list[str]]:
     """Hydra stops at the first fault: then each override is tried on top of those that were good."""
     try:
@@ -93,7 +102,8 @@ def _compose_all(overrides: Sequence[str], conf_dir: Path) -> tuple[DictConfig, 
         groups = {path.name for path in conf_dir.iterdir() if path.is_dir()}
     good: list[str] = []
     faults = []
-    for override in sorted(overrides, key=lambda override: _key(override) not in groups):
+    # A recipe first: a cluster beside it is what can be written in another way.
+    for override in sorted(overrides, key=lambda override: (_key(override) not in groups, _key(override) != "recipe")):
         try:
             _compose([*good, override], conf_dir)
             good.append(override)
@@ -139,7 +149,8 @@ def _explain(override: str, error: Exception, conf_dir: Path) -> str:
 
 
 def _open_free_mapping(override: str) -> str:
-    inside = any(part in FREE_MAPPINGS for part in _key(override).split(".")[:-1])
+    key = _key(override)
+    inside = any(part in FREE_MAPPINGS for part in key.split(".")) and not key.startswith("pools.")
     return f"++{override}" if inside and not override.startswith(("+", "~")) else override
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 
 from launcher.job import Allocation
 from launcher.planning.arguments import argument_faults, engine_args, generates
@@ -17,6 +16,7 @@ from launcher.planning.fit import SCRIPT, allocation_faults
 from launcher.planning.layout import count_faults, place, size_faults
 from launcher.planning.matrix import Pair
 from launcher.planning.models import ResolvedModel
+from launcher.planning.numbers import number_faults
 from launcher.planning.pools import PoolPlan
 from launcher.planning.scaling import scaling_faults, scaling_of
 from launcher.planning.shapes import Shape
@@ -35,6 +35,7 @@ from launcher.schema import (
 from proxy.routing.router import POLICIES
 from workers.engines import ENGINES
 from workers.engines.vllm.args import PUSH_CONNECTOR, SUPPORTED_VERSIONS, owned_flags
+from workers.engines.vllm.flags import unknown_flags
 from workers.protocol import BEAT_INTERVAL_S, HOST_SILENCE_S
 from workers.spec import Role
 
@@ -65,7 +66,7 @@ def form_faults(config: Config, model: ResolvedModel) -> list[str]:
     cluster = config.cluster
     if cluster is None:
         return ["cluster: choose a cluster: +cluster=..."]
-    faults = list(_cluster_count_faults(cluster))
+    faults = list(number_faults(config))
     faults += [] if config.engine.simulated else _model_faults(model)
     for name, pool in config.pools.items():
         faults += [*count_faults(name, pool), *argument_faults(name, pool, config)]
@@ -129,9 +130,6 @@ def _run_faults(config: Config) -> Iterator[str]:
         yield "pools: nothing can decode; give a pool the role decode or any"
     if config.routing.policy not in POLICIES:
         yield f"routing.policy: unknown {config.routing.policy!r}; known: {', '.join(sorted(POLICIES))}"
-    for name in ("ttft_s", "itl_s"):
-        if not getattr(config.routing.targets, name) > 0:
-            yield f"routing.targets.{name}: must be more than 0 seconds"
     if config.handoff.connector not in CONNECTORS:
         yield f"handoff.connector: {config.handoff.connector} is not available; use {', '.join(CONNECTORS)}"
     if config.engine.device is Device.cpu and config.handoff.buffer_device is Device.cuda:
@@ -153,25 +151,14 @@ def _run_faults(config: Config) -> Iterator[str]:
 
 def _process_faults(config: Config) -> Iterator[str]:
     number, cpus = config.proxy.processes, config.controller.cpus
-    if number < 1:
-        yield f"proxy.processes: {number} is not a count; use 1 or more"
     if config.controller.where is ControllerPlace.job and number > cpus:
         yield f"proxy.processes: {number} processes need as many cores, controller.cpus gives {cpus}; raise that"
 
 
 def _limit_faults(limits: LimitsConfig) -> Iterator[str]:
-    for limit in fields(limits):
-        if getattr(limits, limit.name) <= 0:
-            yield f"proxy.limits.{limit.name}: {getattr(limits, limit.name)} lets nothing through; use more than 0"
     for one, total in (("max_body_bytes", "max_total_body_bytes"), ("stream_buffer_bytes", "max_total_unsent_bytes")):
         if getattr(limits, total) < getattr(limits, one):
             yield f"proxy.limits.{total}: less than {one}, which is for one client alone; use at least as much"
-
-
-def _cluster_count_faults(cluster: ClusterConfig) -> Iterator[str]:
-    for field, least in (("nodes", 1), ("cpus_per_node", 1), ("gpus_per_node", 0)):
-        if getattr(cluster, field) < least:
-            yield f"cluster.{field}: {getattr(cluster, field)} is not a count; use {least} or more"
 
 
 def _executor_faults(config: Config, cluster: ClusterConfig, allocation: Allocation | None) -> Iterator[str]:
@@ -194,8 +181,6 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
             f"cluster.stage_dir: {cluster.stage_dir} is not the same absolute path on every node, as KV is exchanged"
             " only between engines whose model has one path; write it out, without variables"
         )
-    if cluster.max_loading < 0:
-        yield f"cluster.max_loading: {cluster.max_loading} is not a count; use 1 or more, or 0 for no limit"
     yield from _chain_faults(config, cluster)
     for option in cluster.sbatch:
         if option in OWNED_SBATCH:
@@ -204,8 +189,6 @@ def _cluster_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
 
 def _chain_faults(config: Config, cluster: ClusterConfig) -> Iterator[str]:
     key = f"cluster.chain_length: {cluster.chain_length}"
-    if cluster.chain_length < 0:
-        yield f"{key} is not a count; use 1 or more, or 0 where the controller's job may submit"
     if cluster.chain_length and config.controller.where is not ControllerPlace.job:
         yield f"{key}, but only a controller in a job of its own has a chain; use 0, or controller.where=job"
     if cluster.chain_length and scaling_of(config) is not None:
@@ -233,7 +216,10 @@ def _pool_faults(name: str, pool: PoolConfig, config: Config) -> Iterator[str]:
     if pool.role is not PoolRole.any and not generates(engine_args(config, pool)):
         yield f"{key}.role: {pool.role.value}, but engines that embed have no KV to hand over; use any"
     if config.engine.kind == "vllm":
-        yield from (f"{key}.{fault}" for fault in owned_flags(engine_args(config, pool)))
+        args = engine_args(config, pool)
+        yield from (f"{key}.{fault}" for fault in owned_flags(args))
+        unknown = unknown_flags(args, config.engine.version or "")
+        yield from (f"{key}.engine_args.{flag}: {fault}" for flag, fault in unknown)
 
 
 def _split_faults(name: str, pool: PoolConfig, shape: Shape) -> Iterator[str]:

@@ -13,6 +13,7 @@ from tests.live import SOURCE
 from tests.unit.planning import planned
 from workers.engines import Placement
 from workers.engines.vllm.args import SUPPORTED_VERSIONS, engine_argv
+from workers.engines.vllm.flags import FLAGS
 from workers.engines.vllm.load import FORMATS, STRATEGIES
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(120)]
@@ -67,20 +68,24 @@ def faults_of(lines: dict[str, list[str]]) -> dict[str, str]:
     return {name: fault for name, fault in zip(lines, json.loads(judged.stdout), strict=True) if fault}
 
 
-def test_the_words_for_reading_weights_are_vllm_s_own() -> None:
+def test_the_words_that_a_plan_may_hold_are_vllm_s_own() -> None:
     program = """
 import json
 from typing import get_args
 from vllm import __version__
 from vllm.config.load import SafetensorsLoadStrategy
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
 from vllm.model_executor.model_loader import LoadFormats
-print(json.dumps([__version__.partition("+")[0], get_args(LoadFormats), get_args(SafetensorsLoadStrategy)]))
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+flags = {action.dest for action in make_arg_parser(FlexibleArgumentParser())._actions}
+print(json.dumps([__version__.partition("+")[0], get_args(LoadFormats), get_args(SafetensorsLoadStrategy), [*flags]]))
 """
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=SOURCE)
-    version, formats, strategies = json.loads(told.stdout.splitlines()[-1])
+    version, formats, strategies, flags = json.loads(told.stdout.splitlines()[-1])
     assert set(FORMATS[version]) == set(formats)
     assert set(STRATEGIES[version]) == set(strategies)
-    assert set(FORMATS) == set(STRATEGIES) == set(SUPPORTED_VERSIONS)
+    assert set(flags) - FLAGS[version] == {"help", "model_tag"}
+    assert set(FORMATS) == set(STRATEGIES) == set(FLAGS) == set(SUPPORTED_VERSIONS)
 
 
 def test_vllm_takes_every_flag_of_every_recipe_cluster_and_model() -> None:

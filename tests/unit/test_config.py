@@ -41,6 +41,13 @@ def test_without_a_cluster_they_are_listed() -> None:
     assert faults_of() == ("cluster: choose a cluster: +cluster=... (b200x1, h100x1, h100x2, h200x1, local, onebox)",)
 
 
+def test_a_key_of_a_cluster_needs_one() -> None:
+    for action in ("plan", "stop"):
+        assert faults_of(f"action={action}", "run=mine", "cluster.partition=gpu")[0].startswith(
+            "cluster.partition: needs a cluster: +cluster=... (b200x1, "
+        )
+
+
 def test_a_cluster_without_its_plus_is_understood() -> None:
     assert faults_of("cluster=onebox")[0] == "cluster: is chosen with a plus sign; write +cluster=onebox"
 
@@ -98,6 +105,8 @@ def test_all_faults_at_once() -> None:
         ("pools.decode.role=both", "pools.decode.role: Invalid value 'both', expected one of [prefill, decode, any]"),
         ("pools.prefil.replicas=3", "pools.prefil.replicas: no such pool; there are: prefill, decode; +pools.prefil"),
         ("model=gpt", "model: there is no 'gpt'; choose one of deepseek-v3, gpt-oss-120b, "),
+        ("pools.prefil.engine_args.seed=1", "pools.prefil.engine_args.seed: no such pool; there are: prefill, decode"),
+        ("+recipe=gpt-oss-120b-h100", "cluster: the recipe brings one; write cluster=local, without the plus sign"),
         ("hello", "hello: is not an override; write key=value"),
         ("pools.decode.tensor_parallel=[", "pools.decode.tensor_parallel=[: is not an override"),
         ("model.name=${nowhere}", "model.name: Interpolation key 'nowhere' not found"),
@@ -130,12 +139,14 @@ def test_mappings_of_others_take_any_key_without_a_plus() -> None:
             "pools.decode.engine_args.max_num_seqs=3",
             "engine.environment.NCCL_DEBUG=INFO",
             "cluster.sbatch.switches=1",
+            "cluster.environment={A: b}",
         ]
     )
     assert config.pools["decode"].engine_args == {"max_num_seqs": 3}
     assert config.engine.environment["NCCL_DEBUG"] == "INFO"
     assert config.cluster is not None
     assert config.cluster.sbatch == {"switches": 1}
+    assert config.cluster.environment["A"] == "b"
 
 
 def test_pools_can_be_added_and_taken_away() -> None:

@@ -133,8 +133,8 @@ def test_how_weights_are_read_is_the_cluster_s_matter_unless_a_pool_says_otherwi
 
 def test_a_way_to_read_weights_that_vllm_does_not_know_is_told_with_its_key() -> None:
     assert refusals(H100, "cluster.load_strategy=fast", "cluster.max_loading=-1") == (
+        "cluster.max_loading: -1 is too little; use 1 or more; 0: no limit",
         "cluster.load_strategy: vLLM 0.32.0 knows no 'fast'; known: lazy, eager, prefetch, torchao",
-        "cluster.max_loading: -1 is not a count; use 1 or more, or 0 for no limit",
     )
     (fault,) = refusals(H100, "pools.decode.engine_args.load_format=gguff")
     assert fault.startswith("pools.decode.engine_args.load_format: vLLM 0.32.0 knows no 'gguff'; known: auto, hf, ")
@@ -262,12 +262,16 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
             "proxy.deadlines.node_silence_s: 1 is not between 1.5 s, a few beats, and 10",
         ),
         (["proxy.tls_cert=a.pem"], "proxy.tls_cert: TLS needs both"),
-        (["proxy.processes=0"], "proxy.processes: 0 is not a count"),
+        (["proxy.processes=0"], "proxy.processes: 0 is too little; use 1 or more"),
         (["proxy.processes=4"], "proxy.processes: 4 processes need as many cores, controller.cpus gives 2"),
-        (["proxy.limits.header_timeout_s=0"], "proxy.limits.header_timeout_s: 0.0 lets nothing through"),
+        (["proxy.limits.header_timeout_s=0"], "proxy.limits.header_timeout_s: 0 is too little; use more than 0"),
         (["proxy.limits.max_total_body_bytes=1000"], "proxy.limits.max_total_body_bytes: less than max_body_bytes"),
         (["proxy.limits.max_total_unsent_bytes=1"], "proxy.limits.max_total_unsent_bytes: less than stream_buffer"),
-        (["cluster.nodes=0"], "cluster.nodes: 0 is not a count"),
+        (["cluster.nodes=0"], "cluster.nodes: 0 is too little"),
+        (["cluster.walltime_min=0"], "cluster.walltime_min: 0 is too little"),
+        (["engine.block_size=0"], "engine.block_size: 0 is too little"),
+        (["routing.targets.ttft_s=nan"], "routing.targets.ttft_s: nan is too little"),
+        (["proxy.http_port=99999"], "proxy.http_port: 99999 is too much; use at most 65535"),
         (["cluster.executor=local"], "controller.where: without Slurm"),
         (["cluster.executor=local"], "cluster.nodes: 2 with executor local"),
         (["cluster.gpus_per_node=0"], "engine.device: cuda, but h100x2 has no GPUs; use engine=vllm_cpu"),
@@ -298,11 +302,15 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["pools.prefill.engine_args.attention_backend=X"], "pools.prefill.engine_args.attention_backend: X here but"),
         (["pools.decode.engine_args.dtype=int4"], "pools.decode.engine_args.dtype: unknown 'int4'"),
         (["pools.decode.engine_args.max-num-seqs=3"], "pools.decode.engine_args.max-num-seqs: write max_num_seqs"),
+        (
+            ["pools.decode.engine_args.max_num_sequences=3"],
+            "pools.decode.engine_args.max_num_sequences: vLLM 0.32.0 has no such flag; did you mean max_num_seqs?",
+        ),
         (["engine.engine_args.max_num_seqs=many"], "pools.prefill.engine_args.max_num_seqs: 'many' is not a count"),
         (["engine.engine_args.gpu_memory_utilization=90"], "pools.prefill.engine_args.gpu_memory_utilization: 90 is"),
         (
             ["cluster.chain_length=-1"],
-            "cluster.chain_length: -1 is not a count; use 1 or more, or 0 where the",
+            "cluster.chain_length: -1 is too little; use 1 or more; 0: jobs are submitted as",
         ),
         (
             ["cluster.chain_length=2", "controller.where=foreground"],
@@ -317,7 +325,7 @@ def test_a_cpu_cluster_shares_its_nodes_out_by_workers() -> None:
         (["planner=on"], "planner.mode: on, but roles move only among two or more workers of a pool with the role any"),
         (["handoff.connector=Mooncake"], "handoff.connector: Mooncake is not available; use NixlConnector, NixlPushCo"),
         (["engine=vllm_cpu", "handoff.buffer_device=cuda"], "handoff.buffer_device: cuda, but the engine runs on"),
-        (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node: -1 is not a count; use 0 or more"),
+        (["cluster.gpus_per_node=-1"], "cluster.gpus_per_node: -1 is too little; use 1 or more; 0: none"),
         (["model.config_json.torch_dtype=int3"], "model.config_json: torch_dtype int3 is unknown"),
         (["pools.prefill.max_prefill_tokens=0"], "pools.prefill.max_prefill_tokens: 0 in a pool that prefills"),
         (["pools.decode.max_decodes=-1"], "pools.decode.max_decodes: -1 is negative"),
