@@ -8,13 +8,14 @@ ends when its last answer has.
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from proxy.http.listening import open_listeners
+from proxy.http.listening import open_listeners, tls_context
 from proxy.processes.parent import Parent
 from proxy.processes.processes import Processes
 from proxy.spec import ProxySpec
@@ -23,9 +24,15 @@ from workers.links.proxy_file import proxy_of, read_proxies
 from workers.logs import start_logging
 from workers.spec import read_spec
 
+log = logging.getLogger("sluice.proxy")
+
 # Processes of a parent that has just died let go of their sockets in a moment.
 PORT_PATIENCE_S = 2.0
 PORT_RETRY_S = 0.1
+
+
+class CannotServe(Exception):
+    """As it is configured; the message names the key."""
 
 
 class Before(NamedTuple):
@@ -48,22 +55,35 @@ def leftovers(folder: Path, proxy: str) -> Before:
 
 
 async def listeners_at(address: str, old_port: int, spec: ProxySpec) -> list[socket.socket]:
-    """A configured port is taken or it is an error; an old one is taken if it is free."""
+    """A configured port is taken or it is an error, CannotServe; an old one is taken if it is free."""
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + PORT_PATIENCE_S
     while True:
         try:
             return open_listeners(address, spec.http_port or old_port, spec.processes)
-        except OSError:
+        except OSError as fault:
             if loop.time() < give_up_at:
                 await asyncio.sleep(PORT_RETRY_S)
-            elif spec.http_port or not old_port:
+            elif spec.http_port:
+                wanted = f"proxy.http_port: {spec.http_port} of {address} on {socket.gethostname()}"
+                raise CannotServe(f"{wanted}: {fault.strerror}; set another, or 0 for any free one") from fault
+            elif not old_port:
                 raise
             else:
                 return open_listeners(address, 0, spec.processes)
 
 
+def check_tls(spec: ProxySpec) -> None:
+    """Its processes would only say that they cannot start."""
+    try:
+        tls_context(spec.tls_cert, spec.tls_key)
+    except OSError as fault:
+        files = f"proxy.tls_cert, tls_key: {spec.tls_cert}, {spec.tls_key} on {socket.gethostname()}"
+        raise CannotServe(f"{files}: {fault.strerror}; give a certificate with its key, in PEM format") from fault
+
+
 async def main(path: Path, spec: ProxySpec) -> int:
+    check_tls(spec)
     before = await asyncio.to_thread(leftovers, Path(spec.run_dir) / "proxies", spec.proxy)
     listeners = await listeners_at(address_of(spec.interface), before.http_port, spec)
     core = Processes(spec.processes, spec.deadlines.answer_s, before.next_number, before.link_ports)
@@ -82,6 +102,9 @@ if __name__ == "__main__":
     output = start_logging(spec.proxy)
     try:
         status = asyncio.run(main(path, spec))
+    except CannotServe as fault:
+        log.error("%s", fault)
+        status = 2
     finally:
         output.stop()
     raise SystemExit(status)

@@ -2,12 +2,13 @@
 
 The kernel deals connections out to them (SO_REUSEPORT). They are opened by the one that starts the
 processes and kept open by it, so that connections in the queue of a process that has died are still there
-for the next. Owns what accepted sockets inherit. Accepts nothing.
+for the next. Owns what accepted sockets inherit, and with which certificate. Accepts nothing.
 """
 
 from __future__ import annotations
 
 import socket
+import ssl
 
 BACKLOG = 1024
 # A node that vanishes sends no FIN: the kernel asks it, so that a silent wait does not hold its work for ever.
@@ -50,3 +51,12 @@ def _listener(host: str, port: int, *, alone: bool) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def tls_context(cert: str | None, key: str | None) -> ssl.SSLContext | None:
+    """Raises OSError where the files cannot be read or do not belong together."""
+    if cert is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    return context

@@ -16,7 +16,6 @@ import os
 import secrets
 import signal
 import socket
-import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from proxy.account_keeper import AccountKeeper
 from proxy.app import App
 from proxy.auth import ApiKeys
 from proxy.dispatch import Dispatch
+from proxy.http.listening import tls_context
 from proxy.http.open_files import fit_open_files
 from proxy.http.serve import Server
 from proxy.link import CONTROLLER, WORKER
@@ -92,6 +92,7 @@ class Process:
         self._spec = spec = given.spec
         run_dir = Path(spec.run_dir)
         self._path = run_dir / "proxies" / f"{given.id}.json"
+        tls = tls_context(spec.tls_cert, spec.tls_key)
         self._keys = ApiKeys(run_dir / "keys" / "api_keys.json")
         self._curve = read_keys(spec.run_dir, "proxy")
         self._server = Server()
@@ -113,7 +114,7 @@ class Process:
         self._routes = OwnRoutes(spec, given.id, zap, self._dispatch)
         self._siblings = Siblings(parent, self._routes.snapshot)
         app = App(spec, self._keys, self._dispatch, self._routes, self._siblings)
-        self._server.start(app.handle, app.admit, spec.limits, tls_context(spec))
+        self._server.start(app.handle, app.admit, spec.limits, tls)
         self._link = f"tcp://{address}:{self._dispatch.links.port}"
         self._leaving: asyncio.Task[None] | None = None
         self._left = asyncio.Event()
@@ -200,14 +201,6 @@ class Process:
         await (self._server.close if leave.at_once else self._server.retire)(leave.grace_s)
         self._parent.say(Shown(0, self._routes.snapshot(0)))
         self._left.set()
-
-
-def tls_context(spec: ProxySpec) -> ssl.SSLContext | None:
-    if spec.tls_cert is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(spec.tls_cert, spec.tls_key)
-    return context
 
 
 async def main(given: Given) -> None:
