@@ -41,7 +41,8 @@ def current_status(run: RunDir, plan: Plan) -> tuple[RunStatus, str]:
         return told, source
     fleet = ask_fleet(run)
     if fleet is not None:
-        return overlay(told, fleet, time.time()), "live"
+        silent_s = age_s if age_s > STALE_S else None
+        return msgspec.structs.replace(overlay(told, fleet, time.time()), controller_silent_s=silent_s), "live"
     kept = living_owner(run) is not None or (written is None and plan.controller is None)
     if kept and written is not None and age_s < STALE_S:
         return told, source

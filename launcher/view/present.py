@@ -64,6 +64,11 @@ def status_text(status: RunStatus, source: str) -> str:
     lines += [f"refused: {refusal}" for refusal in status.refusals]
     if status.queue_fault:
         lines.append(f"the queue cannot be asked, what runs goes on: {first_line(status.queue_fault)}")
+    if status.controller_silent_s is not None:
+        lines.append(
+            f"its controller has written nothing for {status.controller_silent_s:.0f} s: it is gone, or the run folder"
+            " takes no files; what runs goes on, and action=logs worker=controller has its last words"
+        )
     if status.failure is not None:
         lines.append(f"failed: {status.failure.name}: {status.failure.reason}")
     if status.phase == LOST:

@@ -108,6 +108,7 @@ class RunStatus(msgspec.Struct, frozen=True, kw_only=True):
     further_jobs: int | None = None  # in the queue, of the worker that has fewest, where no more can be submitted
     queue_fault: str = ""  # why the queue cannot be asked just now
     processes: tuple[ProcessStatus, ...] = ()  # of the proxy, where it was asked
+    controller_silent_s: float | None = None  # where a proxy answers and nobody has written for long
 
     @property
     def ended(self) -> bool:

@@ -165,7 +165,7 @@ def test_a_failed_launch_names_the_job_and_shows_the_end_of_its_log(tmp_path: Pa
 
 def test_a_proxy_that_cannot_start_ends_the_launch(tmp_path: Path, run: RunDir) -> None:
     failed = launch(tmp_path, *ARGUMENTS, "proxy.tls_cert=/nonexistent", "proxy.tls_key=/nonexistent")
-    assert failed.returncode == 1 and "proxy" in failed.stderr
+    assert failed.returncode == 1 and "proxy.tls_cert, tls_key: /nonexistent, /nonexistent on " in failed.stderr
     assert run_processes(run) == []
 
 

@@ -182,6 +182,12 @@ def test_a_queue_that_cannot_be_asked_is_told_in_one_line() -> None:
     )
 
 
+def test_a_controller_that_writes_nothing_is_told_where_its_proxy_answers() -> None:
+    status = run_status(PLAN, launched(), "c", "", 9.0)
+    assert "has written nothing" not in status_text(status, "live")
+    assert "its controller has written nothing for 45 s" in status_text(replace(status, controller_silent_s=45), "live")
+
+
 def test_each_worker_s_start_is_told_stage_by_stage() -> None:
     core = launched()
     rows = (row(0, "RUNNING", start_time=31.0), row(1, "RUNNING", start_time=2.0), row(2, "PENDING", start_time=99.0))
