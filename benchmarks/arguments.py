@@ -6,7 +6,7 @@ Owns the reading and the words of its refusals; each benchmark owns its keys and
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -38,3 +38,27 @@ def read_arguments(kind: type[S], arguments: Sequence[str]) -> S:
         return msgspec.convert(given, kind, strict=False)
     except msgspec.ValidationError as error:
         raise BadArgument(f"wrong argument: {error}") from None
+
+
+def chosen(key: str, given: str, known: Iterable[str]) -> list[str]:
+    """The names of a list, as given. Raises BadArgument."""
+    names, known = given.split(","), list(known)
+    if wrong := [name for name in names if name not in known]:
+        raise BadArgument(f"{key}: {wrong[0]!r} is not one of {', '.join(known)}")
+    return names
+
+
+def numbers(key: str, given: str) -> list[float]:
+    """Those of a list. Raises BadArgument."""
+    try:
+        return msgspec.convert(given.split(","), list[Duration], strict=False)
+    except msgspec.ValidationError:
+        raise BadArgument(f"{key}: {given!r} is not a list of numbers above 0") from None
+
+
+def counts(key: str, given: str) -> list[int]:
+    """Those of a list. Raises BadArgument."""
+    try:
+        return msgspec.convert(given.split(","), list[Count], strict=False)
+    except msgspec.ValidationError:
+        raise BadArgument(f"{key}: {given!r} is not a list of whole numbers above 0") from None

@@ -13,9 +13,8 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, Count, Duration
+from benchmarks.arguments import Count, Duration, chosen, counts
 from benchmarks.command import command
-from benchmarks.decisions import numbers
 from benchmarks.report import say
 from launcher.config import load
 from launcher.schema import Config, WorkloadConfig
@@ -106,7 +105,7 @@ def holds(options: Options, name: str, gpus: int, split: Split) -> float:
 
 
 def row(options: Options, name: str, gpus: int) -> tuple[list[str], dict[str, float]]:
-    sizes = numbers("layouts", options.layouts)
+    sizes = counts("layouts", options.layouts)
     capacity = capacity_of(options, name, gpus)
     say(f"{name} on {gpus} GPUs: capacity")
     answer: Answer = capacity.answer(gpus, sizes)
@@ -133,12 +132,10 @@ def row(options: Options, name: str, gpus: int) -> tuple[list[str], dict[str, fl
 
 
 def run(options: Options) -> None:
-    names = options.cases.split(",")
-    if wrong := [name for name in names if name not in CASES]:
-        raise BadArgument(f"cases: {wrong[0]!r} is not one of {', '.join(CASES)}")
+    names = chosen("cases", options.cases, CASES)
     rows: list[list[str]] = []
     figures: dict[str, float] = {}
-    for gpus in numbers("gpus", options.gpus):
+    for gpus in counts("gpus", options.gpus):
         for name in names:
             cells, found = row(options, name, gpus)
             rows.append(cells)

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, Count
+from benchmarks.arguments import Count, chosen, counts
 from benchmarks.command import command
 from benchmarks.decision_time import Case, decision_figures
 from benchmarks.direct import engine_spec
@@ -42,21 +42,6 @@ class Options(CommonOptions, frozen=True, kw_only=True):
     block_size: Count = 16
     parts: str = ",".join(PARTS)
     venvs: str = msgspec.field(default_factory=cache_folder)
-
-
-def chosen(key: str, given: str, known: set[str]) -> list[str]:
-    """Raises BadArgument."""
-    names = given.split(",")
-    if wrong := [name for name in names if name not in known]:
-        raise BadArgument(f"{key}: {wrong[0]!r} is not one of {', '.join(sorted(known))}")
-    return names
-
-
-def numbers(key: str, given: str) -> list[int]:
-    """Raises BadArgument."""
-    if not all(word.isdecimal() and int(word) > 0 for word in given.split(",")):
-        raise BadArgument(f"{key}: {given!r} is not a list of numbers above 0")
-    return [int(word) for word in given.split(",")]
 
 
 # ---------------------------------------------------------------- one decision
@@ -154,9 +139,9 @@ def all_requests(options: Options, policies: list[str], *, beside_dynamo: bool) 
 
 
 def run(options: Options) -> None:
-    policies = chosen("policies", options.policies, set(POLICIES))
-    wanted = chosen("parts", options.parts, set(PARTS))
-    sizes = numbers("workers", options.workers)
+    policies = chosen("policies", options.policies, sorted(POLICIES))
+    wanted = chosen("parts", options.parts, PARTS)
+    sizes = counts("workers", options.workers)
     figures = all_decisions(options, policies, sizes) if "decisions" in wanted else {}
     runs = []
     if "requests" in wanted:

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, Count
+from benchmarks.arguments import Count, chosen
 from benchmarks.command import command
 from benchmarks.measure import (
     SHORT_PROMPT_CHARS,
@@ -54,14 +54,6 @@ class Options(CommonOptions, frozen=True, kw_only=True):
     cases: str = ",".join(FLEETS)
     parts: str = ",".join(PARTS)
     venvs: str = msgspec.field(default_factory=cache_folder)
-
-
-def chosen(key: str, given: str, known: tuple[str, ...]) -> list[str]:
-    """Raises BadArgument."""
-    names = given.split(",")
-    if wrong := [name for name in names if name not in known]:
-        raise BadArgument(f"{key}: {wrong[0]!r} is not one of {', '.join(known)}")
-    return [name for name in known if name in names]
 
 
 # ---------------------------------------------------------------- what runs
@@ -182,8 +174,9 @@ def cost(sample: Sample, part: Part, alone_us: float | None) -> dict[str, float]
 
 
 def run(options: Options) -> None:
-    names = chosen("peers", options.peers, (*PEERS, SLUICE))
-    cases = chosen("cases", options.cases, tuple(FLEETS))
+    wanted_peers = chosen("peers", options.peers, (*PEERS, SLUICE))
+    names = [name for name in (*PEERS, SLUICE) if name in wanted_peers]
+    cases = chosen("cases", options.cases, FLEETS)
     wanted = chosen("parts", options.parts, PARTS)
     runs = []
     with ExitStack() as stack:

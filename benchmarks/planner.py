@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, Count, Duration
+from benchmarks.arguments import Count, Duration, chosen
 from benchmarks.command import command
 from benchmarks.planner_live import Live, measure_live
 from benchmarks.planner_sizes import measure_sizes
@@ -186,9 +186,7 @@ ROWS: dict[str, Callable[[Options], dict[str, float]]] = {
 
 
 def run(options: Options) -> None:
-    names = options.rows.split(",")
-    if wrong := [name for name in names if name not in ROWS]:
-        raise BadArgument(f"rows: {wrong[0]!r} is not one of {', '.join(ROWS)}")
+    names = chosen("rows", options.rows, ROWS)
     found = {name: ROWS[name](options) for name in names}
     figures = {name: value for row in found.values() for name, value in row.items()}
     shown = [

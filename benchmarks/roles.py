@@ -16,12 +16,13 @@ from typing import NamedTuple
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import Count, Duration
+from benchmarks.arguments import BadArgument, Count, Duration, chosen, counts, numbers
 from benchmarks.command import command
 from benchmarks.report import say
 from benchmarks.routing.measure import executor, one, saturation_of
 from benchmarks.routing.options import Options as RoutingOptions
 
+TIMINGS = ("additive", "mixed")
 WORSE, BETTER = 0.97, 1.05  # what counts as no worse and as better
 
 
@@ -31,7 +32,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     length_s: Duration = 1e9
     workers: Count = 8
     policy: str = "kv"
-    timings: str = "additive,mixed"
+    timings: str = ",".join(TIMINGS)
     targets: str = "0.5/0.1,2/0.05,5/0.025"  # TTFT/ITL in seconds
     splits: str = "2,4,6"  # prefill workers
     load: Duration = 0.7  # of what least_loaded keeps up with, all engines whole
@@ -62,12 +63,14 @@ class Goodput(NamedTuple):
 
 
 def cells(options: Options) -> list[Cell]:
-    pairs = [pair.split("/") for pair in options.targets.split(",")]
+    """Raises BadArgument."""
+    pairs = [numbers("targets", pair.replace("/", ",")) for pair in options.targets.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise BadArgument(f"targets: {options.targets!r} is not a list of TTFT/ITL")
+    timings, splits = chosen("timings", options.timings, TIMINGS), counts("splits", options.splits)
     return [
-        Cell(timing, float(ttft_s), float(itl_s), int(split))
-        for timing, (ttft_s, itl_s), split in itertools.product(
-            options.timings.split(","), pairs, options.splits.split(",")
-        )
+        Cell(timing, ttft_s, itl_s, split)
+        for timing, (ttft_s, itl_s), split in itertools.product(timings, pairs, splits)
     ]
 
 

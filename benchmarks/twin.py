@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, Count, Duration
+from benchmarks.arguments import BadArgument, Count, Duration, chosen
 from benchmarks.batch_engines import ENGINE_ARGS, ENVIRONMENT
 from benchmarks.command import command
 from benchmarks.report import say
@@ -224,9 +224,7 @@ def text(figures: dict[str, float]) -> str:
 
 
 def run(options: Options) -> None:
-    names = options.cases.split(",")
-    if wrong := [name for name in names if name not in CASES]:
-        raise BadArgument(f"cases: {wrong[0]!r} is not one of {', '.join(CASES)}")
+    names = chosen("cases", options.cases, CASES)
     figures: dict[str, float] = {}
     for name in names:
         with tempfile.TemporaryDirectory(prefix="sluice-bench-") as folder:

@@ -16,7 +16,7 @@ from benchmarks.arguments import BadArgument
 from benchmarks.command import command
 from benchmarks.routing.live import compare
 from benchmarks.routing.measure import Measured, executor, measure
-from benchmarks.routing.options import Options, base_requests, requests_of
+from benchmarks.routing.options import Options, base_requests, check, requests_of
 from benchmarks.routing.picture import draw
 from launcher.twin.traces import BadTrace
 
@@ -60,6 +60,7 @@ def flat(measured: Measured) -> dict[str, float]:
 
 
 def run(options: Options) -> None:
+    check(options)
     try:
         base_requests(options)
     except (BadTrace, OSError) as fault:

@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from benchmarks.arguments import Count, Duration
+from benchmarks.arguments import Count, Duration, chosen, numbers
 from benchmarks.routing import dynamo
 from launcher.twin.card import Card, card
 from launcher.twin.replay import Replay
@@ -55,7 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def load_parts(self) -> list[float]:
-        return [float(load) for load in self.loads.split(",")]
+        return numbers("loads", self.loads)
 
     @property
     def card(self) -> Card:
@@ -72,6 +72,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         """In virtual time Dynamo's router is asked with its settings."""
         scores = dynamo.scores(dynamo.setting_of(policy) or dynamo.Setting())
         return Replay(self.setup(policy), requests, {**SCORES, dynamo.POLICY: scores})
+
+
+def check(options: Options) -> None:
+    """Before anything is replayed. Raises BadArgument."""
+    for key, given in (("policies", options.policies), ("baseline", options.baseline)):
+        names = [dynamo.POLICY if dynamo.setting_of(name) else name for name in given.split(",")]
+        chosen(key, ",".join(names), POLICIES.split(","))
+    numbers("loads", options.loads)
 
 
 @lru_cache(maxsize=1)

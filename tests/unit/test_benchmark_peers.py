@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from benchmarks import peer_programs
-from benchmarks.arguments import BadArgument, read_arguments
 from benchmarks.load import BadAnswer, Outcome, Rhythm
 from benchmarks.measure import Part, Sample
 from benchmarks.peer_figures import ratios, show
 from benchmarks.peer_programs import PEERS, Surroundings
-from benchmarks.peers import PARTS, Options, chosen, cost
+from benchmarks.peers import cost
 from benchmarks.targets import first_fault
 
 AROUND = Surroundings(Path(), 8, 9, ("http://127.0.0.1:1", "http://127.0.0.1:2"), "http://127.0.0.1:3", 20.0)
@@ -29,19 +28,6 @@ FIGURES = {
     "sluice.whole.steady.added_ttft_p99_ms": 2.0,
     "sluice.whole.memory.kib_per_stream": 6.0,
 }
-
-
-def test_all_is_measured_unless_less_is_asked_for() -> None:
-    options = read_arguments(Options, [])
-    assert chosen("parts", options.parts, PARTS) == list(PARTS)
-    assert chosen("peers", options.peers, (*PEERS, "sluice")) == [*PEERS, "sluice"]
-    assert chosen("peers", "sluice,vllm-router", (*PEERS, "sluice")) == ["vllm-router", "sluice"]
-
-
-def test_an_unknown_choice_is_told() -> None:
-    with pytest.raises(BadArgument) as refused:
-        chosen("peers", "sluice,nginx", (*PEERS, "sluice"))
-    assert "'nginx' is not one of" in str(refused.value)
 
 
 @pytest.mark.parametrize(("unit", "units"), [("token", 1000), ("request", 10)])

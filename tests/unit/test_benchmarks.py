@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import report
-from benchmarks.arguments import BadArgument, read_arguments
+from benchmarks.arguments import BadArgument, chosen, counts, numbers, read_arguments
 from benchmarks.load import Endpoint, Rhythm, ask, prompt
 from benchmarks.measure import parts
 from benchmarks.proxy import Options
+from benchmarks.routing.options import Options as RoutingOptions
+from benchmarks.routing.options import check
 from launcher.twin.percentiles import percentile
 
 
@@ -36,6 +38,21 @@ def test_a_wrong_argument_is_told(argument: str, words: str) -> None:
     with pytest.raises(BadArgument) as refused:
         read_arguments(Options, [argument])
     assert words in str(refused.value)
+
+
+def test_a_wrong_part_of_a_list_is_told() -> None:
+    assert chosen("parts", "b,a", ["a", "b", "c"]) == ["b", "a"]
+    assert (numbers("loads", "0.5,2"), counts("workers", "8,64")) == ([0.5, 2.0], [8, 64])
+    for wrong, words in {
+        lambda: chosen("parts", "a,d", ["a", "b"]): "parts: 'd' is not one of a, b",
+        lambda: numbers("loads", "0.5,x"): "loads: '0.5,x' is not a list of numbers above 0",
+        lambda: counts("workers", "0"): "workers: '0' is not a list of whole numbers above 0",
+        lambda: check(read_arguments(RoutingOptions, ["policies=kv,dynamo:8,foo"])): "policies: 'foo' is not one of kv",
+        lambda: check(read_arguments(RoutingOptions, ["baseline=worst"])): "baseline: 'worst' is not one of kv",
+    }.items():
+        with pytest.raises(BadArgument) as refused:
+            wrong()
+        assert str(refused.value).startswith(words)
 
 
 @given(st.integers(1, 5), st.integers(1, 200), st.integers())
