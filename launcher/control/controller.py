@@ -1,7 +1,7 @@
 """`python -m launcher.control.controller RUN_DIR`: keeps a run as `desired.json` says, as long as the run lives.
 
 Owns the run's jobs and its proxy process. A thin shell around `reconcile`: it reads files, asks the queue and
-hears the fleet, and carries out effects one after the other. Everything that may hang (shared files, Slurm's
+hears the fleet, and lets effects be carried out (`outgoing`). Everything that may hang (shared files, Slurm's
 commands) runs in threads. Never touches a request.
 """
 
@@ -14,7 +14,6 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,41 +21,32 @@ import uvloop
 
 from launcher.control.diary import Diary
 from launcher.control.effects import (
-    Cancel,
     DesiredRead,
-    Done,
-    Drain,
-    Effect,
     Event,
     FleetSeen,
-    GiveUp,
     ProxyDied,
     QueueRead,
     Record,
-    Submit,
-    SubmitRefused,
-    Submitted,
     Tick,
 )
 from launcher.control.following import Following, finish, see_off
 from launcher.control.heir import Heir, followed, predecessor
 from launcher.control.kept_process import KeptProcess
+from launcher.control.outgoing import Outgoing
 from launcher.control.ownership import OwnedByOther, claim
 from launcher.control.proxy_links import ProxyLinks
 from launcher.control.proxy_process import name_of, proxy_process, renew_spec
 from launcher.control.reconcile import Reconciler
 from launcher.control.reporter import Reporter
 from launcher.control.restoring import job_system, policy_of, restore, revisions_of
-from launcher.job import Plan, PlannedWorker
-from launcher.jobs import JobError, JobRecord, JobSystem
+from launcher.job import Plan
+from launcher.jobs import JobError, JobSystem
 from launcher.planner.obeying import Counsel
 from launcher.rundir import STOP, Desired, Owner, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.steps import stop_at
 from launcher.view.status import jobs_message
-from workers.controller_messages import DrainWorker
 from workers.logs import start_logging
-from workers.spec import write_json
 
 log = logging.getLogger("sluice.controller")
 
@@ -85,18 +75,16 @@ class Controller:
         self._owner = owner
         self._core = core
         self._jobs = jobs
-        self._planned = _by_revision(plan)
-        self._effects: asyncio.Queue[Effect] = asyncio.Queue()
         self._finished = asyncio.Event()
         self._ended = asyncio.Event()  # there is no time for anything any more
         self._stop_asked = False
-        self._acting = asyncio.Lock()
-        self._given = False  # to another controller: this one acts no more
         self._name = name_of(plan, owner)
         self._proxy = proxy or proxy_process(run, plan, self._name)
         self._proxy.on_death = self._proxy_died
         self._proxies = ProxyLinks(run, plan.run, self._name, lambda view: self._apply(FleetSeen(view)))
         self._counsel = Counsel(run, plan)
+        self._outgoing = Outgoing(run, jobs, self._proxies, core.book, self._apply, self._done)
+        self._outgoing.know(plan)
         self._following = Following(run, owner, self._proxies)
         self._diary = Diary(run, owner)
         self._reporter = Reporter(run, plan, owner, core, self._proxies, self._diary)
@@ -109,7 +97,7 @@ class Controller:
                 work = (
                     self._read_desired,
                     self._ask_queue,
-                    self._carry_out,
+                    self._outgoing.carry_out,
                     self._report,
                     self._hand_on,
                     self._proxies.run,
@@ -124,7 +112,7 @@ class Controller:
         finally:
             self._proxies.close("the controller ends")
         await self._reporter.last_words()
-        if self._given:
+        if self._outgoing.given:
             await see_off(self._proxy, self._ended)
 
     def stop(self, why: str) -> None:
@@ -143,8 +131,8 @@ class Controller:
 
     async def _report(self) -> None:
         await self._reporter.run()
-        async with self._acting:
-            if not self._given:
+        async with self._outgoing.order:
+            if not self._outgoing.given:
                 self.leave("another controller has taken it over")
 
     # ------------------------------------------------------------ what comes in
@@ -154,7 +142,7 @@ class Controller:
         for effect in self._core.apply(event, time.time()):
             self._diary.see(effect, time.time())
             log.log(logging.DEBUG if isinstance(effect, Record) else logging.INFO, "%s", effect)
-            self._effects.put_nowait(effect)
+            self._outgoing.put(effect)
         self._proxies.tell(jobs_message(self._plan, self._core))
 
     async def _read_desired(self) -> None:
@@ -183,7 +171,7 @@ class Controller:
             await asyncio.to_thread(renew_spec, self._run, plan, self._name)
         self._plan = self._reporter.plan = plan
         self._core.policy = policy_of(plan)
-        self._planned |= _by_revision(plan)
+        self._outgoing.know(plan)
         workers = tuple(planned.spec.worker for planned in plan.workers)
         return msgspec.structs.replace(desired, revision=plan.revision, workers=workers)
 
@@ -206,38 +194,18 @@ class Controller:
     def _proxy_died(self, reason: str, deaths: int) -> None:
         self._apply(ProxyDied(self._plan.proxy.proxy, reason, deaths))
 
-    # ------------------------------------------------------------ what goes out
+    # ------------------------------------------------------------ the end
 
-    async def _carry_out(self) -> None:
-        """One effect after the other: a record is on disk before the next submission."""
-        while True:
-            effect = await self._effects.get()
-            async with self._acting:
-                if not self._given:
-                    await self._act(effect)
-
-    async def _act(self, effect: Effect) -> None:
-        match effect:
-            case Submit(worker, generation, revision):
-                await self._submit(worker, generation, self._planned[worker, revision])
-            case Cancel(job, force):
-                await self._cancel([job], force)
-            case Record(records):
-                await self._record(records)
-            case Drain(worker, generation, reason, timeout_s):
-                self._proxies.say(DrainWorker(worker, generation, reason, timeout_s))
-            case GiveUp(failure):
-                log.error("giving up: %s: %s", failure.name, failure.reason)
-            case Done():
-                self._diary.end("the run has stopped")
-                await self._cancel([row.job for row in self._following.jobs], force=False)
-                self._finished.set()
+    async def _done(self) -> None:
+        self._diary.end("the run has stopped")
+        await self._outgoing.cancel([row.job for row in self._following.jobs], force=False)
+        self._finished.set()
 
     async def _hand_on(self) -> None:
         """To the controller of the job after this one. What is not carried out by then is for that one to find."""
-        while not self._given:
+        while not self._outgoing.given:
             heir = await self._following.heir(self._plan.proxy.processes)
-            async with self._acting:
+            async with self._outgoing.order:
                 if self._core.stopping or not self._core.served:
                     continue
                 try:
@@ -245,43 +213,10 @@ class Controller:
                 except (OSError, OwnedByOther) as fault:
                     log.error("cannot give the run on: %s; it will be tried again", fault)
                     continue
-                self._given = True
+                self._outgoing.given = True
                 self._proxy.leave_alone()
                 self._diary.end(f"job {heir.job} follows")
                 self._finished.set()
-
-    async def _record(self, records: Sequence[JobRecord]) -> None:
-        """Where the run folder takes no file just now, what holds by then is written later."""
-        try:
-            await asyncio.to_thread(self._run.write_jobs, list(records))
-        except OSError as fault:
-            log.error("%s: %s; it will be tried again", self._run.jobs, fault)
-            again = lambda: self._effects.put_nowait(Record(self._core.book.records()))  # noqa: E731
-            asyncio.get_running_loop().call_later(TICK_S, again)
-
-    async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:
-        spec = msgspec.structs.replace(planned.spec, generation=generation, revision=planned.revision)
-        planned = msgspec.structs.replace(planned, spec=spec)
-        try:
-            # The file is the intent: a successor of this controller never uses the generation again.
-            await asyncio.to_thread(write_json, self._run.worker_spec(worker, generation), spec)
-            job = await asyncio.to_thread(self._jobs.submit, planned)
-        except JobError as fault:
-            self._apply(SubmitRefused(worker, generation, str(fault), fault.transient))
-        except OSError as fault:
-            self._apply(SubmitRefused(worker, generation, f"cannot write to the run folder: {fault}", transient=True))
-        else:
-            self._apply(Submitted(worker, generation, job))
-
-    async def _cancel(self, jobs: Sequence[str], force: bool) -> None:
-        try:
-            await asyncio.to_thread(self._jobs.cancel, jobs, force=force)
-        except JobError as fault:
-            log.error("%s; it will be tried again", fault)
-
-
-def _by_revision(plan: Plan) -> dict[tuple[str, int], PlannedWorker]:
-    return {(planned.spec.worker, planned.revision): planned for planned in plan.workers}
 
 
 async def follow(run: RunDir, plan: Plan, job: str, other: Owner) -> None:
