@@ -446,7 +446,8 @@ def test_processes_that_wait_for_each_other_soon_sleep() -> None:
         "carried = pickle.loads(b'cworkers.engines.vllm.spin\\nSpin\\n.')()\n"
         "from vllm.distributed.device_communicators.shm_broadcast import MessageQueue\n"
         "reader = MessageQueue.create_from_handle(MessageQueue(1, 1).export_handle(), 0)\n"
-        "print(reader._spin_condition.busy_loop_s, carried.compute_hash())"
+        "look_again_ms = reader.ReadTimeoutWithWarnings(timeout=None, should_warn=False).timeout_ms()\n"
+        "print(reader._spin_condition.busy_loop_s, look_again_ms, carried.compute_hash())"
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=SOURCE)
-    assert said.stdout.splitlines()[-1:] == ["0.001 sluice"], said.stderr
+    assert said.stdout.splitlines()[-1:] == ["0.001 50 sluice"], said.stderr
