@@ -29,6 +29,7 @@ from proxy.fleet.fleet_events import (
     RunTold,
     WorkerLost,
 )
+from proxy.fleet.rates import Rates
 from proxy.fleet.roles import caps_of
 from proxy.fleet.worker import Key, Life, Pair, Peer, Proof, Worker
 from proxy.spec import PoolCaps, ProxySpec
@@ -56,12 +57,14 @@ class Fleet:
         self.refusals: list[str] = []
         self._wanted = frozenset(spec.workers)
         self.awaited = False  # where nobody serves, somebody will again
+        self._rates: dict[str, Rates] = {}  # by pool: of one that is known
         self._moved: Mapping[str, PoolCaps] = {}  # of workers whose role has been moved
 
     def apply(self, event: Event, now: float) -> list[Effect]:
         if isinstance(event, LoadTold):
             worker = self.workers[event.key]
             worker.load, worker.load_at = event.load, now
+            worker.rates.share(self._rates.setdefault(worker.pool, Rates()))
             return []
         effects = self._change(event)
         self._find_able()

@@ -7,7 +7,7 @@ fade: what lies WINDOW observations back weighs a third, so that a worker that h
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 WINDOW = 64
 BUSY_S = 20.0  # "of late"
@@ -25,6 +25,13 @@ class Line:
     _variance: float = 0.0
     _covariance: float = 0.0
     _weight: float = 0.0
+
+    @property
+    def known(self) -> bool:
+        return self._weight >= NUM_KNOWN
+
+    def taken_over(self) -> Line:
+        return replace(self, _weight=NUM_KNOWN)
 
     def seconds(self, size: float) -> float:
         return self.fixed_s + self.each_s * size
@@ -66,6 +73,9 @@ class Mean:
         """More of it has been seen than assumed."""
         return self._weight >= NUM_KNOWN
 
+    def taken_over(self) -> Mean:
+        return replace(self, _weight=NUM_KNOWN)
+
     def learn(self, value: float) -> None:
         self._weight = min(self._weight + 1, WINDOW)
         self.value += (value - self.value) / self._weight
@@ -87,6 +97,15 @@ class Rates:
     def busy(self, now: float) -> float:
         """The part of the time in which a prompt is computed and those that decode wait for it."""
         return min(MOST_BUSY, self._busy * math.exp((self._busy_at - now) / BUSY_S))
+
+    def share(self, peers: Rates) -> None:
+        """Who is little known is taken to be as its peers: else who seems slow at first is never tried again."""
+        for name in ("prefill", "transfer", "answer_tokens", "answer_share", "step"):
+            own, of_peers = getattr(self, name), getattr(peers, name)
+            if own.known:
+                setattr(peers, name, own)
+            elif of_peers.known:
+                setattr(self, name, of_peers.taken_over())
 
     def learn_prefill(self, num_tokens: int, seconds: float, now: float) -> None:
         self.prefill.learn(num_tokens, seconds)

@@ -40,6 +40,15 @@ def begin(leg: LegRecord, rid: int, index: PrefixIndex, now: float) -> None:
     if leg.flight.demand.marks.hashes:
         leg.promised = leg.flight.demand.marks
         index.promise(_target(leg), leg.promised)
+        _count_reuse(leg, index)
+
+
+def _count_reuse(leg: LegRecord, index: PrefixIndex) -> None:
+    demand, route, loaded = leg.flight.demand, leg.flight.route, leg.worker.capabilities
+    if leg.kind != Leg.DECODE and route is not None and loaded is not None and demand.chain:
+        num_blocks = -(-route.reason.cached_tokens // loaded.block_size)  # a prompt's last token never counts as cached
+        if 0 < num_blocks <= len(demand.chain):
+            index.reuse.add(demand.chain[num_blocks - 1])
 
 
 def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: float) -> None:

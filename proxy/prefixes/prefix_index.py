@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from proxy.fleet.worker import Key
+from proxy.prefixes.reuse import Reuse
 
 Target = tuple[Key, int]  # (worker, dp rank)
 
@@ -68,6 +69,7 @@ class PrefixIndex:
     def __init__(self) -> None:
         self._held: list[Shard] = [{} for _ in range(_LAST_SHARD + 1)]
         self._promised: Shard = {}
+        self.reuse = Reuse()
         self._masks: dict[int, int] = {}  # each set of holders once, however many blocks have it
         self._slots: dict[Target, int] = {}
         self._targets: dict[int, Target] = {}

@@ -9,13 +9,14 @@ clear of prompts, or a prefix is computed anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Worker
 from proxy.prefixes.prefix_index import PrefixIndex, Target
+from proxy.prefixes.reuse import Reuse
 from proxy.routing.caps import has_place, has_room, may_compute, may_decode, may_pin
 from proxy.routing.demand import Demand, Reason, Route
 from proxy.routing.load_policies import cached_tokens
@@ -27,8 +28,9 @@ NEAR_TARGET = 0.5
 FAR_WEIGHT = 0.1
 # Predictions are no better than about one pass of an engine.
 TOLERANCE_S = 0.02
-# What so many workers hold is hot: one more copy will be used again and again, so computing it counts for nothing.
-HOT_COPIES = 3
+# A prefix that prompts have gone on from so often for each worker that holds it is hot: one more copy will be used as
+# often, so computing it counts for nothing.
+REUSES_PER_COPY = 8
 
 
 @dataclass(slots=True)
@@ -54,8 +56,18 @@ class _Held(NamedTuple):
     num_hot: int
 
     @classmethod
-    def of(cls, blocks: dict[Target, int]) -> _Held:
-        return cls(blocks, sorted(blocks.values())[-HOT_COPIES] if len(blocks) >= HOT_COPIES else 0)
+    def of(cls, index: PrefixIndex, demand: Demand) -> _Held:
+        blocks = index.leading(demand.chain, demand.marks)
+        return cls(blocks, _num_hot(blocks, demand.chain, index.reuse))
+
+
+def _num_hot(blocks: Mapping[Target, int], chain: Sequence[int], reuse: Reuse) -> int:
+    ends = [min(end, len(chain)) for end in blocks.values()]  # what is only promised may go beyond what is known
+    for end in sorted(set(ends), reverse=True):
+        num_reused = reuse.of(chain[end - 1]) if end else 0
+        if num_reused >= REUSES_PER_COPY and num_reused >= REUSES_PER_COPY * sum(other >= end for other in ends):
+            return end
+    return 0
 
 
 class _Way(NamedTuple):
@@ -71,7 +83,7 @@ class ByTime:
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
-        held = _Held.of(index.leading(demand.chain, demand.marks))
+        held = _Held.of(index, demand)
         able = [w for w in fleet.decoders if may_decode(w, demand)]
         way = self._best_whole(able, demand, held, now, waited_s)
         if demand.whole_because is None and fleet.can_split:

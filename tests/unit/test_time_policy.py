@@ -8,12 +8,16 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.fleet.fleet import Fleet
-from proxy.fleet.rates import Line, Rates
+from proxy.fleet.fleet_events import LoadTold
+from proxy.fleet.rates import NUM_KNOWN, Line, Rates
+from proxy.flights import given_work
+from proxy.flights.flight import LegRecord
 from proxy.prefixes.prefix_index import PrefixIndex, marks_of
 from proxy.routing.router import Demand, Route, Router
-from proxy.routing.time_policy import TOLERANCE_S
+from proxy.routing.time_policy import REUSES_PER_COPY, TOLERANCE_S
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
-from tests.unit.proxies import BLOCK, bring_up, proxy_spec
+from tests.unit.proxies import BLOCK, bring_up, flight, proxy_spec
+from workers.protocol import Leg, Load
 
 CHAIN = [(number + 1) * 0x9E3779B97F4A7C15 % 2**64 for number in range(64)]
 TOKENS = len(CHAIN) * BLOCK + 1
@@ -62,14 +66,47 @@ def test_but_not_once_the_queue_there_costs_more_than_computing_it_elsewhere() -
     assert route(made, index, demand).decode is not busy
 
 
-def test_what_many_hold_is_hot_and_copied_to_who_has_least_to_do() -> None:
-    made, demand = fleet(0, 5), Demand(TOKENS, None, chain=CHAIN)
-    for number in range(3):
-        made.workers[f"decode-{number}", 0].num_decodes = 1
-    assert route(made, holding("decode-0", "decode-1"), demand).decode.key[0] == "decode-0"
-    found = route(made, holding("decode-0", "decode-1", "decode-2"), demand)
-    assert found.decode.key[0] == "decode-3"
-    assert found.reason.cached_tokens == 0  # what is told stays true
+def asked(made: Fleet, index: PrefixIndex, number: int, chain: list[int]) -> Route:
+    """And answered: from here on it is cached where it was computed."""
+    request = flight(number, TOKENS, chain=chain, marks=marks_of(chain))
+    request.route = found = route(made, index, request.demand)
+    leg = LegRecord(request, Leg.WHOLE, found.decode, found.reason.compute_tokens, None)
+    given_work.begin(leg, number, index, 0.0)
+    given_work.end(leg, index)
+    index.store((found.decode.key, 0), chain)
+    found.decode.last_chosen = number + 1
+    return found
+
+
+def test_what_is_used_again_and_again_is_hot_and_copied_to_who_has_least_to_do() -> None:
+    made, index = fleet(0, 4), holding("decode-0", num_blocks=60)
+    made.workers["decode-0", 0].num_decodes = 1
+    routes = [asked(made, index, number, [*CHAIN[:60], number]) for number in range(50)]
+    copied = [
+        number for number, found in enumerate(routes) if not found.reason.cached_tokens
+    ]  # what is told stays true
+    assert copied == [REUSES_PER_COPY, 2 * REUSES_PER_COPY + 1, 3 * REUSES_PER_COPY + 2]
+
+
+def test_what_one_conversation_grows_is_not() -> None:
+    made, index = fleet(0, 2), PrefixIndex()
+    first, *others = [asked(made, index, number, CHAIN[: number + 1]) for number in range(50)]
+    assert {found.decode.key for found in others} == {first.decode.key}
+
+
+def test_who_is_new_is_taken_to_be_as_fast_as_its_peers() -> None:
+    made = fleet(0, 2)
+    for _ in range(NUM_KNOWN):
+        made.workers["decode-0", 0].rates.learn_prefill(4000, 2.0, 0.0)
+    assert made.workers["decode-1", 0].rates.prefill.seconds(4000) < 1
+    for name in ("decode-0", "decode-1"):
+        made.apply(LoadTold((name, 0), Load(0, 0, 0, 0)), 0.0)
+    assert abs(made.workers["decode-1", 0].rates.prefill.seconds(4000) - 2) < 0.5
+    made.workers["decode-1", 0].rates.learn_prefill(4000, 0.1, 0.0)  # from here on it learns by itself
+    made.apply(LoadTold(("decode-1", 0), Load(0, 0, 0, 0)), 0.0)
+    assert made.workers["decode-1", 0].rates.prefill.seconds(4000) < made.workers["decode-0", 0].rates.prefill.seconds(
+        4000
+    )
 
 
 def test_a_full_worker_is_waited_for_while_that_takes_less_than_the_next_best() -> None:
