@@ -31,6 +31,8 @@ TOLERANCE_S = 0.02
 # A prefix that prompts have gone on from so often for each worker that holds it is hot: one more copy will be used as
 # often, so computing it counts for nothing.
 REUSES_PER_COPY = 8
+# What can only be whole has spared those that decode long enough when it has waited for this part of its target.
+PATIENCE = 0.25
 
 
 @dataclass(slots=True)
@@ -49,16 +51,17 @@ class _Part:
     itl_s: float = 0.0  # of its answer, where it is decoded here
 
 
-class _Held(NamedTuple):
-    """Leading blocks of a prompt."""
+class _Asked(NamedTuple):
+    """The same for all workers: leading blocks of the prompt that each holds, how many are hot, and what a second per
+    token counts in seconds of TTFT."""
 
     blocks: dict[Target, int]
     num_hot: int
+    itl_weight: float
 
-    @classmethod
-    def of(cls, index: PrefixIndex, demand: Demand) -> _Held:
-        blocks = index.leading(demand.chain, demand.marks)
-        return cls(blocks, _num_hot(blocks, demand.chain, index.reuse))
+
+def _may_split(fleet: Fleet, demand: Demand) -> bool:
+    return demand.whole_because is None and fleet.can_split
 
 
 def _num_hot(blocks: Mapping[Target, int], chain: Sequence[int], reuse: Reuse) -> int:
@@ -83,36 +86,42 @@ class ByTime:
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
-        held = _Held.of(index, demand)
+        asked = self._asked(fleet, index, demand, waited_s)
         able = [w for w in fleet.decoders if may_decode(w, demand)]
-        way = self._best_whole(able, demand, held, now, waited_s)
-        if demand.whole_because is None and fleet.can_split:
-            split = self._best_split(fleet, able, demand, held, now, waited_s)
+        way = self._best_whole(able, demand, asked, now, waited_s)
+        if _may_split(fleet, demand):
+            split = self._best_split(fleet, able, demand, asked, now, waited_s)
             if way is None or (split is not None and split.cost_s < way.cost_s):
                 way = split
         return way.route if way is not None and way.ready else None
 
+    def _asked(self, fleet: Fleet, index: PrefixIndex, demand: Demand, waited_s: float) -> _Asked:
+        blocks, weight = index.leading(demand.chain, demand.marks), self._itl_weight
+        if not _may_split(fleet, demand):
+            weight *= max(0.0, 1 - waited_s / (PATIENCE * self._spec.targets.ttft_s))
+        return _Asked(blocks, _num_hot(blocks, demand.chain, index.reuse), weight)
+
     def _best_whole(
-        self, able: Sequence[Worker], demand: Demand, held: _Held, now: float, waited_s: float
+        self, able: Sequence[Worker], demand: Demand, asked: _Asked, now: float, waited_s: float
     ) -> _Way | None:
-        parts = [self._compute(worker, demand, held, now) for worker in able if may_compute(worker, demand)]
+        parts = [self._compute(worker, demand, asked, now) for worker in able if may_compute(worker, demand)]
         for part in parts:
-            self._count_decoding(part, demand, now)
+            self._count_decoding(part, demand, asked, now)
         if not parts:
             return None
         best = _cheapest(parts, waited_s)
         return _Way(Route(None, best.worker, self._reason(demand, best, None)), best.cost_s, best.ready)
 
     def _best_split(
-        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, held: _Held, now: float, waited_s: float
+        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, asked: _Asked, now: float, waited_s: float
     ) -> _Way | None:
         """The best to decode, then the best to compute for it."""
-        receiving = [self._receive(worker, demand, held, now) for worker in able if fleet.prefillers[worker.key]]
+        receiving = [self._receive(worker, demand, asked, now) for worker in able if fleet.prefillers[worker.key]]
         if not receiving:
             return None
         receive = _cheapest(receiving, waited_s, packed=True)
         partners = fleet.prefillers[receive.worker.key]
-        computing = [self._compute(worker, demand, held, now) for worker in partners if may_compute(worker, demand)]
+        computing = [self._compute(worker, demand, asked, now) for worker in partners if may_compute(worker, demand)]
         if not computing:
             return None
         for part in computing:
@@ -121,24 +130,24 @@ class ByTime:
         route = Route(compute.worker, receive.worker, self._reason(demand, compute, receive))
         return _Way(route, compute.cost_s + receive.cost_s, compute.ready and receive.ready)
 
-    def _compute(self, worker: Worker, demand: Demand, held: _Held, now: float) -> _Part:
-        cached = cached_tokens(worker, demand, held.blocks.get((worker.key, 0), 0))
+    def _compute(self, worker: Worker, demand: Demand, asked: _Asked, now: float) -> _Part:
+        cached = cached_tokens(worker, demand, asked.blocks.get((worker.key, 0), 0))
         ready = has_room(worker, demand, demand.num_tokens - cached)
         queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
         stall_s = work_s * worker.all_decodes
-        lasting = max(cached, cached_tokens(worker, demand, held.num_hot))
+        lasting = max(cached, cached_tokens(worker, demand, asked.num_hot))
         price_s = worker.rates.prefill.seconds(demand.num_tokens - lasting)
-        cost_s = queue_s + price_s + self._itl_weight * price_s * _tokens_spoilt(worker)
+        cost_s = queue_s + price_s + asked.itl_weight * price_s * _tokens_spoilt(worker)
         return _Part(worker, cached, lasting, cost_s, True, ready, queue_s, work_s, stall_s)
 
-    def _receive(self, worker: Worker, demand: Demand, held: _Held, now: float) -> _Part:
-        cached = cached_tokens(worker, demand, held.blocks.get((worker.key, 0), 0))
+    def _receive(self, worker: Worker, demand: Demand, asked: _Asked, now: float) -> _Part:
+        cached = cached_tokens(worker, demand, asked.blocks.get((worker.key, 0), 0))
         work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
         part = _Part(worker, cached, cached, work_s, False, True, work_s=work_s)
-        self._count_decoding(part, demand, now)
+        self._count_decoding(part, demand, asked, now)
         return part
 
-    def _count_decoding(self, part: _Part, demand: Demand, now: float) -> None:
+    def _count_decoding(self, part: _Part, demand: Demand, asked: _Asked, now: float) -> None:
         """What waits behind its prompt is taken to be as much as waits before it; of what is only decoded here, what
         waits now. Prompts to come are as certain as those of others that stall it, so they weigh as much."""
         worker, rates = part.worker, part.worker.rates
@@ -148,7 +157,7 @@ class ByTime:
         stalls_s = step_s * rates.stalls_per_step(now)
         itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
         near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
-        part.cost_s += self._itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
+        part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
 
     @staticmethod
     def _reason(demand: Demand, compute: _Part, receive: _Part | None) -> Reason:

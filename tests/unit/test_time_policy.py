@@ -14,7 +14,7 @@ from proxy.flights import given_work
 from proxy.flights.flight import LegRecord
 from proxy.prefixes.prefix_index import PrefixIndex, marks_of
 from proxy.routing.router import Demand, Route, Router
-from proxy.routing.time_policy import REUSES_PER_COPY, TOLERANCE_S
+from proxy.routing.time_policy import PATIENCE, REUSES_PER_COPY, TOLERANCE_S
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
 from tests.unit.proxies import BLOCK, bring_up, flight, proxy_spec
 from workers.protocol import Leg, Load
@@ -117,6 +117,14 @@ def test_a_full_worker_is_waited_for_while_that_takes_less_than_the_next_best() 
     assert placed(made, index, demand, made.workers["decode-0", 0].rates.prefill.seconds(TOKENS)) == "decode-0"
     full.num_decodes = 0
     assert placed(made, index, demand, 0.0) == "decode-1"
+
+
+def test_who_has_waited_long_and_can_only_be_whole_spares_nobody() -> None:
+    made, demand = fleet(0, 2), Demand(TOKENS, None)
+    made.workers["decode-0", 0].num_decodes = 40
+    made.workers["decode-1", 0].num_prompts, made.workers["decode-1", 0].prefill_tokens = 1, 3000
+    assert placed(made, PrefixIndex(), demand, 0.0) == "decode-1"
+    assert placed(made, PrefixIndex(), demand, PATIENCE * LatencyTargets().ttft_s) == "decode-0"
 
 
 def test_nobody_waits_for_who_may_never_take_it() -> None:
