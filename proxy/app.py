@@ -6,9 +6,10 @@ routing needs and travel on as they came.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from msgspec import structs
 
 from proxy import errors, routes
 from proxy.auth import ApiKeys, Key, authorize
@@ -121,9 +122,9 @@ class App:
             known = seen.known
             demand = Demand(known.num_tokens, whole, chain=known.chain, marks=known.marks, policy=policy)
         if named is not None:
-            demand = replace(demand, whole_because="it names its worker", forced=(None, named))
+            demand = structs.replace(demand, whole_because="it names its worker", forced=(None, named))
         if EXPLAIN in exchange.headers:
-            demand = replace(demand, explain=True)
+            demand = structs.replace(demand, explain=True)
         self._launch(exchange, client, demand, route.path, streams=fields.stream is True, prompt=seen.key)
 
     def _look(self, exchange: Exchange, apart: dict[str, Raw], fields: BodyFields) -> Seen:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -97,7 +96,7 @@ class Flights:
     def _next_placed(self, now: float) -> tuple[Flight, Route] | None:
         for flight in self.queue.turns(now):
             if flight.of_batch:
-                flight.demand = replace(flight.demand, yields=now - self._online_at < YIELD_S)
+                flight.demand = msgspec.structs.replace(flight.demand, yields=now - self._online_at < YIELD_S)
             waited_s = now - flight.arrived_at
             route = self._router.route(self._fleet, self._index, flight.demand, now, waited_s)
             if route is not None:
@@ -251,7 +250,7 @@ class Flights:
         whole = flight.demand.whole_because
         if flight.attempts == MAX_ATTEMPTS - 1 and whole is None:
             whole = "hand-overs failed"
-        flight.demand = replace(flight.demand, avoid=avoided, whole_because=whole)
+        flight.demand = msgspec.structs.replace(flight.demand, avoid=avoided, whole_because=whole)
         flight.route = None
         flight.move(State.QUEUED, now)
         self.queue.of(flight).again(flight)
@@ -294,7 +293,7 @@ class Flights:
             self._leg_failed(Failed(rid, reason, retryable=not flight.of_batch), now)
         for flight in self.queue:
             if flight.demand.avoid:
-                flight.demand = replace(flight.demand, avoid=avoided_by(flight, self._fleet, set()))
+                flight.demand = msgspec.structs.replace(flight.demand, avoid=avoided_by(flight, self._fleet, set()))
 
     def _notify(self, notices: list[Notice]) -> None:
         self._out += [ev.Send(worker, message) for worker, message in notices]

@@ -7,7 +7,6 @@ Pure. Owns the bytes of kept bodies. Whether a leg is lost, and who goes on, `fl
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import replace
 
 import msgspec
 
@@ -53,7 +52,7 @@ def resume(flight: Flight, lost: LegRecord) -> None:
     so_far = Resume(bytes(flight.output_ids), flight.num_sent_bytes, flight.created, flight.num_resumed)
     flight.submit = msgspec.structs.replace(flight.submit, resume=so_far, wants_trace=False)
     num_new_tokens = len(flight.output_ids) // ID_BYTES - lost.num_resumed_tokens
-    flight.demand = replace(flight.demand, num_tokens=flight.demand.num_tokens + num_new_tokens)
+    flight.demand = msgspec.structs.replace(flight.demand, num_tokens=flight.demand.num_tokens + num_new_tokens)
 
 
 def avoided_by(flight: Flight, fleet: Fleet, failed: Set[Key]) -> frozenset[Key]:

@@ -6,15 +6,15 @@ Owns no decision.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from proxy.fleet.worker import Pair, Worker
 from proxy.prefixes.prefix_index import NO_MARKS, Marks
 from proxy.spec import RoutingSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Demand:
+class Demand(msgspec.Struct, frozen=True):
     """What the router knows of a request. `whole_because` is None where prefill and decode may be split."""
 
     num_tokens: int  # estimated from the prompt's bytes
@@ -29,8 +29,7 @@ class Demand:
     explain: bool = False  # its client asks for the decision's numbers
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
+class Reason(msgspec.Struct, frozen=True):
     """A decision's numbers. Seconds are predictions; where a policy does not predict, they are None."""
 
     policy: str
@@ -46,8 +45,7 @@ class Reason:
     stall_s: float | None = None  # by which those that decode there wait longer, all together
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(msgspec.Struct, frozen=True):
     """`prefill` is None where the decode worker does all of it."""
 
     prefill: Worker | None

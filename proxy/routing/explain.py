@@ -33,7 +33,7 @@ def headers_for_batch(waited_s: float, cached_tokens: int) -> Headers:
 
 
 def _told(reason: Reason) -> list[tuple[str, Any]]:
-    values = [(name, getattr(reason, name)) for name in Reason.__slots__]
+    values = [(name, getattr(reason, name)) for name in Reason.__struct_fields__]
     return [(name.replace("_", "-"), value) for name, value in values if value is not None]
 
 
