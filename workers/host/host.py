@@ -57,6 +57,7 @@ from workers.spec import WorkerSpec
 
 log = logging.getLogger("sluice.host")
 
+LegKey = tuple[Link, int]
 _NO_DEADLINE = contextlib.nullcontext()
 APP_END_S = 1.0  # for the app to end by itself once its engine has dropped the call
 
@@ -77,7 +78,7 @@ class Host:
         handoff = spec.engine.handoff
         self._redeem_s = handoff.redeem_s if handoff else 0.0
         self._tickets = TicketBook(handoff.lease_s if handoff else 0.0)
-        self._running: dict[tuple[Link, int], Running] = {}
+        self._running: dict[LegKey, Running] = {}
         self._links: dict[str, Link] = {}
         self._reports = LoadReports()
         self._figures = (0, 0.0)  # the engine's own: KV tokens received, part of the KV cache in use
@@ -176,6 +177,7 @@ class Host:
             self._digest.begin(link)
 
     def _submit(self, proxy: str, link: Link, submit: Submit) -> None:
+        key = (link, submit.rid)  # in place of the record, which would then live, with its body, until a collection
         call = Call(
             request_id=submit.request_id,
             leg=submit.leg,
@@ -183,7 +185,7 @@ class Host:
             received_at=time.monotonic(),
             redeem_s=self._redeem_s,
             clock=time.monotonic,
-            changed=lambda: self._changed(proxy, running),
+            changed=lambda: self._changed(key),
             priority=submit.priority,
             resume=submit.resume,
             keeps_ids=submit.wants_ids and submit.leg != Leg.PREFILL,
@@ -192,9 +194,9 @@ class Host:
             call.on_prompt = lambda prompt: link.send_along(
                 trace_of(prompt, submit.rid, self._hasher, self._block_size)
             )
-        answer = Answer(submit, call, link, lambda data: self._finish(running, data))
+        answer = Answer(submit, call, link, lambda data: self._finish(key, data))
         running = Running(proxy, submit, link, call, answer)
-        self._running[link, submit.rid] = running
+        self._running[key] = running
         self._work_changed()
         running.task = self._tasks.create_task(self._run(running))
 
@@ -236,23 +238,27 @@ class Host:
             message = Failed(rid, "the engine's app ended without an answer", True)
         self._say(running, message)
 
-    def _finish(self, running: Running, data: bytes) -> None:
+    def _finish(self, key: LegKey, data: bytes) -> None:
         """The app's answer is complete with these bytes. What it still does is nobody's business."""
-        call, rid = running.call, running.submit.rid
-        if not running.reported:
+        running = self._running.get(key)
+        if running is not None and not running.reported:
+            call, rid = running.call, running.submit.rid
             rest = running.link.take_data(rid) + data
             told = (call.num_answered_prompt_tokens, call.num_cached_tokens, call.num_answered_tokens)
             self._say(running, End(rid, *told, rest))
 
-    def _changed(self, proxy: str, running: Running) -> None:
+    def _changed(self, key: LegKey) -> None:
         """A prefill leg is done when its engine has finished, whatever the app still has to say."""
         self._work_changed()
+        running = self._running.get(key)
+        if running is None:
+            return
         call = running.call
         if call.leg != Leg.PREFILL and call.good_output and not running.computed:
             running.computed = True
             running.link.send(Computed(running.submit.rid, call.num_prompt_tokens, call.num_cached_tokens))
         if call.leg == Leg.PREFILL and call.granted_at is not None and not running.reported:
-            ticket = self._grant(proxy, call)
+            ticket = self._grant(running.proxy, call)
             self._say(running, Prefilled(running.submit.rid, ticket, call.num_prompt_tokens, call.num_cached_tokens))
 
     def _grant(self, proxy: str, call: Call) -> Ticket | None:
