@@ -26,7 +26,7 @@ from workers.host.answer import Answer, scope_of
 from workers.host.calls import CURRENT, Call, CallRefused
 from workers.host.load import SHARED_INTERVAL_S, LoadReports, Work
 from workers.host.prompt import trace_of
-from workers.host.running import Running
+from workers.host.running import LegKey, Running
 from workers.host.tickets import TicketBook
 from workers.kv_messages import Computed, DigestWanted
 from workers.links.link import Link
@@ -57,7 +57,6 @@ from workers.spec import WorkerSpec
 
 log = logging.getLogger("sluice.host")
 
-LegKey = tuple[Link, int]
 _NO_DEADLINE = contextlib.nullcontext()
 APP_END_S = 1.0  # for the app to end by itself once its engine has dropped the call
 
@@ -163,10 +162,8 @@ class Host:
         if type(message) is Submit:
             self._submit(proxy, link, message)
         elif type(message) is Cancel:
-            running = self._running.get((link, message.rid))
-            if running is None:  # it ended before the cancel came: the answer is on its way
-                return
-            self._cancel(running)
+            if (running := self._running.get((link, message.rid))) is not None:  # else its end is on its way
+                self._cancel(running)
         elif type(message) is Release:
             self._tasks.create_task(self._release(message.ticket))
         elif type(message) is TicketClosed:
@@ -240,8 +237,7 @@ class Host:
 
     def _finish(self, key: LegKey, data: bytes) -> None:
         """The app's answer is complete with these bytes. What it still does is nobody's business."""
-        running = self._running.get(key)
-        if running is not None and not running.reported:
+        if (running := self._running.get(key)) is not None and not running.reported:
             call, rid = running.call, running.submit.rid
             rest = running.link.take_data(rid) + data
             told = (call.num_answered_prompt_tokens, call.num_cached_tokens, call.num_answered_tokens)
@@ -250,8 +246,7 @@ class Host:
     def _changed(self, key: LegKey) -> None:
         """A prefill leg is done when its engine has finished, whatever the app still has to say."""
         self._work_changed()
-        running = self._running.get(key)
-        if running is None:
+        if (running := self._running.get(key)) is None:
             return
         call = running.call
         if call.leg != Leg.PREFILL and call.good_output and not running.computed:

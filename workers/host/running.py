@@ -13,6 +13,8 @@ from workers.host.calls import Call
 from workers.links.link import Link
 from workers.protocol import Submit
 
+LegKey = tuple[Link, int]  # a proxy's number for it, by link
+
 
 @dataclass(slots=True, eq=False)
 class Running:
