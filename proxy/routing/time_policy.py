@@ -154,7 +154,8 @@ class ByTime:
         part.ready = part.ready and has_place(worker, demand)
         waiting_s = part.queue_s + part.work_s if part.computes else worker.queue_s(now)
         step_s = rates.step.seconds(worker.held_tokens + demand.num_tokens)
-        stalls_s = step_s * rates.stalls_per_step(now)
+        # Prompts of late say nothing where none come any more.
+        stalls_s = step_s * rates.stalls_per_step(now) if worker.caps.max_prefill_tokens else 0.0
         itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
         near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
         part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
