@@ -70,21 +70,18 @@ def traffic(options: Options, load: str) -> list[Request]:
 # ---------------------------------------------------------------- who moves roles
 
 
-def caps(roles: dict[str, Role], max_decodes: int) -> dict[str, PoolCaps]:
-    return {
-        worker: PoolCaps(
-            max_prefill_tokens=0 if role is Role.DECODE else MAX_MODEL_LEN,
-            max_decodes=0 if role is Role.PREFILL else max_decodes,
-        )
-        for worker, role in roles.items()
-    }
+def caps(max_prefill_tokens: int, max_decodes: int) -> PoolCaps:
+    return PoolCaps(max_prefill_tokens=max_prefill_tokens, max_decodes=max_decodes)
 
 
 def planner(core: Roles, max_decodes: int) -> Look:
+    both, clear = caps(MAX_MODEL_LEN, max_decodes), caps(0, max_decodes)
+
     def look(fleet: Fleet, flights: Flights, now: float) -> dict[str, PoolCaps] | None:
         sights = [msgspec.convert(pressure_json(worker, now), Sight) for worker in fleet.workers.values()]
         waiting = sum(flight.demand.num_tokens for flight in flights.queue)
-        return caps(core.roles, max_decodes) if core.apply(Looked(sights, waiting), now) else None
+        moved = core.apply(Looked(sights, waiting), now)
+        return {name: clear if role is Role.DECODE else both for name, role in core.roles.items()} if moved else None
 
     return look
 
@@ -94,8 +91,8 @@ def known(options: Options, outer: int, inner: int, max_decodes: int) -> Look:
 
     def look(fleet: Fleet, flights: Flights, now: float) -> dict[str, PoolCaps]:
         number = inner if options.phase_s <= now < 2 * options.phase_s else outer
-        names = [key[0] for key in fleet.workers]
-        return caps({name: Role.PREFILL if n < number else Role.DECODE for n, name in enumerate(names)}, max_decodes)
+        prefill, decode = caps(MAX_MODEL_LEN, 0), caps(0, max_decodes)
+        return {key[0]: prefill if n < number else decode for n, key in enumerate(fleet.workers)}
 
     return look
 

@@ -87,13 +87,9 @@ def caps_of(word: Word | None, workers: Mapping[str, str], pools: Mapping[str, P
     if word.mode != ON:
         return told
     moved = [
-        WorkerCaps(
-            worker,
-            0 if role is Role.DECODE else pools[workers[worker]].max_prefill_tokens,
-            0 if role is Role.PREFILL else pools[workers[worker]].max_decodes,
-        )
+        WorkerCaps(worker, 0, pools[workers[worker]].max_decodes)
         for worker, role in sorted(word.roles.items())
-        if worker in workers and role is not Role.BOTH
+        if worker in workers and role is Role.DECODE
     ]
     return msgspec.structs.replace(told, workers=tuple(moved))
 

@@ -37,9 +37,9 @@ def test_the_planner_is_compared_with_router_split_and_oracle(tmp_path: Path) ->
 
 
 def test_moves_are_compared_step_by_step() -> None:
-    moves = [(3.0, "a", Role.PREFILL), (3.0, "b", Role.DECODE), (9.0, "a", Role.BOTH), (9.0, "b", Role.BOTH)]
-    found = steps(moves, "ab")
-    assert found == [(3.0, "1 prefill 1 decode"), (9.0, "2 both")]
+    moves = [(3.0, "a", Role.DECODE), (3.0, "b", Role.DECODE), (9.0, "b", Role.BOTH)]
+    found = steps(moves, "abc")
+    assert found == [(3.0, "1 both 2 decode"), (9.0, "2 both 1 decode")]
     later = [(at_s + 2, roles) for at_s, roles in found]
     assert compared(later, found) == {"live.steps": 2, "live.twin_steps": 2, "live.same": 1, "live.apart_s": 2}
     assert compared(found[:1], found)["live.same"] == 0

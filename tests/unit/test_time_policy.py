@@ -183,6 +183,14 @@ def test_a_stall_counts_more_for_answers_that_come_than_for_those_that_were_met(
     assert route(made, PrefixIndex(), Demand(2000, None)).decode is met
 
 
+def test_stalls_of_late_do_not_count_where_no_prompts_come_any_more() -> None:
+    made = fleet(1, 1)
+    moved = made.workers["decode-0", 0]
+    moved.rates.learn_prefill(4000, 15.0, 0.0)
+    moved.caps = PoolCaps(max_prefill_tokens=0, max_decodes=64)
+    assert route(made, PrefixIndex(), Demand(4000, None)).reason.itl_s == moved.rates.step.seconds(4000)
+
+
 def test_a_second_turn_stays_where_the_first_was_decoded() -> None:
     made = fleet(1, 2)
     for name in ("decode-0", "decode-1"):
