@@ -140,9 +140,9 @@ class Roles:
         clear = sum(role is Role.DECODE for role in self.roles.values())
         if not pressure.filled or pressure.mixed_itl_s < (TOGETHER if clear else APART) * self.targets.itl_s:
             return dict.fromkeys(workers, Role.BOTH)
-        free = max(0.0, min(len(workers) - SHARED * pressure.prefill, len(workers) - 1, AHEAD * pressure.filled + 1))
-        if not free - 1 - SLACK <= clear <= free:
-            clear = int(free)
+        by_prompts = _kept(clear, max(0.0, len(workers) - SHARED * pressure.prefill))
+        by_answers = max(1, _kept(clear, 1 + AHEAD * pressure.filled))
+        clear = min(len(workers) - 1, by_prompts, by_answers)
         order = sorted(workers, key=lambda name: (self.roles[name] is Role.BOTH, -workers[name].held_tokens, name))
         return {name: Role.DECODE if n < clear else Role.BOTH for n, name in enumerate(order)}
 
@@ -153,3 +153,7 @@ class Roles:
         moves = [Moved(name, self.roles[name], wanted[name], self.pressure) for name in changed]
         self.roles = wanted
         return moves
+
+
+def _kept(clear: int, free: float) -> int:
+    return clear if free - 1 - SLACK <= clear <= free else int(free)

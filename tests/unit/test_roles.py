@@ -81,6 +81,12 @@ def test_a_queue_takes_workers_back_before_the_next_second_is_over() -> None:
     assert load.num_clear == 0
 
 
+def test_few_answers_keep_one_clear() -> None:
+    load = Load()
+    load.pass_s(30, prompts=0.2, answers=40)
+    assert load.num_clear == 1
+
+
 def test_nobody_moves_without_need() -> None:
     load = Load()
     load.pass_s(30, prompts=2.0, answers=1000)
