@@ -20,9 +20,9 @@ from proxy.spec import LatencyTargets
 APART = 0.3  # of the target for times between tokens, were all mixed: from here on roles are apart
 TOGETHER = 0.25  # and below this they are not any more
 SHARED = 1.6  # workers that do both, for each that prompts alone would fill
-SLACK = 0.5  # workers: one more is kept clear when so much more than it is free, so that noise moves nobody
+SLACK = 0.5  # workers: one is given back when so much of it is needed, so that noise moves nobody
 AHEAD = 3.0  # workers kept clear, at most and beside one more, for each that answers fill
-MEMORY_S = 3.0  # of how much work arrives
+MEMORY_S = 3.0  # of how much work arrives, and of what answers fill
 MAX_MIXED = 0.95
 
 
@@ -89,6 +89,7 @@ class Roles:
     roles: dict[str, Role] = field(default_factory=dict)
     pressure: Pressure | None = None
     _arriving: float = 0.0
+    _filled: float = 0.0
     _waiting_s: float = 0.0
     _before: dict[str, Sight] = field(default_factory=dict)
     _looked_at: float | None = None
@@ -118,6 +119,7 @@ class Roles:
             grown_s = sum(after.queue_s - before.queue_s for before, after in known) + waiting_s - self._waiting_s
             share = 1 - math.exp(-passed_s / MEMORY_S)
             self._arriving += share * (max(0.0, done_s + grown_s) / passed_s - self._arriving)
+            self._filled += share * (sum(sight.filled for sight in workers.values()) - self._filled)
         self._before, self._waiting_s, self._looked_at = workers, waiting_s, now
 
     def _press(self, workers: list[Sight], waiting_s: float) -> Pressure:
@@ -128,7 +130,7 @@ class Roles:
         prefill = self._arriving + queued_s / self.targets.ttft_s
         return Pressure(
             prefill=prefill,
-            filled=sum(sight.filled for sight in workers),
+            filled=self._filled,
             arriving=self._arriving,
             queued_s=queued_s,
             mixed_itl_s=step_s / (1 - min(MAX_MIXED, prefill / len(workers))),
@@ -156,4 +158,4 @@ class Roles:
 
 
 def _kept(clear: int, free: float) -> int:
-    return clear if free - 1 - SLACK <= clear <= free else int(free)
+    return clear if free - 1 < clear <= free + SLACK else int(free)

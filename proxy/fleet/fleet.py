@@ -118,7 +118,8 @@ class Fleet:
             self.workers[key].caps = caps
         self._stand_in(up, needed=not any(self._decodes(w) and w.key in proven for w in up))
         self.decoders = tuple(w for w in up if w.caps.max_decodes and (w.key in proven or not self._decodes(w)))
-        self.prefillers = {d.key: tuple(p for p in up if (p.key, d.key) in self.proven) for d in self.decoders}
+        computing = [worker for worker in up if worker.caps.max_prefill_tokens]
+        self.prefillers = {d.key: tuple(p for p in computing if (p.key, d.key) in self.proven) for d in self.decoders}
         self.can_split = any(self.prefillers.values())
 
     def _decodes(self, worker: Worker) -> bool:

@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 WORKERS = {"prefill-0": "prefill", "decode-0": "decode"}
 POOLS = dict.fromkeys(WORKERS.values(), PoolCaps(max_prefill_tokens=65536, max_decodes=16))
 PAIRS = (("prefill", "decode"), ("decode", "prefill"))
-TIGHT = LatencyTargets(ttft_s=2.0, itl_s=0.0005)  # no engine here keeps to that: roles are apart
+TIGHT = LatencyTargets(ttft_s=2.0, itl_s=0.0)  # no engine keeps to that: one is kept clear of prompts
 NUM_READERS = 3
 
 
@@ -46,7 +46,7 @@ def restart_proxy(run: Live, changes: dict[str, object]) -> None:
 
 
 def caps(run: Live) -> set[tuple[bool, bool]]:
-    """Who prefills, and who decodes."""
+    """Who computes prompts, and who decodes."""
     return {(bool(w["max_prefill_tokens"]), bool(w["max_decodes"])) for w in run.fleet()["workers"]}
 
 
@@ -78,9 +78,9 @@ async def asked_while_roles_move(run: Live, ours: openai.OpenAI) -> dict[str, li
                 readers.create_task(read(ours, 5000 + 1000 * number, until, got))
             try:
                 moving = asyncio.create_task(move(run, links))
-                await until_caps(run, {(True, False), (False, True)})
+                await until_caps(run, {(True, True), (False, True)})
                 enough = len(got) + 2 * NUM_READERS
-                await asyncio.to_thread(wait_for, lambda: len(got) >= enough, "answers of workers with one role", 240.0)
+                await asyncio.to_thread(wait_for, lambda: len(got) >= enough, "answers with one kept clear", 240.0)
                 moving.cancel()
                 links.set_caps(SetCaps(()))
                 await until_caps(run, {(True, True)})

@@ -187,6 +187,15 @@ def test_a_moved_role_holds_until_it_is_taken_back() -> None:
     assert len(fleet.decoders) == 2
 
 
+def test_nobody_waits_for_prompts_to_be_computed_where_none_may_be() -> None:
+    fleet = both("any-0", "any-1")
+    fleet.apply(moved(any_1=(0, 4)), 1.0)
+    assert {key[0]: [worker.key[0] for worker in able] for key, able in fleet.prefillers.items()} == {
+        "any-0": [],
+        "any-1": ["any-0"],
+    }
+
+
 def test_a_role_is_moved_within_what_the_pool_may() -> None:
     fleet = both("any-0", "any-1")
     fleet.apply(moved(any_0=(9999, 9999)), 1.0)
