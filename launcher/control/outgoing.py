@@ -96,8 +96,7 @@ class Outgoing:
             await asyncio.to_thread(self._run.write_jobs, list(records))
         except OSError as fault:
             log.error("%s: %s; it will be tried again", self._run.jobs, fault)
-            again = lambda: self.put(Record(self._book.records()))  # noqa: E731
-            asyncio.get_running_loop().call_later(AGAIN_S, again)
+            asyncio.get_running_loop().call_later(AGAIN_S, lambda: self.put(Record(self._book.records())))
 
     async def _submit(self, worker: str, generation: int, planned: PlannedWorker) -> None:
         spec = msgspec.structs.replace(planned.spec, generation=generation, revision=planned.revision)
