@@ -72,7 +72,6 @@ Gres=gpu:fake:4 State=UNKNOWN
 PartitionName=gpu Nodes=n[1-3] Default=YES MaxTime=INFINITE State=UP PriorityTier=10
 PartitionName=low Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
 PartitionName=lowest Nodes=n[1-3] MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
-PartitionName=spread Nodes=n[1-3] MaxTime=INFINITE State=UP LLN=YES
 """
 GRES_CONF = "AutoDetect=off\nNodeName=n[1-3] Name=gpu Type=fake Flags=nvidia_gpu_env File={folder}/dev/nvidia[0-3]\n"
 CGROUP_CONF = "CgroupAutomount=no\nConstrainCores=no\nConstrainDevices=no\nConstrainRAMSpace=no\n"

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 from benchmarks.chaos.stage import Stage
@@ -27,14 +27,21 @@ def controllers_dying(stage: Stage) -> Iterator[None]:
         killer.join()
 
 
+def kill(pids: Iterable[int]) -> int:
+    """How many were there still."""
+    num_kills = 0
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            num_kills += 1
+    return num_kills
+
+
 def _kill(stage: Stage, enough: threading.Event) -> None:
     """At moments that the seed says; the first one soon, so that each event has one."""
     chance = random.Random(stage.options.seed)
     num_kills, next_s = 0, chance.uniform(0.0, EVERY_S[0])
     while not enough.wait(next_s):
-        for pid in stage.controllers():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-                num_kills += 1
+        num_kills += kill(stage.controllers())
         next_s = chance.uniform(*EVERY_S)
     say(f"{num_kills} controllers were killed meanwhile")

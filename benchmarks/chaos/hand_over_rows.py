@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
+from benchmarks.chaos.dying import kill
 from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import RUN, Stage, StageFault
 from launcher.jobs import controller_name
@@ -65,7 +63,7 @@ def controller_killed(stage: Stage) -> None:
     num_jobs = len(stage.rows())
     stage.restart()
     stage.until(lambda: len(stage.rows()) > num_jobs, "a successor's job")
-    os.kill(stage.controllers()[0], signal.SIGKILL)
+    stage.until(lambda: kill(stage.controllers()[:1]), "a controller")
     stage.until_followed(before, "the rolling restart, by another controller")
     submitted_once(stage)
 
@@ -76,14 +74,17 @@ def controllers_killed(stage: Stage) -> None:
     before, url = stage.controller_job(), stage.url()
     stage.until(stage.run.heir.exists, "a controller that is to follow")
     for _ in range(KILLS):
-        stage.until(stage.controllers, "a controller")
-        with suppress(ProcessLookupError):
-            os.kill(chance.choice(stage.controllers()), signal.SIGKILL)
+        stage.until(lambda: kill(either(chance, stage.controllers())), "a controller")
         time.sleep(chance.uniform(0.0, KILLED_EVERY_S))
     stage.until(lambda: stage.url() != url, "another proxy's address")
     stage.until(lambda: before not in {row.job for row in stage.rows()}, "the end of the job before")
     stage.until(lambda: len(stage.controllers()) == 1 and stage.fleet()["ready"], "one controller of a whole run")
     submitted_once(stage)
+
+
+def either(chance: random.Random, pids: list[int]) -> list[int]:
+    """One of them, if there is one."""
+    return chance.sample(pids, len(pids))[:1]
 
 
 def submitted_once(stage: Stage) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import socket
 import time
+from contextlib import suppress
 
 import msgspec
 
@@ -60,7 +61,8 @@ class Heir:
         finally:
             keeping.cancel()
             await asyncio.gather(keeping, return_exceptions=True)
-            self._run.heir.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._run.heir.unlink()
 
     async def _wait(self) -> Owner:
         await asyncio.to_thread(write_json, self._run.heir, self._owner)
@@ -69,15 +71,13 @@ class Heir:
             await asyncio.sleep(LOOK_S)
             try:
                 owner = await asyncio.to_thread(read_optional, self._run.owner, Owner)
-                alive = await asyncio.to_thread(living_owner, self._run)
+                if owner is not None and owner.id == self._owner.id:
+                    log.info("job %s has given the run on", self._owner.after)
+                    return owner
+                if await asyncio.to_thread(living_owner, self._run) is not None:
+                    seen_at = time.monotonic()
+                elif owner is None or time.monotonic() - seen_at > PATIENCE_S:
+                    log.warning("the run is nobody's: taking it")
+                    return await asyncio.to_thread(take, self._run, self._owner)
             except (OSError, msgspec.DecodeError) as fault:
                 log.error("%s: %s; looking again", self._run.owner, fault)
-                continue
-            if owner is not None and owner.id == self._owner.id:
-                log.info("job %s has given the run on", self._owner.after)
-                return owner
-            if alive is not None:
-                seen_at = time.monotonic()
-            if owner is None or time.monotonic() - seen_at > PATIENCE_S:
-                log.warning("the run is nobody's: taking it")
-                return await asyncio.to_thread(take, self._run, self._owner)

@@ -6,6 +6,7 @@ is looked at; elsewhere a live controller shows by its fresh `status.json`.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -18,7 +19,10 @@ from launcher.rundir import Owner, RunDir, read_optional
 from launcher.view.run_status import STALE_S, RunStatus
 from workers.spec import write_json
 
+log = logging.getLogger("sluice.ownership")
+
 MODULE = "launcher.control.controller"
+LOOK_S = 1.0
 SETTLE_S = 0.5  # two that start at once: the later write wins, and both look again
 
 
@@ -27,14 +31,20 @@ class OwnedByOther(Exception):
 
 
 def claim(run: RunDir, job: str) -> Owner:
-    """Become the run's controller; waits until another host's is provably silent. Raises OwnedByOther."""
+    """Become the run's controller; waits until another host's is provably silent, and while the run folder takes no
+    file. Raises OwnedByOther."""
     deadline = time.time() + STALE_S
-    while (other := living_owner(run)) is not None and not (job and other.job == job):
-        if other.host == socket.gethostname() or time.time() > deadline:
+    while True:
+        if (other := living_owner(run)) is None or (job and other.job == job):
+            before = read_optional(run.owner, Owner)
+            proxy, after = ("", "") if before is None else (before.proxy, before.after if before.job == job else "")
+            try:
+                return take(run, this_process(job, proxy, after))
+            except OSError as fault:
+                log.error("%s: %s; trying again", run.owner, fault)
+        elif other.host == socket.gethostname() or time.time() > deadline:
             raise OwnedByOther(f"run folder {run.path} has a controller: process {other.pid} on {other.host}")
-        time.sleep(1.0)
-    before = read_optional(run.owner, Owner)
-    return take(run, this_process(job, before.proxy if before is not None else ""))
+        time.sleep(LOOK_S)
 
 
 def this_process(job: str, proxy: str, after: str = "") -> Owner:
@@ -50,7 +60,7 @@ def this_process(job: str, proxy: str, after: str = "") -> Owner:
 
 
 def take(run: RunDir, owner: Owner) -> Owner:
-    """Where nobody has it. Raises OwnedByOther."""
+    """Where nobody has it. Raises OwnedByOther, or OSError where the run folder takes no file."""
     write_json(run.owner, owner)
     time.sleep(SETTLE_S)
     if not is_owner(run, owner):

@@ -9,16 +9,19 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from launcher.control import ownership
+from launcher.control.heir import followed
 from launcher.control.ownership import OwnedByOther, claim, forget, is_owner, living_owner
 from launcher.keys import write_keys
 from launcher.rundir import PACKAGES, SERVE, Desired, Owner, RunDir, code_hash, read_optional, snapshot_code
 from launcher.view.run_status import LAUNCHING, STOPPED, RunStatus
+from tests.live import wait_for
 from workers.spec import write_json
 
 
@@ -102,6 +105,7 @@ def test_keys_are_kept_and_only_the_hash_is_shared(run: RunDir) -> None:
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ownership, "SETTLE_S", 0.0)
+    monkeypatch.setattr(ownership, "LOOK_S", 0.01)
 
 
 def test_a_run_has_one_controller(run: RunDir) -> None:
@@ -145,3 +149,23 @@ def test_on_another_host_the_status_shows_whether_it_lives(run: RunDir) -> None:
 def test_a_requeued_controller_does_not_wait_for_its_own_former_life(run: RunDir) -> None:
     write_json(run.owner, Owner(id="a", host="elsewhere", pid=1, job="7", started_at=time.time()))
     assert claim(run, "7").job == "7"
+
+
+def test_a_controller_that_starts_anew_still_knows_whose_heir_it_was(run: RunDir) -> None:
+    """The one before, killed as well, has its proxy to see off and must not become an heir itself."""
+    write_json(run.owner, Owner(id="a", host="elsewhere", pid=1, job="8", started_at=time.time(), proxy="p", after="7"))
+    assert claim(run, "8").after == "7" and followed(run, "7") == read_optional(run.owner, Owner)
+    write_json(run.owner, Owner(id="a", host=socket.gethostname(), pid=os.getppid(), job="8", started_at=0, after="7"))
+    assert claim(run, "9").after == ""
+
+
+def test_a_controller_waits_for_a_run_folder_that_takes_no_file(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
+    in_the_way = run.owner.with_name(f".{run.owner.name}.{os.getpid()}")
+    in_the_way.mkdir()
+    with ThreadPoolExecutor() as pool:
+        mine = pool.submit(claim, run, "")
+        try:
+            wait_for(lambda: "trying again" in caplog.text, "a word on it")
+        finally:
+            in_the_way.rmdir()
+        assert is_owner(run, mine.result())
