@@ -23,7 +23,7 @@ log = logging.getLogger("sluice.supervisor")
 PR_SET_CHILD_SUBREAPER = 36
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 8.0  # with its start shorter than an heir's patience: nobody else takes the run meanwhile
-STEADY_S = 60.0
+STEADY_S = 5.0  # who has lived for so long has read and asked everything once
 
 
 def supervise(run_dir: str) -> int:
