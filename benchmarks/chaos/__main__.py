@@ -65,6 +65,7 @@ def has_slurm(options: Options) -> bool:
 
 
 def measure(row: Row, folder: Path, options: Options) -> Seen:
+    options = msgspec.structs.replace(options, tokens=row.tokens or options.tokens)
     with row.ground(folder / "runs"), staged(folder, options, row.arguments) as stage:
         began_at = time.perf_counter()
         time.sleep(options.calm_s)

@@ -11,7 +11,9 @@ from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import RUN, Stage, StageFault
 from launcher.jobs import controller_name
 from launcher.scheduler import slurm
+from launcher.view.logs import logs_of
 
+DECODE = "decode-0"
 GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
 KILLS, KILLED_EVERY_S = 4, 2.0
 SHORT_LIFE = ("cluster.walltime_min=1", "controller.walltime_min=60", "engine.drain_timeout_s=5")
@@ -46,6 +48,14 @@ def scancel(worker: str) -> Callable[[Stage], None]:
         stage.until_followed(before, f"a successor of {worker}")
 
     return happen
+
+
+def scancel_long(stage: Stage) -> None:
+    """Streams outlast the time that Slurm leaves: the worker itself ends them, and they go on elsewhere."""
+    logs = logs_of(stage.run.log_dir(DECODE), stage.job(DECODE))
+    scancel(DECODE)(stage)
+    if not any("stopped: SIGTERM" in log.read_text(errors="replace") for log in logs):
+        raise StageFault(f"Slurm has killed {DECODE} before it was done with its streams")
 
 
 def proxy_hand_over(stage: Stage) -> None:
@@ -103,5 +113,6 @@ ROWS = {
     "scancel_prefill": Row(scancel("prefill-0"), 1.0),
     "controller_killed": Row(controller_killed, 0.2),
     "controllers_killed": Row(controllers_killed, 0.2, ("controller.walltime_min=2",)),
-    "scancel_decode": Row(scancel("decode-0"), 1.0),
+    "scancel_decode": Row(scancel(DECODE), 1.0),
+    "scancel_decode_long": Row(scancel_long, 1.0, ("engine.drain_timeout_s=120",), tokens=600),
 }

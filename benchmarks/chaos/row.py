@@ -22,3 +22,4 @@ class Row:
     arguments: tuple[str, ...] = ()  # of the launcher, beside those that all rows have
     ground: Callable[[Path], AbstractContextManager[None]] = lambda folder: nullcontext()
     networks: bool = False  # each node has one of its own
+    tokens: int | None = None  # of each stream, where it has to be as long as that

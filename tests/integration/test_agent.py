@@ -111,3 +111,26 @@ def test_a_worker_that_is_stopped_while_it_looks_around_stops(run: Live) -> None
     assert run.processes["decode-0"].wait(30) == 0
     assert "stopped: SIGTERM" in run.log("decode-0")
     assert duration not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_drain_is_as_short_as_what_slurm_leaves(run: Live, tmp_path: Path) -> None:
+    """Slurm's commands are scripts here: a signal of a person's while the job runs on, then one of `scancel`."""
+    (state := tmp_path / "state").write_text("RUNNING N/A")
+    for name, script in {"squeue": f"cat {state}", "scontrol": "echo 'KillWait = 4 sec'"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o700)
+    slurm = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    slow = sim_engine(args={"timing": {"decode_ms": [0, 0, 200]}})
+    run.start_worker("decode-0", slow, drain_timeout_s=600.0, **slurm)
+    run.start_proxy({"decode-0": "decode"})
+    run.wait_ready()
+    body = {"model": "tiny", "prompt": "on and on", "max_tokens": 4000, "stream": True}
+    with run.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+        assert next(answer.iter_lines()).startswith("data: ")
+        run.processes["decode-0"].send_signal(signal.SIGTERM)
+        wait_for(lambda: "RUNNING N/A; it may drain for inf s" in run.log("decode-0"), "Slurm's first word")
+        state.write_text("COMPLETING 1767225600")
+        run.processes["decode-0"].send_signal(signal.SIGTERM)
+        assert run.processes["decode-0"].wait(60) == 0
+    assert "COMPLETING 1767225600; it may drain for 3 s" in run.log("decode-0")
+    assert "stopped: SIGTERM" in run.log("decode-0")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
 import signal
 import time
@@ -20,11 +21,13 @@ import msgspec
 import zmq
 
 from workers.agent.agent_links import AgentLinks
-from workers.agent.channel import Broken, Idle, Ready, Stage
+from workers.agent.channel import Broken, ChannelMessage, Idle, Ready, Stage
+from workers.agent.ending import Ending, Stop
 from workers.agent.engine_child import END_TIMEOUT_S, EngineChild, started
 from workers.agent.lifecycle import DRAINING, FAILED, LOADING, READY, STARTING, STOPPED, Lifecycle
 from workers.agent.local_folder import local_folder
 from workers.agent.network import NetworkFault
+from workers.agent.notice import Notice
 from workers.agent.placing import place
 from workers.agent.preflight import size
 from workers.agent.slurm_env import SlurmEnv
@@ -51,13 +54,6 @@ GOODBYE_S = 0.2
 T = TypeVar("T")
 
 
-class Stop(msgspec.Struct, frozen=True):
-    """The worker is to end. Who says so first decides why, and how long the drain may take."""
-
-    reason: str
-    drain_s: float
-
-
 class Agent:
     """`run` returns the process's exit status."""
 
@@ -73,7 +69,8 @@ class Agent:
             self._stages.add(ENVIRONMENT, self._started_at - env.start_time)
         self._told_by = stages_told(spec.engine.kind)
         self._turn = OwnTurn()
-        self._stop: asyncio.Future[Stop] = asyncio.get_running_loop().create_future()
+        self._ending = Ending()
+        self._signal = asyncio.Event()
         self._links = AgentLinks(spec, env, self._incarnation, context, self._phase, self._take)
 
     @property
@@ -88,6 +85,7 @@ class Agent:
                     beside = [tasks.create_task(self._obey_the_clock())]
                     if self._is_head:
                         beside.append(tasks.create_task(self._links.run()))
+                        beside.append(tasks.create_task(self._heed_slurm()))
                     await self._live(local_dir)
                     for task in beside:
                         task.cancel()
@@ -121,7 +119,7 @@ class Agent:
             except WorkerFault as fault:
                 self._step(FAILED, str(fault))  # at once: cleaning up may take a while
                 raise
-            self._step(STOPPED, self._stop.result().reason)
+            self._step(STOPPED, self._ending.reason)
 
     async def _prepare(self, local_dir: Path, held: ExitStack) -> Placement:
         """All that can be found out and brought near before anything is loaded."""
@@ -170,29 +168,35 @@ class Agent:
 
     async def _serve(self, child: EngineChild) -> None:
         """Until asked to stop, then until nothing is left. Raises WorkerFault where the engine ends by itself."""
-        stop = await self._or_stop(child.word())
-        if not isinstance(stop, Stop):
-            raise self._ended(child, stop)
-        self._step(DRAINING, stop.reason)
-        child.finish(stop.drain_s)
-        try:
-            async with asyncio.timeout(stop.drain_s + END_TIMEOUT_S):
-                word = await child.word()
-        except TimeoutError:
-            raise WorkerFault(f"the engine process did not drain within {stop.drain_s:.0f} s") from None
+        word = await self._or_stop(child.word())
+        if isinstance(word, Stop):
+            self._step(DRAINING, word.reason)
+        while isinstance(word, Stop):
+            word = await self._drain(child, word.until)
         if not isinstance(word, Idle):
             raise self._ended(child, word)
 
-    async def _or_stop(self, work: Coroutine[Any, Any, T]) -> T | Stop:
-        """What comes first; if both are there, the work's outcome: an engine's word may be its last."""
-        working = asyncio.ensure_future(work)
+    async def _drain(self, child: EngineChild, until: float) -> ChannelMessage | Stop | None:
+        """The engine's word, or a nearer end."""
+        left_s = max(until - asyncio.get_running_loop().time(), 0.0)
+        child.finish(left_s)
         try:
-            either: set[asyncio.Future[Any]] = {working, self._stop}
+            async with asyncio.timeout(left_s + END_TIMEOUT_S):
+                return await self._or_stop(child.word(), until)
+        except TimeoutError:
+            raise WorkerFault(f"the engine process did not drain within {left_s:.0f} s") from None
+
+    async def _or_stop(self, work: Coroutine[Any, Any, T], than: float = math.inf) -> T | Stop:
+        """What comes first; if both are there, the work's outcome: an engine's word may be its last."""
+        working, asking = asyncio.ensure_future(work), asyncio.ensure_future(self._ending.nearer(than))
+        either: set[asyncio.Future[Any]] = {working, asking}
+        try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            return working.result() if working.done() else self._stop.result()
+            return working.result() if working.done() else asking.result()
         finally:
-            working.cancel()
-            await asyncio.wait({working})
+            for task in either:
+                task.cancel()
+            await asyncio.wait(either)
 
     def _ended(self, child: EngineChild, word: object) -> WorkerFault:
         if isinstance(word, Broken):
@@ -223,15 +227,25 @@ class Agent:
 
     # ------------------------------------------------------------ who asks to stop
 
-    def _ask_to_stop(self, reason: str, drain_s: float) -> None:
-        if not self._stop.done():
-            self._stop.set_result(Stop(reason, drain_s))
-
     def _obey_signals(self) -> None:
         for number in STOP_SIGNALS:
-            asyncio.get_running_loop().add_signal_handler(
-                number, self._ask_to_stop, signal.Signals(number).name, self._spec.drain_timeout_s
-            )
+            asyncio.get_running_loop().add_signal_handler(number, self._obey_signal, signal.Signals(number).name)
+
+    def _obey_signal(self, name: str) -> None:
+        """At once: the proxy is to know. That there is less time for it is told by Slurm a little later."""
+        self._ending.ask(name, self._spec.drain_timeout_s)
+        self._signal.set()
+
+    async def _heed_slurm(self) -> None:
+        """A drain that Slurm would cut short ends before, and what runs goes on elsewhere as asked."""
+        if not self._env.by_slurm:
+            return
+        notice = Notice(self._env.job)
+        await notice.learn()
+        while True:
+            await self._signal.wait()
+            self._signal.clear()
+            self._ending.ask("a signal", await notice.drain_s(time.time()))
 
     async def _obey_the_clock(self) -> None:
         """The head drains before its job ends; the other nodes of its engine must hold out until it has."""
@@ -241,10 +255,10 @@ class Agent:
         drain = walltime_drain(self._started_at, self._env.end_time, drain_timeout_s)
         log.info("the job's walltime ends in %.0f s", self._env.end_time - self._started_at)
         await asyncio.sleep(drain.at - time.time())
-        self._ask_to_stop(WALLTIME, drain.timeout_s)
+        self._ending.ask(WALLTIME, drain.timeout_s)
 
     def _take(self, message: Message) -> None:
         if isinstance(message, Drain):
-            self._ask_to_stop(message.reason, message.timeout_s)
+            self._ending.ask(message.reason, message.timeout_s)
         elif isinstance(message, YourTurn):
             self._turn.give()

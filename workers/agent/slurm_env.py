@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 ASK_TIMEOUT_S = 20.0
+LOCAL = "local-"  # a job of our own naming
 STARTED = "SLUICE_TASK_STARTED"  # unix time, where the start of the job is not that of the task
 
 
@@ -25,12 +26,16 @@ class SlurmEnv(msgspec.Struct, frozen=True):
     gpus: tuple[int, ...] = ()  # as the node counts them; empty: none, or Slurm does not tell
     start_time: float | None = None
 
+    @property
+    def by_slurm(self) -> bool:
+        return not self.job.startswith(LOCAL)
+
 
 def read_slurm_env(environ: Mapping[str, str] = os.environ) -> SlurmEnv:
     job = environ.get("SLURM_JOB_ID")
     if job is None:
         own = parse_gpus(environ.get("CUDA_VISIBLE_DEVICES", ""))
-        return SlurmEnv(f"local-{os.getpid()}", 0, platform.node(), 0, None, own, parse_time(environ.get(STARTED, "")))
+        return SlurmEnv(f"{LOCAL}{os.getpid()}", 0, platform.node(), 0, None, own, parse_time(environ.get(STARTED, "")))
     start_time, end_time = _times(job, environ)
     return SlurmEnv(
         job=job,

@@ -108,28 +108,33 @@ async def end_with_agent(channel: EngineChannel) -> None:
 
 
 async def obey(channel: EngineChannel, host: Host) -> None:
-    """The agent's word, and its end. `Finish` is answered with Idle."""
-    async for message in channel.messages():
-        if type(message) is Finish:
-            await drained(host, message.timeout_s)
-            host.hand_back("its time to drain is over")
-            host.rendezvous.close("drained", as_asked=True)
-            channel.say(Idle())
-            end_group_later()
-            raise Finished
-    host.rendezvous.close("the agent has died")
-    end_group_later()
-    await asyncio.sleep(IDLE_POLL_S)  # let the goodbye leave: it is how proxies learn at once
-    raise Finished
+    """The agent's word, and its end. `Finish` is answered with Idle; a further one moves the end of the drain."""
+    async with asyncio.TaskGroup() as tasks:
+        draining: asyncio.Task[None] | None = None
+        async for message in channel.messages():
+            if type(message) is Finish:
+                if draining is not None:
+                    draining.cancel()
+                draining = tasks.create_task(drain(channel, host, message.timeout_s))
+        host.rendezvous.close("the agent has died")
+        end_group_later()
+        await asyncio.sleep(IDLE_POLL_S)  # let the goodbye leave: it is how proxies learn at once
+        raise Finished
 
 
-async def drained(host: Host, timeout_s: float) -> None:
+async def drain(channel: EngineChannel, host: Host, timeout_s: float) -> None:
+    """Until nothing is left, or the time is over."""
     quiet = 0
     for _ in range(int(timeout_s / IDLE_POLL_S)):
         quiet = quiet + 1 if host.idle else 0
         if quiet == QUIET_POLLS:
-            return
+            break
         await asyncio.sleep(IDLE_POLL_S)
+    host.hand_back("its time to drain is over")
+    host.rendezvous.close("drained", as_asked=True)
+    channel.say(Idle())
+    end_group_later()
+    raise Finished
 
 
 def end_group() -> None:
