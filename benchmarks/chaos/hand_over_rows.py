@@ -11,7 +11,6 @@ from benchmarks.chaos.row import Row
 from benchmarks.chaos.stage import RUN, Stage, StageFault
 from launcher.jobs import controller_name
 from launcher.scheduler import slurm
-from launcher.view.logs import logs_of
 
 DECODE = "decode-0"
 GENERATION_S = 120.0  # a hand-over of each worker, at the shortest walltime that Slurm has
@@ -52,10 +51,9 @@ def scancel(worker: str) -> Callable[[Stage], None]:
 
 def scancel_long(stage: Stage) -> None:
     """Streams outlast the time that Slurm leaves: the worker itself ends them, and they go on elsewhere."""
-    logs = logs_of(stage.run.log_dir(DECODE), stage.job(DECODE))
+    job = stage.job(DECODE)
     scancel(DECODE)(stage)
-    if not any("stopped: SIGTERM" in log.read_text(errors="replace") for log in logs):
-        raise StageFault(f"Slurm has killed {DECODE} before it was done with its streams")
+    stage.until(lambda: stage.has_stopped(DECODE, job), f"{DECODE} to end before Slurm kills it")
 
 
 def proxy_hand_over(stage: Stage) -> None:

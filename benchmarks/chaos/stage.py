@@ -24,10 +24,12 @@ from launcher.jobs import Row as JobRow
 from launcher.rundir import SOURCE, RunDir
 from launcher.scheduler import slurm
 from launcher.scheduler.local import descendants, run_processes
+from launcher.view.logs import logs_of
 
 RUN = "chaos"
 WAIT_S = LAST_BACKOFF_S + 120.0  # a worker that was lost several times in a row waits for its next try
 LOOK_S = 0.1
+STOPPED = "sluice.agent: stopped: "  # a worker's last word, in its log
 
 
 class StageFault(SystemExit):
@@ -139,6 +141,10 @@ class Stage:
         if not (found := self._processes("workers", str(spec))):
             raise StageFault(f"no process of {spec.name}")
         return found[0]
+
+    def has_stopped(self, worker: str, job: str) -> bool:
+        """By itself; where Slurm had to kill it this never comes."""
+        return any(STOPPED in log.read_text(errors="replace") for log in logs_of(self.run.log_dir(worker), job))
 
     def engine(self, worker: str) -> int:
         """Its engine's process, the agent's only child."""
