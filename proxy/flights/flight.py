@@ -10,8 +10,9 @@ Owns what a step may be, not when it is taken: that is `flights`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+import msgspec
 
 from proxy.fleet.worker import Worker
 from proxy.prefixes.prefix_index import NO_MARKS, Marks
@@ -37,8 +38,7 @@ NEXT: dict[State, frozenset[State]] = {
 }
 
 
-@dataclass(slots=True, eq=False)
-class Flight:
+class Flight(msgspec.Struct, eq=False):
     """One request. When bytes arrive for its client, the shell moves `progress_at` and counts them and their tokens."""
 
     id: int
@@ -56,13 +56,13 @@ class Flight:
     begun: bool = False  # its client has the head of its answer
     kept_bytes: int = 0  # of its body, while the answer can be taken up elsewhere
     num_sent_bytes: int = 0  # of the answer's body
-    output_ids: bytearray = field(default_factory=bytearray)  # of which these were made
+    output_ids: bytearray = msgspec.field(default_factory=bytearray)  # of which these were made
     num_resumed: int = 0
     created: int = 0  # as the answer's events say
     prompt: PromptKey | None = None  # under this its worker's trace of the prompt is learnt
     held_tokens: int = 0  # counted where it decodes
     cached_tokens: int = 0  # of its prompt, where it was computed, by that engine's word
-    story: list[tuple[State, float]] = field(default_factory=list)  # where it has been, and until when
+    story: list[tuple[State, float]] = msgspec.field(default_factory=list)  # where it has been, and until when
 
     @property
     def of_batch(self) -> bool:
@@ -86,8 +86,7 @@ class Flight:
         self.state, self.progress_at = state, now
 
 
-@dataclass(slots=True)
-class LegRecord:
+class LegRecord(msgspec.Struct, eq=False):
     """One leg on the wire, kept until its worker has had the last word, also when nobody waits for it."""
 
     flight: Flight

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from proxy.flights.flight import Flight
 from proxy.monitoring.totals import Totals
@@ -17,8 +18,7 @@ from workers.protocol import Chunk, Start
 log = logging.getLogger("sluice.proxy")
 
 
-@dataclass(slots=True, eq=False)
-class Stream:
+class Stream(msgspec.Struct, eq=False):
     flight: Flight
     write: Callable[[bytes], None]
     status: int

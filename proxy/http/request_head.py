@@ -8,14 +8,15 @@ smuggled, so whatever could be read in two ways is refused. Decides nothing abou
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+
+import msgspec
 
 from proxy.errors import BadRequest
 
 VERSIONS = ("1.0", "1.1")
 
 
-class RequestHead(NamedTuple):
+class RequestHead(msgspec.Struct, frozen=True):
     path: str
     query: bytes
     has_body: bool

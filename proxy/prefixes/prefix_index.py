@@ -10,7 +10,9 @@ from __future__ import annotations
 import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from itertools import repeat
+
+import msgspec
 
 from proxy.fleet.worker import Key
 from proxy.prefixes.reuse import Reuse
@@ -40,13 +42,17 @@ def _grid() -> list[int]:
 _GRID = _grid()
 
 
-class Marks(NamedTuple):
+class Marks(msgspec.Struct, frozen=True):
     """What a prompt is promised by: `hashes[i]` stands for all up to `ends[i]`, in blocks or in bytes."""
 
     hashes: Sequence[int]
     ends: Sequence[int]
     start: int = 0  # so much more lies before the first end
     blocks_each: float = 1.0  # of one byte
+
+    def depth(self, num: int) -> int:
+        """So many blocks the first of these stand for."""
+        return int(self.blocks_each * (self.start + self.ends[num - 1])) if num else 0
 
 
 NO_MARKS = Marks((), ())
@@ -157,7 +163,9 @@ class PrefixIndex:
         held, still, past = self._held, self._live, 0
         for at in mark_depths(len(chain)):
             block = chain[at - 1]
-            if lost := still & ~held[block & _LAST_SHARD].get(block >> _KEY_SHIFT, 0):
+            mask = held[block & _LAST_SHARD].get(block >> _KEY_SHIFT, 0)
+            if still & mask != still:
+                lost = still & ~mask
                 still ^= lost
                 self._find_ends(lost, chain, past, at, found)
                 if not still:
@@ -167,15 +175,14 @@ class PrefixIndex:
         return found
 
     def _find_promised(self, marks: Marks, found: dict[Target, int]) -> None:
-        still, past = self._live, 0
-        for part, end in zip(marks.hashes, marks.ends, strict=True):
-            if lost := still & ~self._promised.get(part, 0):
-                self._note(lost, past, found)
-                still ^= lost
+        still = self._live
+        for number, mask in enumerate(map(self._promised.get, marks.hashes, repeat(0))):
+            if still & mask != still:
+                self._note(still & ~mask, marks.depth(number), found)
+                still &= mask
                 if not still:
                     return
-            past = int(marks.blocks_each * (marks.start + end))
-        self._note(still, past, found)
+        self._note(still, marks.depth(len(marks.ends)), found)
 
     def _find_ends(self, bits: int, chain: Sequence[int], past: int, end: int, found: dict[Target, int]) -> None:
         """Of targets that lack the last of these blocks."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -60,7 +60,7 @@ REGIONS = {
     "/v1/responses": "input",
 }
 # With these the engine leaves a part of the prompt out: its beginning is not the beginning of the bytes.
-TRUNCATING = ("truncate_prompt_tokens", "truncation_side", "truncation")
+TRUNCATING = frozenset({"truncate_prompt_tokens", "truncation_side", "truncation"})
 _NOT_TRUNCATED = frozenset({b"null", b'"disabled"'})
 
 # Beyond these nothing is looked at: the work on one body stays at a few milliseconds, whatever is in it.
@@ -85,7 +85,7 @@ _fields = msgspec.json.Decoder(dict[str, Raw])
 _items: msgspec.json.Decoder[list[Any]] = msgspec.json.Decoder(list[Raw])
 
 
-class PromptKey(NamedTuple):
+class PromptKey(msgspec.Struct, frozen=True):
     """`hashes[i]` stands for the first `ends[i]` bytes of what grows, and for all that comes before it."""
 
     hashes: list[int]
@@ -106,8 +106,7 @@ def prompt_key(secret: bytes, path: str, query: bytes, fields: Mapping[str, Raw]
     """None where leading bytes say nothing of leading tokens, or the engine refuses the body."""
     grows = REGIONS[path]
     text = _text(bytes(fields.get(grows, b"")), itemized=path != "/v1/completions")
-    cut = [name for name in TRUNCATING if name in fields and bytes(fields[name]) not in _NOT_TRUNCATED]
-    if text is None or cut:
+    if text is None or any(bytes(fields[name]) not in _NOT_TRUNCATED for name in TRUNCATING & fields.keys()):
         return None
     others = [(name, bytes(value)) for name, value in fields.items() if name not in HARMLESS and name != grows]
     others.sort()

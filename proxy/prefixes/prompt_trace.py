@@ -9,7 +9,8 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import msgspec
 
 from proxy.prefixes.prefix_index import Marks
 from proxy.prefixes.prompt_key import PromptKey
@@ -22,7 +23,7 @@ MEMORY_TOKENS = 1 << 20  # about so many tokens make up the ratio that was learn
 MAX_BYTES_PER_TOKEN = 16  # more, and what the bytes are is no text: an image's do not tell how long texts are
 
 
-class Known(NamedTuple):
+class Known(msgspec.Struct, frozen=True):
     """What is known of a prompt before an engine has seen it.
 
     `chain` is the blocks of its known part. By `marks` it is kept together with others that share bytes with it, while

@@ -6,7 +6,9 @@ Pure. Joins a body's keys and the memory of earlier prompts; a prompt that is to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
+
+import msgspec
 
 from proxy.flights.flight import LegRecord
 from proxy.prefixes.prefix_index import marks_of
@@ -21,7 +23,7 @@ from workers.protocol import Capabilities
 _WITH_TOKEN_IDS = HARMLESS | {"model", "prompt"}
 
 
-class Seen(NamedTuple):
+class Seen(msgspec.Struct, frozen=True):
     """With a `key` something can be learnt from the engine: it is to tell the prompt's blocks."""
 
     known: Known | None

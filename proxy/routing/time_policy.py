@@ -10,8 +10,8 @@ clear of prompts, or a prefix is computed anew.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+
+import msgspec
 
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.worker import Worker
@@ -35,8 +35,7 @@ REUSES_PER_COPY = 8
 PATIENCE = 0.25
 
 
-@dataclass(slots=True)
-class _Part:
+class _Part(msgspec.Struct):
     """What a worker would do of it. `cost_s` counts what others wait, too."""
 
     worker: Worker
@@ -51,7 +50,7 @@ class _Part:
     itl_s: float = 0.0  # of its answer, where it is decoded here
 
 
-class _Asked(NamedTuple):
+class _Asked(msgspec.Struct, frozen=True):
     """The same for all workers: leading blocks of the prompt that each holds, how many are hot, and what a second per
     token counts in seconds of TTFT."""
 
@@ -65,15 +64,16 @@ def _may_split(fleet: Fleet, demand: Demand) -> bool:
 
 
 def _num_hot(blocks: Mapping[Target, int], chain: Sequence[int], reuse: Reuse) -> int:
-    ends = [min(end, len(chain)) for end in blocks.values()]  # what is only promised may go beyond what is known
-    for end in sorted(set(ends), reverse=True):
-        num_reused = reuse.of(chain[end - 1]) if end else 0
-        if num_reused >= REUSES_PER_COPY and num_reused >= REUSES_PER_COPY * sum(other >= end for other in ends):
+    size = len(chain)
+    ends = [min(end, size) for end in blocks.values()]  # what is only promised may go beyond what is known
+    hot = [end for end in set(ends) if end and reuse.of(chain[end - 1]) >= REUSES_PER_COPY]
+    for end in sorted(hot, reverse=True):
+        if reuse.of(chain[end - 1]) >= REUSES_PER_COPY * sum(other >= end for other in ends):
             return end
     return 0
 
 
-class _Way(NamedTuple):
+class _Way(msgspec.Struct, frozen=True):
     route: Route
     cost_s: float
     ready: bool
@@ -134,9 +134,11 @@ class ByTime:
         cached = cached_tokens(worker, demand, asked.blocks.get((worker.key, 0), 0))
         ready = has_room(worker, demand, demand.num_tokens - cached)
         queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
+        lasting, price_s = cached, work_s
+        if asked.num_hot:
+            lasting = max(cached, cached_tokens(worker, demand, asked.num_hot))
+            price_s = worker.rates.prefill.seconds(demand.num_tokens - lasting)
         stall_s = work_s * worker.all_decodes
-        lasting = max(cached, cached_tokens(worker, demand, asked.num_hot))
-        price_s = worker.rates.prefill.seconds(demand.num_tokens - lasting)
         cost_s = queue_s + price_s + asked.itl_weight * price_s * _tokens_spoilt(worker)
         return _Part(worker, cached, lasting, cost_s, True, ready, queue_s, work_s, stall_s)
 
@@ -180,9 +182,9 @@ class ByTime:
 def _tokens_spoilt(worker: Worker) -> float:
     """The sum of all shares that a token has in an answer which would wait. Who is met decoding has a long answer more
     often than those that come."""
-    coming = min(worker.num_prompts, worker.all_decodes)
-    rates = worker.rates
-    return coming * rates.answer_share.value + (worker.all_decodes - coming) / max(1.0, rates.answer_tokens.value)
+    rates, decodes = worker.rates, worker.all_decodes
+    coming = min(worker.num_prompts, decodes)
+    return coming * rates.answer_share.value + (decodes - coming) / max(1.0, rates.answer_tokens.value)
 
 
 def _cheapest(parts: Sequence[_Part], waited_s: float, *, packed: bool = False) -> _Part:

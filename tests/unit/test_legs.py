@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import astuple
 
 from proxy import routes
 from proxy.flights.legs import BadBody, read_body, stateful_because, whole_because
@@ -77,13 +78,19 @@ def test_what_needs_a_memory_is_named() -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"model": "x", "stream": true, "messages": [{"role": "user"}], "n": 2, "n": 1}', b'{"prompt": [1, 2]}', b"{}"],
+    [
+        b'{"model": "x", "stream": true, "messages": [{"role": "user"}], "n": 2, "n": 1}',
+        b'{"prompt": [1, 2]}',
+        b'{"prompt": "text"}',
+        b'{"prompt": "left to the engine: \xff"}',
+        b"{}",
+    ],
 )
 def test_a_body_that_was_taken_apart_reads_the_same(body: bytes) -> None:
-    assert read_body(body, fields_of(body)) == read_body(body)
+    assert astuple(read_body(body, fields_of(body))) == astuple(read_body(body))
 
 
-@pytest.mark.parametrize("body", [b"[]", b'{"model": }', b'{"prompt": "\xff"}', b'{"prompt": "\\ud800"}'])
+@pytest.mark.parametrize("body", [b"[]", b'{"model": }', b'{"model": "\xff"}', b'{"prompt": "\\ud800"}'])
 def test_and_is_refused_alike(body: bytes) -> None:
     faults = []
     for apart in ({}, fields_of(body)):
