@@ -7,7 +7,7 @@ waits behind himself, and a long prompt neither holds up short ones for long nor
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -45,20 +45,20 @@ class Account:
     tag: float = 0.0
     clock: float = 0.0
     num: int = 0  # that wait
-    sizes: dict[int, Size] = field(default_factory=dict)
+    sizes: defaultdict[int, Size] = field(default_factory=lambda: defaultdict(Size))
 
 
 @dataclass(slots=True)
 class Lane:
     """One class. Accounts are as few as keys, sizes a handful."""
 
-    accounts: dict[str, Account] = field(default_factory=dict)
+    accounts: defaultdict[str, Account] = field(default_factory=lambda: defaultdict(Account))
     clock: float = 0.0
+    num: int = 0  # that wait: asked for with every event
     _first: deque[Flight] = field(default_factory=deque)
-    _num: int = 0  # asked for with every event
 
     def __len__(self) -> int:
-        return self._num
+        return self.num
 
     def __iter__(self) -> Iterator[Flight]:
         yield from self._first
@@ -68,16 +68,16 @@ class Lane:
 
     def again(self, flight: Flight) -> None:
         """It has had its turn: it is tried anew, or to be continued, before all others."""
-        self._num += 1
+        self.num += 1
         self._first.appendleft(flight)
 
     def add(self, flight: Flight) -> None:
-        self._num += 1
-        account = self.accounts.setdefault(flight.account, Account())
+        self.num += 1
+        account = self.accounts[flight.account]
         if not account.num:
             account.tag = max(account.tag, self.clock)
         account.num += 1
-        size = account.sizes.setdefault(_size(flight), Size())
+        size = account.sizes[_size(flight)]
         if not size.flights:
             size.tag = max(size.tag, account.clock)
         size.flights.append(flight)
@@ -111,7 +111,7 @@ class Lane:
             account.num -= 1
 
     def _was_first(self, flight: Flight) -> bool:
-        self._num -= 1
+        self.num -= 1
         was = flight in self._first
         if was:
             self._first.remove(flight)
@@ -150,14 +150,14 @@ class Waiting:
         return self._batch if flight.of_batch else self._online
 
     def __len__(self) -> int:
-        return len(self._online) + len(self._batch)
+        return self._online.num + self._batch.num
 
     def __iter__(self) -> Iterator[Flight]:
         return chain(self._online, self._batch)
 
     def turns(self, now: float) -> Iterator[Flight]:
         """Who is next; then, while that one has not been held up for long, smaller ones of its class."""
-        lane = self._online if len(self._online) else self._batch
+        lane = self._online if self._online.num else self._batch
         turns = lane.turns()
         head = next(turns, None)
         if head is None:

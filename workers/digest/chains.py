@@ -82,7 +82,7 @@ class Hasher:
             weights = self._weights[block_size] = self._numpy.frombuffer(data, "<u8") | self._numpy.uint64(1)
         num_blocks = len(token_ids) // block_size
         tokens = self._numpy.frombuffer(_packed(token_ids), "<u4", num_blocks * block_size)
-        return tokens.reshape(num_blocks, block_size).astype("<u8") @ weights
+        return tokens.reshape(num_blocks, block_size) @ weights
 
     def _of_bytes(self, extra: bytes) -> int:
         return int.from_bytes(blake2b(extra, digest_size=HASH_BYTES, key=self._secret).digest(), "little")
