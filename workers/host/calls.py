@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+
+import msgspec
 
 from workers.host.prompt import Prompt
 from workers.output_ids import ID_BYTES, pack
@@ -26,8 +27,7 @@ class CallRefused(Exception):
         self.status = status
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """The life of one leg on this host. Times are seconds of the host's monotonic clock."""
 
     request_id: str
@@ -46,7 +46,7 @@ class Call:
     resampled: bool = False  # another engine would go on with other tokens
     finished: bool = False  # its only sequence has its last token
     on_prompt: Callable[[Prompt], None] | None = None  # until the first prompt is known
-    engine_ids: list[str] = field(default_factory=list)  # the engine's own request ids
+    engine_ids: list[str] = msgspec.field(default_factory=list)  # the engine's own request ids
     num_generates: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0

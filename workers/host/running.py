@@ -6,7 +6,8 @@ Owns nothing: it is `host` that makes and ends it.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+
+import msgspec
 
 from workers.host.answer import Answer
 from workers.host.calls import Call
@@ -16,8 +17,7 @@ from workers.protocol import Submit
 LegKey = tuple[Link, int]  # a proxy's number for it, by link
 
 
-@dataclass(slots=True, eq=False)
-class Running:
+class Running(msgspec.Struct, eq=False):
     """One call in progress. `reported`: the proxy has its final word."""
 
     proxy: str
