@@ -50,13 +50,15 @@ class App:
         self._forward = Forward(Path(spec.run_dir))
         self._policy = spec.routing.policy
 
-    def admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> errors.Response | None:
+    def admit(self, exchange: Exchange) -> errors.Response | None:
         """Refuse before the body is read."""
+        headers = exchange.headers
         try:
-            route = routes.find(method, path)
+            route = routes.find(exchange.method, exchange.path)
             key = self._keys.identify(headers.get(b"authorization"), headers.get(b"x-api-key"))
             authorize(route, key)
             routes.check_headers(headers)
+            exchange.key_hash = None if key is None else key.hash
         except ApiError as error:
             self._count("refused", error.status)
             return errors.response(error)
@@ -85,7 +87,7 @@ class App:
         self._forward.pass_on(exchange, key.name, respond)
 
     def _key(self, exchange: Exchange) -> Key | None:
-        return self._keys.identify(exchange.headers.get(b"authorization"), exchange.headers.get(b"x-api-key"))
+        return self._keys.of_hash(exchange.key_hash)
 
     def _own(self, exchange: Exchange) -> None:
         def respond(response: errors.Response) -> None:

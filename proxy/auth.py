@@ -37,7 +37,7 @@ class ApiKeys:
         """Raises OSError or msgspec.ValidationError: without keys there is no service."""
         self._path = path
         self._version = self._stat()
-        self._by_digest = self._load()
+        self._by_hash = self._load()
 
     def identify(self, authorization: bytes | None, x_api_key: bytes | None = None) -> Key | None:
         """The key in an Authorization header or, without one, in Anthropic's `x-api-key`.
@@ -48,7 +48,11 @@ class ApiKeys:
             secret = x_api_key
         else:
             secret = authorization[7:] if authorization[:7].lower() == _BEARER else None
-        return None if secret is None else self._by_digest.get(hashlib.sha256(secret.strip()).digest())
+        return None if secret is None else self._by_hash.get(hashlib.sha256(secret.strip()).hexdigest())
+
+    def of_hash(self, hash: str | None) -> Key | None:
+        """Who was identified before, unless the key was taken out since."""
+        return None if hash is None else self._by_hash.get(hash)
 
     def reload_if_changed(self) -> bool:
         """Take over a new table whole. A broken file changes nothing and is reported once."""
@@ -57,12 +61,12 @@ class ApiKeys:
             if version == self._version:
                 return False
             self._version = version
-            self._by_digest = self._load()
+            self._by_hash = self._load()
         except (OSError, msgspec.DecodeError) as error:
             # An editor may be halfway; locking everyone out would be worse than the old table.
             log.error("API keys not reloaded, the old ones stay valid: %s: %s", self._path, error)
             return False
-        log.info("API keys reloaded: %d keys", len(self._by_digest))
+        log.info("API keys reloaded: %d keys", len(self._by_hash))
         return True
 
     def _stat(self) -> tuple[int, int, int] | None:
@@ -72,9 +76,9 @@ class ApiKeys:
             return None
         return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
-    def _load(self) -> dict[bytes, Key]:
+    def _load(self) -> dict[str, Key]:
         keys = msgspec.json.decode(self._path.read_bytes(), type=list[Key])
-        return {bytes.fromhex(key.hash): key for key in keys}
+        return {key.hash: key for key in keys}
 
 
 def authorize(route: Route, key: Key | None) -> None:

@@ -54,6 +54,7 @@ class Exchange:
         "headers",
         "http10",
         "keep_alive",
+        "key_hash",
         "method",
         "on_gone",
         "over",
@@ -80,6 +81,7 @@ class Exchange:
         self.query = query
         self.headers = headers  # names are lower-case, repeated ones joined by commas
         self.body = b""  # until its answer begins
+        self.key_hash: str | None = None  # whose request it is, by the word of who admits it
         self.http10 = http10
         self.keep_alive = keep_alive
         # Called when the client has left, or was cut off, before the answer was complete.

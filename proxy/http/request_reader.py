@@ -17,7 +17,7 @@ from proxy.http.exchange import Exchange, Line
 from proxy.http.request_head import RequestHead, read_head
 from proxy.spec import Limits
 
-Admit = Callable[[str, str, dict[bytes, bytes]], Response | None]
+Admit = Callable[[Exchange], Response | None]
 
 MAX_HEADERS = 100  # tiny ones take far more memory than their bytes
 
@@ -178,7 +178,7 @@ class RequestReader:
         """The answer of a refusal. It costs a client its connection only where a body would have to be read first."""
         if head.has_body and exchange.method in ("GET", "HEAD"):  # some need no key
             raise BadRequest(f"{exchange.method} takes no body here")
-        refusal = self._admit(exchange.method, exchange.path, exchange.headers)
+        refusal = self._admit(exchange)
         if refusal is None and head.content_length > self._limits.max_body_bytes:
             refusal = response(self._body_too_large())
         if refusal is not None and head.has_body:

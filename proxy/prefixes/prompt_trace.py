@@ -110,8 +110,12 @@ class PromptBook:
             self._forget(next(iter(self._traces)))
 
     def _place(self, key: PromptKey) -> int:
-        """The number of the longest part that is known; -1: none is."""
-        return bytes(map(self._nodes.__contains__, key.hashes)).rfind(1)
+        """The number of the longest part that is known; -1: none is. Sought from the end: each look is slow memory."""
+        nodes, hashes = self._nodes, key.hashes
+        for place in range(len(hashes) - 1, -1, -1):
+            if hashes[place] in nodes:
+                return place
+        return -1
 
     def _forget(self, trace: _Trace) -> None:
         for part in trace.parts:

@@ -30,7 +30,7 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     uvloop.run(bounded())
 
 
-def admit_all(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Response | None:
+def admit_all(exchange: Exchange) -> Response | None:
     return None
 
 

@@ -67,8 +67,11 @@ def test_the_hash_itself_is_not_a_key(path: Path) -> None:
 def test_keys_change_while_they_serve(path: Path) -> None:
     keys = ApiKeys(path)
     assert not keys.reload_if_changed()
+    alice = keys.identify(b"Bearer sk-alice")
+    assert alice is not None and keys.of_hash(alice.hash) is alice and keys.of_hash(None) is None
     write(path, bob="user")
     assert keys.reload_if_changed()
+    assert keys.of_hash(alice.hash) is None
     assert (name(keys, b"Bearer sk-bob"), name(keys, b"Bearer sk-alice")) == ("bob", None)
     assert not keys.reload_if_changed()
 

@@ -270,10 +270,10 @@ def test_100_continue_comes_before_the_body_and_never_inside_another_answer() ->
 # ---------------------------------------------------------------- admission
 
 
-def refuse(method: str, path: str, headers: list[tuple[bytes, bytes]]) -> Response | None:
-    if path == "/closed":
+def refuse(exchange: Exchange) -> Response | None:
+    if exchange.path == "/closed":
         return response(Unauthorized("no key"))
-    return response(NotFound("no route")) if path == "/nothing" else None
+    return response(NotFound("no route")) if exchange.path == "/nothing" else None
 
 
 def test_a_refused_request_without_a_body_keeps_its_connection() -> None:

@@ -62,8 +62,8 @@ class Api:
             if not batch.ended:
                 working.begin(batch)
 
-    def admit(self, method: str, path: str, headers: dict[bytes, bytes]) -> errors.Response | None:
-        if hmac.compare_digest(headers.get(SECRET, b""), self._secret):
+    def admit(self, exchange: Exchange) -> errors.Response | None:
+        if hmac.compare_digest(exchange.headers.get(SECRET, b""), self._secret):
             return None
         return errors.response(errors.Unauthorized("only the run's proxy may ask here"))
 
