@@ -47,7 +47,8 @@ class Hasher:
         self._first = first | 1  # stands for the parent of a prompt's first block
         self._factor = factor & ~7 | 5  # of these the powers come back after 2^62
         self._inverse = pow(self._factor, -1, _RANGE)
-        self._powers = self._inverses = numpy.empty(0, "<u8")
+        self._id, self._word = numpy.dtype("<u4"), numpy.dtype("<u8")
+        self._powers = self._inverses = numpy.empty(0, self._word)
         self._half = numpy.uint64(_HALF)
 
     def chain(
@@ -59,29 +60,43 @@ class Hasher:
     ) -> array[int]:
         """The hashes of the full blocks. `extras`: by number of the block, what else its KV depends on. `parent` is
         NO_PARENT for a prompt's first block."""
-        contents = self._contents(token_ids, block_size)
+        return unpack(self.packed_chain(token_ids, block_size, extras, parent))
+
+    def packed_chain(
+        self,
+        token_ids: Sequence[int],
+        block_size: int,
+        extras: Mapping[int, bytes] = _NOTHING,
+        parent: int = NO_PARENT,
+    ) -> bytes:
+        """As it travels. In place where that can be: what runs once per prompt is never in the CPU's caches."""
+        nodes = self._contents(token_ids, block_size)
         for number, more in extras.items():
-            if number < len(contents):
-                contents[number] = hash((int(contents[number]), self._of_bytes(more))) % _RANGE
-        size = len(contents)
+            if number < len(nodes):
+                nodes[number] = hash((int(nodes[number]), self._of_bytes(more))) % _RANGE
+        size = len(nodes)
         if size > len(self._powers):
             self._powers, self._inverses = self._powers_of(self._factor, size), self._powers_of(self._inverse, size)
-        before = self._numpy.uint64(self._first if parent == NO_PARENT else parent ^ parent >> _HALF)
-        nodes = ((contents * self._inverses[:size]).cumsum(dtype="<u8") + before) * self._powers[:size]
-        return unpack((nodes ^ nodes >> self._half).tobytes())
+        nodes *= self._inverses[:size]
+        nodes = nodes.cumsum()
+        nodes += self._numpy.uint64(self._first if parent == NO_PARENT else parent ^ parent >> _HALF)
+        nodes *= self._powers[:size]
+        nodes ^= nodes >> self._half
+        packed: bytes = nodes.tobytes()
+        return packed
 
     def _powers_of(self, factor: int, size: int) -> Any:
         """The first ones, to twice as many as are needed."""
-        return self._numpy.full(2 * size, factor, "<u8").cumprod(dtype="<u8")
+        return self._numpy.full(2 * size, factor, self._word).cumprod()
 
     def _contents(self, token_ids: Sequence[int], block_size: int) -> Any:
         """Per block the sum of its tokens, each times a secret of its place: equal for two blocks with luck alone."""
         weights = self._weights.get(block_size)
         if weights is None:
             data = shake_128(self._secret).digest(HASH_BYTES * block_size)
-            weights = self._weights[block_size] = self._numpy.frombuffer(data, "<u8") | self._numpy.uint64(1)
+            weights = self._weights[block_size] = self._numpy.frombuffer(data, self._word) | self._numpy.uint64(1)
         num_blocks = len(token_ids) // block_size
-        tokens = self._numpy.frombuffer(_packed(token_ids), "<u4", num_blocks * block_size)
+        tokens = self._numpy.frombuffer(_packed(token_ids), self._id, num_blocks * block_size)
         return tokens.reshape(num_blocks, block_size) @ weights
 
     def _of_bytes(self, extra: bytes) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from workers.digest.chains import Hasher, Media, extras, pack
+from workers.digest.chains import Hasher, Media, extras
 from workers.kv_messages import PromptTrace
 
 
@@ -24,4 +24,4 @@ class Prompt(NamedTuple):
 def trace_of(prompt: Prompt, rid: int, hasher: Hasher, block_size: int) -> PromptTrace:
     num_tokens = len(prompt.token_ids)
     others = extras(num_tokens // block_size, block_size, prompt.lora, prompt.salt, prompt.media)
-    return PromptTrace(rid, pack(hasher.chain(prompt.token_ids, block_size, others)), num_tokens)
+    return PromptTrace(rid, hasher.packed_chain(prompt.token_ids, block_size, others), num_tokens)
