@@ -13,6 +13,8 @@ import msgspec
 
 from proxy.routes import Route
 
+_NULL = msgspec.Raw(b"null")
+
 
 class BodyFields(msgspec.Struct):
     """The few fields that are read; types as loose as clients are, for the engine does the judging."""
@@ -33,11 +35,11 @@ class BodyFields(msgspec.Struct):
 class _Whole(BodyFields):
     """As it is read of a body that was not taken apart."""
 
-    prompt: msgspec.Raw = msgspec.Raw(b"null")
+    prompt: msgspec.Raw = _NULL
 
 
 TEXT = ""  # in place of any
-_READ = frozenset(BodyFields.__struct_fields__)
+_READ = frozenset(BodyFields.__struct_fields__) - {"prompt"}
 _NOT_YET: Mapping[str, msgspec.Raw] = {}
 _decoder = msgspec.json.Decoder(_Whole)
 _decode = msgspec.json.Decoder().decode
@@ -55,9 +57,11 @@ def read_body(body: bytes, taken_apart: Mapping[str, msgspec.Raw] = _NOT_YET) ->
     """Of what was taken apart already, only what is read is looked at again. Raises BadBody."""
     try:
         if taken_apart:
-            return BodyFields(**{name: _read(name, value) for name, value in taken_apart.items() if name in _READ})
-        fields = _decoder.decode(body)
-        fields.prompt = _read("prompt", fields.prompt)
+            fields = BodyFields(**{name: _decode(value) for name, value in taken_apart.items() if name in _READ})
+            fields.prompt = _prompt(taken_apart.get("prompt", _NULL))
+        else:
+            fields = _decoder.decode(body)
+            fields.prompt = _prompt(fields.prompt)
         return fields
     except msgspec.ValidationError:
         raise BadBody("the request body must be a JSON object") from None
@@ -69,9 +73,9 @@ def read_body(body: bytes, taken_apart: Mapping[str, msgspec.Raw] = _NOT_YET) ->
         raise BadBody("the request body is nested too deeply") from None
 
 
-def _read(name: str, value: msgspec.Raw) -> Any:
-    """Of a prompt that is a text nothing but that it is one: making it costs as much as all else here."""
-    return TEXT if name == "prompt" and memoryview(value)[0] == _QUOTE else _decode(value)
+def _prompt(value: msgspec.Raw) -> Any:
+    """Of a text nothing but that it is one: making it costs as much as all else here."""
+    return TEXT if memoryview(value)[0] == _QUOTE else _decode(value)
 
 
 def whole_because(route: Route, fields: BodyFields, body: bytes) -> str | None:

@@ -192,7 +192,8 @@ def _cheapest(parts: Sequence[_Part], waited_s: float, *, packed: bool = False) 
     make, or most where `packed`: the rest stay clear for prompts; then in turn. Nothing tells how long a full one is
     full: as long again as it has been waited for."""
     for part in parts:
-        part.cost_s += 0.0 if part.ready else waited_s
+        if not part.ready:
+            part.cost_s += waited_s
     best = min(parts, key=lambda part: (part.cost_s, part.worker.last_chosen))
     limit_s = best.cost_s + TOLERANCE_S
     equal = [part for part in parts if part.cost_s <= limit_s and part.lasting_tokens >= best.lasting_tokens]
