@@ -140,9 +140,9 @@ def _ends(text: bytes) -> list[int]:
 
 def _hashes(root: int, text: bytes, ends: list[int]) -> list[int]:
     hashes: list[int] = []
-    node, past = root, 0
+    node, past, parts = root, 0, memoryview(text)
     for end in ends:
-        node = hash((node, text[past:end]))
+        node = hash((node, parts[past:end]))
         hashes.append(node)
         past = end
     return hashes
