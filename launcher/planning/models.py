@@ -21,11 +21,13 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tekken.js
 
 
 class ResolvedModel(msgspec.Struct, frozen=True, kw_only=True):
-    """`missing` says what keeps workers from loading it and what to do; `shape_fault` why capacity is unknown."""
+    """`missing` says what keeps workers from loading it and what to do; `shape_fault` why capacity is unknown.
+    `described`: the shape is what the configuration says, as the model's own config.json is not at hand."""
 
     path: str
     shape: Shape | None = None
     shape_fault: str | None = None
+    described: bool = False
     missing: str | None = None
     generator: str | None = None  # a module that makes it first
 
@@ -97,7 +99,9 @@ def _generated(model: ModelConfig, cache_dir: Path) -> ResolvedModel:
 def _absent(model: ModelConfig, path: str, missing: str | None, generator: str | None = None) -> ResolvedModel:
     """Its own config.json is not at hand: what the configuration says of it has to do."""
     shape, fault = _understood(model.config_json)
-    return ResolvedModel(path=path, shape=shape, shape_fault=fault, missing=missing, generator=generator)
+    return ResolvedModel(
+        path=path, shape=shape, shape_fault=fault, described=generator is None, missing=missing, generator=generator
+    )
 
 
 def _local(model: ModelConfig, folder: Path, remedy: str) -> ResolvedModel:

@@ -25,7 +25,7 @@ from launcher.twin.prediction import latencies, source_of
 from launcher.twin.recipe import recipe_faults, write_recipe
 from launcher.twin.records import Replayed
 from launcher.twin.replay import Patience, Replay
-from launcher.twin.simulate import read_workload, resolved, save
+from launcher.twin.simulate import read_workload, resolved, save, say_whose_shape
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, setup_of_split
 from launcher.twin.traces import shared_hits
 from launcher.twin.workload import Workload, workload_faults
@@ -195,6 +195,7 @@ def capacity(config: Config) -> int:
         faults = faults_of(config, model, Split(Part(Layout(config.cluster.gpus_per_node), 1)))
     if faults:
         raise Refused(faults)
+    say_whose_shape(config, model)
     workload = read_workload(replace(config.workload, requests=_num_requests(config)), config.model.max_model_len)
     answer = Capacity(config, model, found, workload).answer(_max_gpus(config))
     save(config, "capacity.json", answer)

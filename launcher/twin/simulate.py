@@ -5,6 +5,7 @@ Thin: puts together plan, workload and prediction. All faults are told at once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def simulate(config: Config) -> int:
         raise Refused([*refused.faults, *faults]) from None
     if faults:
         raise Refused(faults)
+    say_whose_shape(config, model)
     workload = read_workload(config.workload, config.model.max_model_len)
     prediction = predict(plan, twin_of(config, plan, model, workload.block_size), workload, site_of(config))
     save(config, "simulate.json", prediction)
@@ -83,6 +85,12 @@ def site_of(config: Config) -> Site | None:
 def resolved(config: Config) -> ResolvedModel:
     where = folders(config)
     return resolve(config.model, where.cache, where.hub)
+
+
+def say_whose_shape(config: Config, model: ResolvedModel) -> None:
+    """Who gave the path of another model would take its answer for that one's."""
+    if model.described and not config.engine.simulated:
+        print(f"{model.missing}; its shape is what model.config_json says", file=sys.stderr)
 
 
 def read_workload(workload: WorkloadConfig, max_model_len: int) -> Workload:

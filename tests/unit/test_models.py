@@ -67,7 +67,7 @@ def test_what_a_folder_lacks_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     resolved = look_up(ModelConfig(name="m", path="/not/there", config_json=LLAMA_8B), tmp_path)
-    assert resolved.missing == "model.path: there is no folder /not/there"
+    assert resolved.missing == "model.path: there is no folder /not/there" and resolved.described
     with pytest.raises(ModelUnavailable, match="no folder"):
         prepare(resolved, sys.executable)
 
@@ -76,7 +76,7 @@ def test_a_complete_snapshot_is_taken_from_the_cache(tmp_path: Path) -> None:
     snapshot = cached(tmp_path / "hub")
     for revision in (None, "main", COMMIT):
         resolved = look_up(ModelConfig(name="m", path="org/name", revision=revision), tmp_path)
-        assert (resolved.path, resolved.missing) == (str(snapshot), None)
+        assert (resolved.path, resolved.missing, resolved.described) == (str(snapshot), None, False)
 
 
 def test_a_model_not_in_the_cache_is_planned_from_its_shape_and_says_how_to_get_it(tmp_path: Path) -> None:

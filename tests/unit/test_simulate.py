@@ -39,9 +39,10 @@ def test_a_plan_is_predicted_for_people_and_programs(capsys: pytest.CaptureFixtu
     assert 0 < figures["ttft_p50_s"] < figures["ttft_p99_s"] < 2 and figures["good"] > 0.9
     assert figures["requests_per_s"] == pytest.approx(20, rel=0.3) and figures["split"] > 0
     assert json.loads((tmp_path / "simulate.json").read_text())["figures"] == figures
-    assert main([*H100, *FEW]) == 0
-    text = capsys.readouterr().out
+    assert main([*H100, *FEW, "model.path=/not/there"]) == 0
+    text, said = capsys.readouterr()
     assert "time to first token" in text and "prefill: estimate" in text
+    assert "there is no folder /not/there; its shape is what model.config_json says" in said
 
 
 def test_more_load_takes_longer_and_more_reuse_less(capsys: pytest.CaptureFixture[str]) -> None:
