@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.planner.forecast import BUCKET_S, Bucket
+from launcher.planner.roles import Role
 from launcher.planner.scale import Scaled
 from launcher.planner.word import ON, Word
 
@@ -23,6 +24,10 @@ def planner_lines(word: Word | None) -> list[str]:
     demand = "; ".join(filter(None, (_ahead(kind, word) for kind in KINDS)))
     drift = f"; the mix becomes {word.drift}" if word.drift else ""
     lines = [f"demand, tokens/s: {demand}{drift}"] if demand else []
+    clear = sorted(worker for worker, role in word.roles.items() if role is Role.DECODE)
+    if clear:
+        keeps = "keeps" if word.mode == ON else "would keep"
+        lines.append(f"the planner {keeps} clear of prompts: {', '.join(clear)}")
     if word.wanted:
         sizes = ", ".join(f"{pool} {len(names)}" for pool, names in word.wanted.items())
         says = "wants" if word.mode == ON else "would want"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.job import Scaling
+from launcher.planner import roles
 from launcher.planner.forecast import Bucket, Forecast
 from launcher.planner.need import Costs, Demand
 from launcher.planner.roles import Sight
@@ -255,6 +256,7 @@ def word() -> Word:
     return Word(
         written_at=100.0,
         mode="on",
+        roles={"any-0": roles.Role.DECODE, "any-1": roles.Role.BOTH},
         demand=ahead,
         drift=rising.drift(),
         buckets=buckets,
@@ -269,6 +271,7 @@ def test_the_forecast_is_shown_with_its_drift_in_text_picture_and_metrics(tmp_pa
     assert "prompts 1240, " in told and "the mix becomes prefill-heavy" in told
     assert "the planner wants any 2 workers; 0.50 GPU-hours so far" in told
     assert "any from 1 to 2 workers: forecast; 1 needed now, at most 2 in 60 s" in told
+    assert "the planner keeps clear of prompts: any-0\n" in told
     assert planner_lines(None) == []
     assert draw(word(), tmp_path / "demand.png")
     assert (tmp_path / "demand.png").read_bytes().startswith(b"\x89PNG")
