@@ -19,6 +19,7 @@ from benchmarks import report
 from benchmarks.arguments import Count, Duration, chosen
 from benchmarks.command import command
 from benchmarks.planner_live import Live, measure_live
+from benchmarks.planner_recovery import recoveries
 from benchmarks.planner_sizes import measure_sizes
 from benchmarks.planner_slurm import measure_slurm
 from benchmarks.report import say
@@ -32,6 +33,8 @@ from proxy.fleet.fleet import Fleet
 from proxy.flights.flights import Flights
 from proxy.monitoring.view import pressure_json
 from proxy.spec import LatencyTargets, PoolCaps, RoutingSpec
+
+PHASES = (0, 1, 0)  # which rate, prompts and answers
 
 
 class Options(Live, frozen=True, kw_only=True):
@@ -57,7 +60,7 @@ def pair(text: str) -> tuple[float, float]:
 
 def traffic(options: Options, load: str) -> list[Request]:
     rng, requests = random.Random(options.seed), list[Request]()
-    for phase, which in enumerate((0, 1, 0)):
+    for phase, which in enumerate(PHASES):
         at_s, end_s = phase * options.phase_s, (phase + 1) * options.phase_s
         prompt, answer = pair(options.prompts)[which], pair(options.answers)[which]
         while (at_s := at_s + rng.expovariate(pair(load)[which])) < end_s:
@@ -102,7 +105,7 @@ def known(options: Options, outer: int, inner: int, max_decodes: int) -> Look:
 
 def good_of(options: Options, records: Sequence[Record]) -> list[int]:
     """Answers within both targets, by the phase in which they were asked for."""
-    counts = [0, 0, 0]
+    counts = [0] * len(PHASES)
     for record in records:
         if record.ttft_s <= options.ttft_s and (record.itl_s or 0.0) <= options.itl_s:
             counts[phase_of(options, record.request)] += 1
@@ -110,14 +113,7 @@ def good_of(options: Options, records: Sequence[Record]) -> list[int]:
 
 
 def phase_of(options: Options, request: Request) -> int:
-    return min(2, int(request.at_s // options.phase_s))
-
-
-def back_after_s(options: Options, records: Sequence[Record]) -> float:
-    """From the last phase's beginning to the last arrival that missed the target for its first token."""
-    start_s = 2 * options.phase_s
-    late = [r.request.at_s - start_s for r in records if r.request.at_s >= start_s and r.ttft_s > options.ttft_s]
-    return max(late, default=0.0)
+    return min(len(PHASES) - 1, int(request.at_s // options.phase_s))
 
 
 def measure(options: Options, timing: str, load: str) -> dict[str, float]:
@@ -153,12 +149,16 @@ def measure(options: Options, timing: str, load: str) -> dict[str, float]:
         "oracle": sum(good_of(options, oracle)),
     }
     good = sum(good_of(options, ours))
+    after = {
+        f"change{number}.{name}.{figure}": seconds
+        for name, records in {"planner": ours, "oracle": oracle, "alone": alone}.items()
+        for number, found in enumerate(recoveries(records, options.phase_s, len(PHASES), routing.targets), 1)
+        for figure, seconds in found._asdict().items()
+    }
     return {
         "good": good / len(requests),
         **{f"to_{name}": good / max(1, other) for name, other in goods.items()},
-        "back_after_s": back_after_s(options, ours),
-        "oracle_back_after_s": back_after_s(options, oracle),
-        "alone_back_after_s": back_after_s(options, alone),
+        **after,
     }
 
 
@@ -168,9 +168,13 @@ def measure_roles(options: Options) -> dict[str, float]:
         for timing in options.timings.split(",")
         for load in options.loads.split(",")
     }
-    names = list(next(iter(found.values())))
-    rows = [[f"{timing} {load}", *(f"{row[name]:.2f}" for name in names)] for (timing, load), row in found.items()]
-    print(report.table(["", *names], rows))
+    groups: dict[str, list[str]] = {}
+    for name in next(iter(found.values())):
+        groups.setdefault(name.partition(".")[0] if "." in name else "", []).append(name)
+    for group, names in groups.items():
+        header = [group, *(name.removeprefix(f"{group}.") for name in names)]
+        rows = [[f"{timing} {load}", *(f"{row[name]:.2f}" for name in names)] for (timing, load), row in found.items()]
+        print(report.table(header, rows))
     return {f"{timing}.{load}.{name}": v for (timing, load), row in found.items() for name, v in row.items()}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from benchmarks.arguments import Count, Duration
@@ -16,7 +16,7 @@ from benchmarks.planner_slurm import SlurmRamp
 from benchmarks.report import say
 from benchmarks.twin_run import asked_of, run_of, slower, timing_argument
 from launcher.config import load
-from launcher.planner.roles import Role
+from launcher.planner.roles import MEMORY_S, Role
 from launcher.planner.word import read_word
 from launcher.start import plan_run
 from launcher.twin.planner import VirtualPlanner
@@ -66,26 +66,36 @@ def requests_of(asked: Live) -> list[Request]:
 
 
 def steps(moves: Iterable[tuple[float, str, Role]], workers: Iterable[str]) -> list[Step]:
-    """All moves of one look are one step."""
+    """Moves to the same role while one turn of traffic is remembered are one: a look sees all of a turn or a part."""
     roles, found = dict.fromkeys(workers, Role.BOTH), list[Step]()
+    before_s, before = float("-inf"), Role.BOTH
     for at_s, worker, role in moves:
         roles[worker] = role
         counts = Counter(roles.values())
-        step = (at_s, " ".join(f"{counts[each]} {each}" for each in Role if counts[each]))
-        found = [*(found[:-1] if found and found[-1][0] == at_s else found), step]
+        text = " ".join(f"{counts[each]} {each}" for each in Role if counts[each])
+        if role is before and at_s - before_s <= MEMORY_S:
+            found[-1] = (found[-1][0], text)
+        else:
+            found.append((at_s, text))
+        before_s, before = at_s, role
     return found
+
+
+def in_twin(asked: Live, requests: Sequence[Request], folder: Path) -> tuple[list[Step], list[str]]:
+    """And the workers' names."""
+    config = load([*arguments(asked), f"runs_dir={folder}/predicted", "run=twin"])
+    _, plan, model = plan_run(config)
+    planner = VirtualPlanner(plan)
+    Replay(twin_of(config, plan, model, BLOCK_SIZE), requests, look=planner.look).run()
+    workers = list(plan.proxy.workers)
+    return steps(planner.moved, workers), workers
 
 
 def measure_live(asked: Live) -> dict[str, float]:
     requests = requests_of(asked)
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
         folder = Path(name)
-        config = load([*arguments(asked), f"runs_dir={folder}/predicted", "run=twin"])
-        _, plan, model = plan_run(config)
-        planner = VirtualPlanner(plan)
-        Replay(twin_of(config, plan, model, BLOCK_SIZE), requests, look=planner.look).run()
-        workers = list(plan.proxy.workers)
-        twin = steps(planner.moved, workers)
+        twin, workers = in_twin(asked, requests, folder)
         say(f"live: in the twin {twin}")
         with run_of(folder, arguments(asked)) as run:
             began_at = asked_of(run, requests, BLOCK_SIZE).began_at

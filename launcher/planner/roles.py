@@ -18,7 +18,7 @@ import msgspec
 from proxy.spec import LatencyTargets
 
 APART = 0.3  # of the target for times between tokens, were all mixed: from here on roles are apart
-TOGETHER = 0.25  # and below this they are not any more
+TOGETHER = 0.2  # and below this they are not any more
 SHARED = 1.6  # workers that do both, for each that prompts alone would fill
 SLACK = 0.5  # workers: one is given back when so much of it is needed, so that noise moves nobody
 AHEAD = 3.0  # workers kept clear, at most and beside one more, for each that answers fill

@@ -43,3 +43,5 @@ def test_moves_are_compared_step_by_step() -> None:
     later = [(at_s + 2, roles) for at_s, roles in found]
     assert compared(later, found) == {"live.steps": 2, "live.twin_steps": 2, "live.same": 1, "live.apart_s": 2}
     assert compared(found[:1], found)["live.same"] == 0
+    one_by_one = [(at_s + 2 * (worker == "b"), worker, role) for at_s, worker, role in moves]
+    assert steps(one_by_one, "abc") == [(3.0, "1 both 2 decode"), (11.0, "2 both 1 decode")]

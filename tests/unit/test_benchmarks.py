@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -13,10 +15,15 @@ from benchmarks import report
 from benchmarks.arguments import BadArgument, chosen, counts, numbers, read_arguments
 from benchmarks.load import Endpoint, Rhythm, ask, prompt
 from benchmarks.measure import parts
+from benchmarks.planner_live import Live, in_twin, requests_of
+from benchmarks.planner_recovery import recoveries
 from benchmarks.proxy import Options
 from benchmarks.routing.options import Options as RoutingOptions
 from benchmarks.routing.options import check
 from launcher.twin.percentiles import percentile
+from launcher.twin.records import Record
+from launcher.twin.traces import Request
+from proxy.spec import LatencyTargets
 
 
 def test_arguments_take_the_place_of_defaults() -> None:
@@ -98,3 +105,24 @@ def test_the_last_line_is_one_line_of_json() -> None:
     assert answer["figures"] == {"a": 1.235}
     assert answer["machine"]["num_cpus"] >= 1
     assert {"python", "sluice"} <= set(answer["versions"])
+
+
+def test_targets_are_kept_again_from_when_a_queue_is_worked_off() -> None:
+    """One request per second that takes half a second; of those that come from 10 s on ten wait till 25 s."""
+    firsts = {at_s: at_s + 0.5 for at_s in range(40)} | dict.fromkeys(range(10, 20), 25.0) | {26: 29.0}
+    records = [Record(Request(at_s, 1, 1, ()), first_s, first_s) for at_s, first_s in firsts.items()]
+    spike, calm = recoveries(records, 10.0, 3, LatencyTargets(ttft_s=2.0, itl_s=1.0))
+    assert (spike.queue_s, spike.late_s, spike.missed) == (10.0, 0.0, 0.0), "not worked off in its phase"
+    assert (calm.queue_s, calm.late_s, calm.slow_s) == (5.0, 1.0, 0.0)
+    assert calm.missed == 1 / 5
+
+
+def test_twins_that_look_half_a_second_apart_decide_the_same(tmp_path: Path) -> None:
+    asked = Live()
+    found = [
+        in_twin(asked, [replace(request, at_s=request.at_s + later_s) for request in requests_of(asked)], tmp_path)[0]
+        for later_s in (0.0, 0.5)
+    ]
+    (first, second) = found
+    assert len(first) > 4
+    assert [roles for _, roles in first] == [roles for _, roles in second]
