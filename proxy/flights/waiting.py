@@ -19,6 +19,7 @@ ANSWER_COST = 256  # of any request, in prompt tokens: what its answer takes
 SIZE_BITS = 2  # prompts that differ by more than a factor of four are of different sizes
 OVERTAKEN_S = 2.0  # who is next and fits nowhere lets smaller ones pass for so long
 MAX_LOOKED_AT, MAX_TRIED = 8, 3  # of those behind him, at a time: it is done with every event
+_TAG = attrgetter("tag")
 
 
 class Ahead:
@@ -88,9 +89,9 @@ class Lane:
             yield self._first[0]
             return
         waiting = [account for account in self.accounts.values() if account.num]
-        for account in sorted(waiting, key=attrgetter("tag")):
-            sizes = sorted((size for size in account.sizes.values() if size.flights), key=attrgetter("tag"))
-            yield from (size.flights[0] for size in sizes)
+        for account in sorted(waiting, key=_TAG):
+            for size in sorted([size for size in account.sizes.values() if size.flights], key=_TAG):
+                yield size.flights[0]
 
     def take(self, flight: Flight) -> None:
         """Its turn is used."""
