@@ -106,13 +106,17 @@ def prompt_key(secret: bytes, path: str, query: bytes, fields: Mapping[str, Raw]
     """None where leading bytes say nothing of leading tokens, or the engine refuses the body."""
     grows = REGIONS[path]
     text = _text(bytes(fields.get(grows, b"")), itemized=path != "/v1/completions")
-    if text is None or any(bytes(fields[name]) not in _NOT_TRUNCATED for name in TRUNCATING & fields.keys()):
+    if text is None or (not TRUNCATING.isdisjoint(fields) and _is_cut(fields)):
         return None
     others = [(name, bytes(value)) for name, value in fields.items() if name not in HARMLESS and name != grows]
     others.sort()
     context = msgspec.msgpack.encode((path, query, others))
     ends = _ends(text)
     return PromptKey(_hashes(hash(secret + context), text, ends), ends, len(text), len(context))
+
+
+def _is_cut(fields: Mapping[str, Raw]) -> bool:
+    return any(bytes(fields[name]) not in _NOT_TRUNCATED for name in TRUNCATING & fields.keys())
 
 
 def _text(region: bytes, *, itemized: bool) -> bytes | None:
@@ -140,9 +144,9 @@ def _ends(text: bytes) -> list[int]:
 
 def _hashes(root: int, text: bytes, ends: list[int]) -> list[int]:
     hashes: list[int] = []
-    node, past, parts = root, 0, memoryview(text)
+    node, past = root, 0
     for end in ends:
-        node = hash((node, parts[past:end]))
+        node = hash((node, text[past:end]))
         hashes.append(node)
         past = end
     return hashes

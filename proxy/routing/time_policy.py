@@ -9,6 +9,7 @@ clear of prompts, or a prefix is computed anew.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -65,10 +66,9 @@ def _may_split(fleet: Fleet, demand: Demand) -> bool:
 
 def _num_hot(blocks: Mapping[Target, int], chain: Sequence[int], reuse: Reuse) -> int:
     size = len(chain)
-    ends = [min(end, size) for end in blocks.values()]  # what is only promised may go beyond what is known
-    hot = [end for end in set(ends) if end and reuse.of(chain[end - 1]) >= REUSES_PER_COPY]
-    for end in sorted(hot, reverse=True):
-        if reuse.of(chain[end - 1]) >= REUSES_PER_COPY * sum(other >= end for other in ends):
+    ends = sorted([min(end, size) for end in blocks.values()])  # what is only promised may go beyond what is known
+    for end in sorted(set(ends), reverse=True):
+        if end and reuse.of(chain[end - 1]) >= REUSES_PER_COPY * (len(ends) - bisect_left(ends, end)):
             return end
     return 0
 
