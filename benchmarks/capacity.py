@@ -54,7 +54,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     gpus: str = "8,16"
     load: Duration = 0.7  # of the rates above
     requests: Count = 400
-    samples: Count = 5  # of the workload; what is picked is picked for the first
+    samples: Count = 3  # of the workload; what is picked is picked for the first
     cases: str = ",".join(CASES)
     layouts: str = "1"  # tensor parallel; with several, prefill and decode may differ
     output: str = "out/capacity"
