@@ -44,6 +44,7 @@ unit: install
 soak: install
 	bash tests/install_slurm.sh
 	$(BIN)/python -m benchmarks.chaos
+	$(BIN)/python -m benchmarks.chaos kill_controller=true
 	$(BIN)/python -m benchmarks.chaos rows=soak users=200 step_ms=100 $(ARGS)
 
 bench-peers: install

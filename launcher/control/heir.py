@@ -15,7 +15,7 @@ from contextlib import suppress
 import msgspec
 
 from launcher.control.kept_process import KeptProcess
-from launcher.control.ownership import living_owner, take, this_process
+from launcher.control.ownership import living_owner, take, this_process, was_heard
 from launcher.control.proxy_process import name_of, next_name, proxy_process, write_spec
 from launcher.job import Plan
 from launcher.rundir import Owner, RunDir, read_optional
@@ -29,9 +29,11 @@ PATIENCE_S = 15.0
 
 
 def predecessor(run: RunDir, plan: Plan, job: str) -> Owner | None:
-    """The controller that this one is to follow."""
-    other = living_owner(run) if plan.controller is not None and job else None
-    return other if other is not None and other.job not in ("", job) else None
+    """The controller that this one is to follow. One that was killed just now is about to be started again."""
+    owner = read_optional(run.owner, Owner)
+    if plan.controller is None or not job or owner is None or owner.job in ("", job):
+        return None
+    return owner if living_owner(run) is not None or was_heard(run, owner) else None
 
 
 def followed(run: RunDir, job: str) -> Owner | None:

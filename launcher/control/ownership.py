@@ -86,10 +86,15 @@ def living_owner(run: RunDir) -> Owner | None:
         return None
     if owner.host == socket.gethostname():
         return owner if owner.pid != os.getpid() and _is_controller(owner.pid, run.path) else None
+    return owner if was_heard(run, owner) else None
+
+
+def was_heard(run: RunDir, owner: Owner) -> bool:
+    """Of late, and not its last words."""
     status = read_optional(run.status, RunStatus)
-    written_at = owner.started_at if status is None or status.controller != owner.id else status.written_at
-    ended = status is not None and status.controller == owner.id and status.ended
-    return owner if not ended and time.time() - written_at < STALE_S else None
+    if status is None or status.controller != owner.id:
+        return time.time() - owner.started_at < STALE_S
+    return not status.ended and time.time() - status.written_at < STALE_S
 
 
 def _is_controller(pid: int, run_dir: Path) -> bool:

@@ -16,12 +16,13 @@ import msgspec
 import pytest
 
 from launcher.control import ownership
-from launcher.control.heir import followed
+from launcher.control.heir import followed, predecessor
 from launcher.control.ownership import OwnedByOther, claim, forget, is_owner, living_owner
 from launcher.keys import write_keys
 from launcher.rundir import PACKAGES, SERVE, Desired, Owner, RunDir, code_hash, read_optional, snapshot_code
-from launcher.view.run_status import LAUNCHING, STOPPED, RunStatus
+from launcher.view.run_status import LAUNCHING, STALE_S, STOPPED, RunStatus
 from tests.live import wait_for
+from tests.unit.planning import planned
 from workers.spec import write_json
 
 
@@ -157,6 +158,16 @@ def test_a_controller_that_starts_anew_still_knows_whose_heir_it_was(run: RunDir
     assert claim(run, "8").after == "7" and followed(run, "7") == read_optional(run.owner, Owner)
     write_json(run.owner, Owner(id="a", host=socket.gethostname(), pid=os.getppid(), job="8", started_at=0, after="7"))
     assert claim(run, "9").after == ""
+
+
+def test_a_controller_that_was_killed_just_now_is_followed_and_not_replaced(run: RunDir) -> None:
+    """Its job starts it again: another job that took the run meanwhile would keep its proxy under the same name."""
+    plan = planned("+cluster=onebox", "engine=sim", "run=demo")
+    owner = Owner(id="a", host=socket.gethostname(), pid=os.getppid(), job="7", started_at=time.time())
+    write_json(run.owner, owner)
+    assert predecessor(run, plan, "8") == owner and predecessor(run, plan, "7") is None
+    write_json(run.owner, msgspec.structs.replace(owner, started_at=owner.started_at - STALE_S))
+    assert predecessor(run, plan, "8") is None, "nobody has heard of it for long"
 
 
 def test_a_controller_waits_for_a_run_folder_that_takes_no_file(run: RunDir, caplog: pytest.LogCaptureFixture) -> None:
