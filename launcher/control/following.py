@@ -41,17 +41,20 @@ class Following:
         self._proxies = proxies
         self._files: tuple[ProxyFile, ...] = ()
         self.jobs: tuple[Row, ...] = ()
+        self._was_due = False
 
     async def see(self, plan: Plan, rows: Sequence[Row], goes_on: bool) -> ControllerEnd | None:
         """The queue's answer. `goes_on`: the run is not being stopped. Returns what comes after this job."""
         name = controller_name(plan.run)
         self.jobs = followers(rows, name, self._owner.job)
         due = goes_on and not plan.chain_length and (is_outdated(plan) or is_due(rows, self._owner.job, time.time()))
-        if not self.jobs and due:
+        # By the second answer: the sbatch of a controller that was killed just now may still be on its way.
+        was_due, self._was_due = self._was_due, due and not self.jobs
+        if was_due and self._was_due:
             try:
                 job = await asyncio.to_thread(submit_controller, self._run, plan)
                 self.jobs = (Row(job=job, name=name, state="PENDING"),)
-            except JobError as fault:
+            except (JobError, OSError) as fault:
                 log.error("nobody follows this controller: %s; it will be tried again", fault)
         return end_of(rows, self.jobs, self._owner.job) if goes_on else None
 
