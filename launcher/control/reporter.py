@@ -52,7 +52,7 @@ class Reporter:
         while True:
             status = self._status()
             if last is None or _changed(last, status) or status.written_at - last.written_at >= WRITE_EVERY_S:
-                if not await asyncio.to_thread(is_owner, self._run, self._owner):
+                if await self._is_over():
                     return
                 await _write(self._run.status, status)
                 await self._write_diary()
@@ -61,6 +61,14 @@ class Reporter:
                 endpoint = status.url
                 await _write(self._run.endpoint, self.endpoint(endpoint))
             await asyncio.sleep(LOOK_EVERY_S)
+
+    async def _is_over(self) -> bool:
+        """Whether the run is another controller's. Where that cannot be read it is as it was."""
+        try:
+            return not await asyncio.to_thread(is_owner, self._run, self._owner)
+        except OSError as fault:
+            log.error("%s: %s; looking again", self._run.owner, fault)
+            return False
 
     async def _write_diary(self) -> None:
         try:
