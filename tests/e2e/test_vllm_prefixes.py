@@ -11,9 +11,10 @@ import openai
 import pytest
 
 from proxy.spec import RoutingSpec
-from tests.e2e.conftest import Real, vllm_engine
+from tests.e2e.conftest import VLLM_ENVIRONMENT, Real, vllm_engine
 from tests.e2e.test_vllm_answers import prompt, tokens
-from tests.live import API_KEY, Live, wait_for
+from tests.live import API_KEY, OPERATOR_KEY, SOURCE, Live, wait_for
+from workers.spec import EngineSpec
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
@@ -22,7 +23,7 @@ WORKERS = ("prefill-0", "decode-0", "decode-1")
 HITS = "vllm:prefix_cache_hits_total"
 NUM_TURNS = 4
 NUM_WORDS = 1500  # of a conversation's beginning: to compute it anew must take longer than chance decides
-RESYNC_S = 2.0
+LOSSY_VLLM = "[vllm.general_plugins]\nlossy = tests.e2e.lossy_kv_events:register\n"
 Messages = list[dict[str, Any]]
 
 
@@ -32,7 +33,7 @@ def run(real: Real) -> Iterator[Live]:
     live, before = real.run, dict(real.run.proxy_changes)
     live.proxy_changes = {**before, "routing": RoutingSpec(policy="kv")}
     restart_proxy(live)
-    live.start_worker("decode-1", vllm_engine(real.model), index=20)
+    live.start_worker("decode-1", lossy_engine(real), index=20)
     live.wait_ready(240.0)
     warm_up(live)
     yield live
@@ -46,6 +47,15 @@ def run(real: Real) -> Iterator[Live]:
 def restart_proxy(run: Live) -> None:
     run.kill("proxy")
     run.start_proxy({name: name.rsplit("-", 1)[0] for name in WORKERS})
+
+
+def lossy_engine(real: Real) -> EngineSpec:
+    """Its KV events are lost while the file `lost` is there."""
+    plugin = real.run.path / "lossy-1.dist-info"
+    plugin.mkdir(exist_ok=True)
+    (plugin / "entry_points.txt").write_text(LOSSY_VLLM)
+    changes = {"PYTHONPATH": f"{SOURCE}:{plugin.parent}", "LOST_KV_EVENTS": str(real.run.path / "lost")}
+    return vllm_engine(real.model, environment={**VLLM_ENVIRONMENT, **changes})
 
 
 def warm_up(run: Live) -> None:
@@ -75,8 +85,7 @@ class Conversation:
         self._theirs = theirs
         self._seed = seed
         self._messages: Messages = [{"role": "system", "content": prompt(seed, NUM_WORDS)}]
-        self._num_prompt_tokens = 0
-        self.num_turns = 0
+        self.num_turns = self.num_blocks = 0  # full blocks of the last prompt
 
     def turn(self, ours: openai.OpenAI) -> float:
         """The part of the previous prompt's full blocks that the engines' counters show as hits."""
@@ -88,8 +97,8 @@ class Conversation:
         text = answer.choices[0].message.content
         assert text == self._ask(self._theirs).choices[0].message.content
         self._messages.append({"role": "assistant", "content": text})
-        expected = self._num_prompt_tokens // BLOCK_SIZE * BLOCK_SIZE
-        self._num_prompt_tokens = answer.usage.prompt_tokens
+        expected = self.num_blocks * BLOCK_SIZE
+        self.num_blocks = answer.usage.prompt_tokens // BLOCK_SIZE
         return hits / expected if expected else 0.0
 
     def _ask(self, client: openai.OpenAI) -> Any:
@@ -119,6 +128,24 @@ def test_from_the_second_turn_on_the_conversation_is_in_the_cache(
         print(f"turn {number + 1}: {[round(part, 3) for part in parts]}")
         assert number == 0 or min(parts) >= 0.9
     assert run.metric("sluice_digest_resyncs_total") == 0
+
+
+def test_after_events_are_lost(run: Live, ours: openai.OpenAI, theirs: openai.OpenAI) -> None:
+    """The engine's listener asks again for what it has not heard, though nothing follows that would show the gap."""
+    lost, before = run.path / "lost", blocks(run)["decode-1"]
+    conversations = [Conversation(run, theirs, seed) for seed in range(11, 14)]
+    there = {"x-sluice-worker": "decode-1"}
+    lost.touch()
+    with openai.OpenAI(base_url=f"{run.url}/v1", api_key=OPERATOR_KEY, default_headers=there, timeout=120) as client:
+        for conversation in conversations:
+            conversation.turn(client)
+    num_lost, ended_at = len(lost.read_text().split()), time.monotonic()
+    assert num_lost >= len(conversations)
+    lost.unlink()
+    wanted = before + sum(conversation.num_blocks for conversation in conversations)
+    wait_for(lambda: blocks(run)["decode-1"] >= wanted, "what was lost to be in the index")
+    print(f"{num_lost} batches lost, the index is whole {time.monotonic() - ended_at:.2f} s later")
+    assert min(conversation.turn(ours) for conversation in conversations) >= 0.9
 
 
 def test_after_the_proxy_is_restarted(run: Live, ours: openai.OpenAI, theirs: openai.OpenAI) -> None:
@@ -153,7 +180,9 @@ def test_after_a_worker_is_restarted(run: Live, theirs: openai.OpenAI, real: Rea
             conversation.turn(client)
         before = max(blocks(run).values())
         run.kill("decode-1")
+        killed_at = time.monotonic()
         wait_for(lambda: "decode-1" not in blocks(run), "its loss to be noticed", 10.0)
+        print(f"the index is without it {time.monotonic() - killed_at:.2f} s later")
         run.start_worker("decode-1", vllm_engine(real.model), index=21, generation=1)
         run.wait_ready(240.0)
         assert blocks(run)["decode-1"] < 0.1 * before, "but for the proofs it holds nothing"

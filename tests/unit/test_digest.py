@@ -13,7 +13,7 @@ from workers.digest.chains import Hasher, Media, extras, unpack
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_telling import MAX_QUEUED_BLOCKS, PIECE_BLOCKS, Telling
 from workers.digest.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored
-from workers.digest.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Lost, Take, Tick
+from workers.digest.kv_feed import ANSWER_S, Answered, Ask, Feed, Heard, Lost, Take, Tick
 from workers.kv_messages import Digest
 
 HASHER = Hasher(b"secret")
@@ -189,11 +189,10 @@ def test_an_answer_to_a_question_from_before_the_gap_proves_no_loss() -> None:
 
 def test_the_last_batches_and_lost_answers_are_asked_for_in_time() -> None:
     feed = Feed()
-    assert taken(feed, Tick(), Answered(), now=0.0) == [Ask(0)]
-    assert taken(feed, Tick(), now=CHECK_S / 2) == []
-    assert taken(feed, Tick(), now=CHECK_S) == [Ask(0)]
-    assert taken(feed, Tick(), *heard(0), now=CHECK_S + 1) == [0]
-    assert taken(feed, Tick(), now=2 * CHECK_S) == [Ask(1)]
+    assert taken(feed, Tick(), *heard(0), Answered(), now=0.0) == [Ask(0), 0]
+    assert taken(feed, Tick(), now=1.0) == [Ask(1)]
+    assert taken(feed, Tick(), *heard(1), now=1.0 + ANSWER_S / 2) == [1]
+    assert taken(feed, Tick(), now=1.0 + ANSWER_S) == [Ask(2)]
 
 
 # ---------------------------------------------------------------- what a proxy is told

@@ -19,7 +19,7 @@ from workers.digest.chains import Hasher
 from workers.digest.digest import HeldBlocks
 from workers.digest.digest_telling import Telling
 from workers.digest.kv_events import AllBlocksCleared, Batch, BlockRemoved, BlockStored, Event
-from workers.digest.kv_feed import CHECK_S, Answered, Ask, Feed, Heard, Take, Tick
+from workers.digest.kv_feed import ANSWER_S, Answered, Ask, Feed, Heard, Take, Tick
 
 HASHER = Hasher(b"secret")
 BLOCK_SIZE = 2
@@ -151,7 +151,7 @@ class DigestMachine(RuleBasedStateMachine):
         if KEPT not in lost:
             self.hear(Answered())
 
-    @rule(seconds=st.sampled_from([0.1, CHECK_S]))
+    @rule(seconds=st.sampled_from([0.1, ANSWER_S]))
     def tick(self, seconds: float) -> None:
         self.now += seconds
         self.hear(Tick())
@@ -208,7 +208,7 @@ class DigestMachine(RuleBasedStateMachine):
             while not prompts and first in self.engine.copies:
                 self.engine.evict(first)
             self.step(prompts, [], False, "arrives")
-            self.tick(CHECK_S)
+            self.tick(ANSWER_S)
             while self.asked:
                 self.replay(set())
             self.tell(100, set())

@@ -26,7 +26,7 @@ from workers.links.zmq_loop import Beats, LoopSocket, new_socket
 
 log = logging.getLogger("sluice.digest")
 
-TICK_S = 1.0
+TICK_S = 1.0  # what is lost, and nothing after it is heard, is known by then
 PIECE_INTERVAL_S = 0.005
 END_OF_REPLAY = (-1).to_bytes(8, "big", signed=True)
 DP_RANK = 0  # a worker has one

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from workers.digest import kv_events
 
-CHECK_S = 5.0  # how often the engine is asked whether the last batches were lost, or the answer itself
+ANSWER_S = 5.0  # a question that is not answered by then is asked again
 
 # ---------------------------------------------------------------- events
 
@@ -30,7 +30,7 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Tick:
-    """Time has passed."""
+    """The engine is asked whether the last batches were lost: nothing that follows would show it."""
 
 
 Event = Heard | Answered | Tick
@@ -66,7 +66,6 @@ class Feed:
         self._early: dict[int, kv_events.Batch] = {}  # heard before their turn
         self._asked_at: float | None = None  # the question that is not answered yet
         self._asked_for: int | None = None  # where the gap was when it was asked about; None: it was a mere check
-        self._checked_at = float("-inf")
         self.num_losses = 0
 
     def apply(self, event: Event, now: float) -> list[Effect]:
@@ -77,9 +76,11 @@ class Feed:
             effects = self._give_up() if self._early and self._asked_for == self._next else []
         else:
             effects = []
-            if self._asked_at is not None and now - self._asked_at >= CHECK_S:
+            if self._asked_at is not None and now - self._asked_at >= ANSWER_S:
                 self._asked_at = None
-        return effects + self._question(now)
+        if self._asked_at is None and (self._early or isinstance(event, Tick)):
+            effects.append(self._ask(now))
+        return effects
 
     def _hear(self, heard: Heard) -> list[Effect]:
         if heard.number < self._next:
@@ -100,9 +101,7 @@ class Feed:
         self._next = min(self._early)
         return [Lost(), *self._take()]
 
-    def _question(self, now: float) -> list[Effect]:
-        if self._asked_at is not None or not (self._early or now - self._checked_at >= CHECK_S):
-            return []
-        self._asked_at = self._checked_at = now
+    def _ask(self, now: float) -> Ask:
+        self._asked_at = now
         self._asked_for = self._next if self._early else None
-        return [Ask(self._next)]
+        return Ask(self._next)

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -97,9 +98,9 @@ class KvEventPublisher:
             log.warning("not a request for KV events: %d frames instead of 3", len(frames))
             return
         peer, first = frames[0].bytes, int.from_bytes(frames[2].bytes, "big")
-        for number, payload in self._kept:
-            if number >= first:
-                self._replay.send([peer, b"", TOPIC, _sequence(number), payload])
+        missing = list(takewhile(lambda kept: kept[0] >= first, reversed(self._kept)))
+        for number, payload in reversed(missing):
+            self._replay.send([peer, b"", TOPIC, _sequence(number), payload])
         self._replay.send([peer, b"", b"", END_OF_REPLAY, b""])
 
 
