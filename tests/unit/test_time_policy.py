@@ -210,7 +210,7 @@ def test_what_may_not_be_split_is_not() -> None:
     st.integers(1, 90_000),
 )
 def test_numbers_add_up_and_the_least_cost_is_taken(states: list[tuple[int, int, int]], num_tokens: int) -> None:
-    """Without a target on tokens in sight, the choice is the soonest first token among workers alike."""
+    """What has waited for ever goes to the soonest first token among workers alike that have room."""
     made, index = fleet(0, len(states)), PrefixIndex()
     demand = Demand(num_tokens, None, chain=CHAIN[: num_tokens // BLOCK])
     soonest = float("inf")
@@ -223,7 +223,9 @@ def test_numbers_add_up_and_the_least_cost_is_taken(states: list[tuple[int, int,
             computing = worker.rates.prefill.seconds(num_tokens - min(cached, num_tokens - 1))
             soonest = min(soonest, worker.queue_s(0.0) + computing)
     assume(soonest < float("inf"))  # else there is no room anywhere
-    reason = route(made, index, demand, itl_s=1000.0).reason
+    found = Router(RoutingSpec(policy="kv"), Random(1)).route(made, index, demand, 0.0, waited_s=1e6)
+    assert found is not None
+    reason = found.reason
     assert reason.cached_tokens + reason.compute_tokens == num_tokens and reason.cached_tokens < num_tokens
     assert reason.ttft_s is not None and -1e-6 < reason.ttft_s - soonest < TOLERANCE_S + 1e-3
 
@@ -236,6 +238,19 @@ def test_answers_are_decoded_where_others_are_so_that_the_rest_stay_clear_for_pr
     for prompts in (0, 4):
         made.workers["decode-0", 0].num_prompts = made.workers["decode-2", 0].num_prompts = prompts
         assert route(made, PrefixIndex(), Demand(4000, None), itl_s=0.02).decode.key[0] == "decode-1"
+
+
+def test_what_comes_from_elsewhere_is_decoded_where_it_slows_few_down() -> None:
+    """Though its own answer would take longer there."""
+    made, demand = fleet(1, 2), Demand(4000, None)
+    many, few = (made.workers[name, 0] for name in ("decode-0", "decode-1"))
+    for worker, num_decodes, held_tokens in ((many, 40, 20_000), (few, 2, 40_000)):
+        worker.caps = PoolCaps(max_prefill_tokens=0, max_decodes=64)
+        worker.num_decodes, worker.held_tokens = num_decodes, held_tokens
+        worker.rates.step = Line(0.010, 2e-7)
+    found = route(made, PrefixIndex(), demand, itl_s=0.02)
+    assert found.decode is few and found.reason.itl_s is not None
+    assert found.reason.itl_s > many.rates.step.seconds(many.held_tokens + demand.num_tokens)
 
 
 def test_what_hardly_differs_goes_to_who_has_fewest_answers_to_make() -> None:
