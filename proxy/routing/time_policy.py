@@ -159,11 +159,11 @@ class ByTime:
         # Prompts of late say nothing where none come any more.
         stalls_s = step_s * rates.stalls_per_step(now) if worker.caps.max_prefill_tokens else 0.0
         itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
-        near_s = itl_s - NEAR_TARGET * self._spec.targets.itl_s
-        # What it adds to the steps of all that decode there; where all are whole, prefixes say who is where.
-        others_s = 0.0 if part.computes else rates.step.each_s * demand.num_tokens * worker.all_decodes
-        weighed_s = FAR_WEIGHT * (itl_s + others_s) + stalls_s + (near_s + others_s if near_s > 0 else 0.0)
-        part.cost_s += asked.itl_weight * weighed_s
+        near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
+        if near_s and not part.computes:
+            # What it adds to the steps of all that decode there. Where it is computed too, prefixes say who is where.
+            near_s += rates.step.each_s * demand.num_tokens * worker.all_decodes
+        part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
 
     @staticmethod
     def _reason(demand: Demand, compute: _Part, receive: _Part | None) -> Reason:
