@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from typing import ParamSpec, TypeVar
 
 import msgspec
@@ -44,8 +45,11 @@ class _Here(Executor):
 
 @contextmanager
 def executor(num_processes: int) -> Iterator[Executor]:
-    """Where replays are computed. Whoever leaves early waits for those under way, not for all in the queue."""
-    pool = _Here() if num_processes == 1 else ProcessPoolExecutor(num_processes)
+    """Where replays are computed. Whoever leaves early waits for those under way, not for all in the queue.
+
+    Not by fork: Python calls hooks around it, and an interruption that comes in one of these is lost.
+    """
+    pool = _Here() if num_processes == 1 else ProcessPoolExecutor(num_processes, get_context("spawn"))
     try:
         yield pool
     finally:
