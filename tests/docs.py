@@ -36,6 +36,7 @@ class How(Enum):
     DECLARED = "needs a GPU's packages: unit/test_docs.py looks at what it would install"
     MAKE = "what make would do is looked at: unit/test_docs.py; `make test` is what runs all this"
     SMALL = "run at its smallest: integration/test_benchmark_*.py"
+    CASES = "its cases are those of e2e/test_vllm_prefixes.py; what it makes of them: unit/test_benchmark_resync.py"
     PROFILED = "run against a small simulated engine: integration/test_profile.py"
     SITE = "run on the one-box Slurm: integration/test_onebox_doctor.py"
     BATCHED = "its plan is made there; batches run so in integration/test_batch.py and on the one-box Slurm"
@@ -99,6 +100,7 @@ HOW = {
     "python -m benchmarks.routing": How.SMALL,
     "python -m benchmarks.routing trace=conversation_trace.jsonl policies=kv,dynamo,round_robin loads=0.9": How.SMALL,
     "python -m benchmarks.roles": How.SMALL,
+    "python -m benchmarks.resync": How.CASES,
     "python -m benchmarks.forecast": How.SMALL,
     "python -m benchmarks.capacity": How.SMALL,
     "python -m benchmarks.twin": How.SMALL,

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def vllm_engine(model: Path, **changes: Any) -> EngineSpec:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("model") / "tiny"
+    return write_tiny(tmp_path_factory.mktemp("model"))
+
+
+def write_tiny(folder: Path) -> Path:
+    """In a process of its own: it needs torch."""
+    path = folder / "tiny"
     subprocess.run([sys.executable, "-m", "workers.engines.tiny_model", str(path)], check=True, cwd=SOURCE)
     return path
 
@@ -89,12 +95,8 @@ class Real:
 
 @pytest.fixture(scope="session")
 def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PlainServer]:
-    log = tmp_path_factory.mktemp("plain") / "server.log"
-    server, url = start_plain(model, log)
-    try:
-        yield PlainServer(url, log)
-    finally:
-        end_tree(server)
+    with plain_server(model, tmp_path_factory.mktemp("plain") / "server.log") as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -103,6 +105,15 @@ def real(model: Path, plain: PlainServer, tmp_path_factory: pytest.TempPathFacto
     with live(tmp_path_factory.mktemp("real") / "run", engines, deadlines=PATIENT) as run:
         plain.wait()
         yield Real(run, plain.url, model)
+
+
+@contextmanager
+def plain_server(model: Path, log: Path) -> Iterator[PlainServer]:
+    server, url = start_plain(model, log)
+    try:
+        yield PlainServer(url, log)
+    finally:
+        end_tree(server)
 
 
 def start_plain(model: Path, log: Path) -> tuple[subprocess.Popen[bytes], str]:
