@@ -44,10 +44,10 @@ def test_routing_by_cached_prefixes_answers_sooner_than_routing_by_load(tmp_path
 
 
 def write_trace(path: Path) -> None:
-    """Forty prompts within four seconds, each behind one of five beginnings; short answers, which end soon."""
+    """Twenty prompts within two seconds, each behind one of five beginnings; short answers, which end soon."""
     rng = random.Random(1)
     lines = []
-    for number in range(40):
+    for number in range(20):
         shared, own = 100 * rng.randrange(5), 1000 + 10 * number
         blocks = [*range(shared, shared + 4), *range(own, own + 3)]
         size = {"input_length": 512 * len(blocks), "output_length": rng.randrange(10, 50)}

@@ -235,4 +235,4 @@ class DigestMachine(RuleBasedStateMachine):
 
 
 TestDigests = DigestMachine.TestCase
-TestDigests.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestDigests.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
