@@ -10,7 +10,7 @@ from typing import Any
 import zmq
 
 from workers.beat import until_next_mark
-from workers.kv_messages import PromptTrace
+from workers.kv_messages import Computed, PromptTrace
 from workers.links.link import OUTBOX_BYTES, Link
 from workers.links.wire import decode_to_proxy, decode_to_worker
 from workers.links.zmq_loop import CurveKeys
@@ -75,6 +75,12 @@ def test_the_pieces_of_one_turn_travel_as_one_chunk_per_request() -> None:
 def test_the_order_of_a_requests_messages_is_kept() -> None:
     turn = [("send", (Start(1, 200, ()),)), ("send_data", (1, b"a")), ("send", (End(2),)), ("send_data", (1, b"b"))]
     assert batches_of(turn) == [[Start(1, 200, ()), Chunk(1, b"ab"), End(2)]]
+
+
+def test_what_opens_an_answer_does_not_wait_behind_other_answers() -> None:
+    turn = [("send_data", (1, b"a")), ("send", (Computed(2, 9, 0),)), ("send", (Start(2, 200, ()),))]
+    turn += [("send_data", (2, b"b")), ("send", (End(1),))]
+    assert batches_of(turn) == [[Computed(2, 9, 0), Start(2, 200, ()), Chunk(1, b"a"), Chunk(2, b"b"), End(1)]]
 
 
 def test_what_may_wait_leaves_with_the_next_message() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from workers.kv_messages import Digest
+from workers.kv_messages import Computed, Digest
 from workers.links.session import LinkLost, Session
 from workers.links.wire import Batch, DecodeError, encode_batch
 from workers.links.zmq_loop import Beats, CurveKeys, LoopSocket, new_socket
@@ -24,6 +24,8 @@ from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, End, Go
 # Bytes of answers and digests that wait for credit; above this the senders wait, so memory stays bounded.
 OUTBOX_BYTES = 4 << 20
 _WITH_DATA = frozenset({Chunk, Start, End})
+# What a first token consists of goes ahead of what continues other answers: it would wait until all these are written.
+_AHEAD = frozenset({Computed, Start})
 LINGER_MS = 500  # a goodbye should still leave
 
 
@@ -49,7 +51,8 @@ class Link:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._session = Session(WINDOW_BYTES, silence_s, time.monotonic())
-        self._outbox: list[Message] = []
+        self._ahead: list[Message] = []
+        self._outbox: list[Message] = []  # behind these
         self._chunks: dict[int, int] = {}  # by request: where its chunk is in the outbox
         self._outbox_bytes = 0  # of answers' bodies and digests
         self._flush_scheduled = False
@@ -71,7 +74,7 @@ class Link:
         """Queue a message for this loop turn's batch; on a closed link it has nowhere to go."""
         if self.closed:
             return
-        self._outbox.append(message)
+        (self._ahead if type(message) in _AHEAD else self._outbox).append(message)
         if type(message) in _WITH_DATA:
             self._outbox_bytes += len(message.data)  # type: ignore[attr-defined]
         elif type(message) is Digest:
@@ -143,11 +146,12 @@ class Link:
     def _flush(self) -> None:
         self._flush_scheduled = False
         self._stalled = not self._session.may_send()
-        if self.closed or not self._outbox or self._stalled:
+        if self.closed or not (self._outbox or self._ahead) or self._stalled:
             return
         seq, ack = self._session.seal()
-        data = encode_batch(seq, ack, self._outbox)
+        data = encode_batch(seq, ack, self._ahead + self._outbox if self._ahead else self._outbox)
         self._session.count(len(data))
+        self._ahead.clear()
         self._outbox.clear()
         self._chunks.clear()
         self._outbox_bytes = 0
