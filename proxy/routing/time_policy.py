@@ -159,10 +159,13 @@ class ByTime:
         # Prompts of late say nothing where none come any more.
         stalls_s = step_s * rates.stalls_per_step(now) if worker.caps.max_prefill_tokens else 0.0
         itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
-        near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
+        target_s = self._spec.targets.itl_s
+        near_s = max(0.0, itl_s - NEAR_TARGET * target_s)
         if near_s and not part.computes:
-            # What it adds to the steps of all that decode there. Where it is computed too, prefixes say who is where.
-            near_s += rates.step.each_s * demand.num_tokens * worker.all_decodes
+            # What it adds to the steps of all that decode there, in full at their target: well below it, answers on few
+            # workers leave the others clear for prompts. Where it is computed too, prefixes say who is where.
+            closeness = min(1.0, near_s / ((1 - NEAR_TARGET) * target_s))
+            near_s += closeness * rates.step.each_s * demand.num_tokens * worker.all_decodes
         part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
 
     @staticmethod

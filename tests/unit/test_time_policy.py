@@ -241,7 +241,7 @@ def test_answers_are_decoded_where_others_are_so_that_the_rest_stay_clear_for_pr
 
 
 def test_what_comes_from_elsewhere_is_decoded_where_it_slows_few_down() -> None:
-    """Though its own answer would take longer there."""
+    """Though its own answer would take longer there; but not well below the target of the others."""
     made, demand = fleet(1, 2), Demand(4000, None)
     many, few = (made.workers[name, 0] for name in ("decode-0", "decode-1"))
     for worker, num_decodes, held_tokens in ((many, 40, 20_000), (few, 2, 40_000)):
@@ -251,6 +251,7 @@ def test_what_comes_from_elsewhere_is_decoded_where_it_slows_few_down() -> None:
     found = route(made, PrefixIndex(), demand, itl_s=0.02)
     assert found.decode is few and found.reason.itl_s is not None
     assert found.reason.itl_s > many.rates.step.seconds(many.held_tokens + demand.num_tokens)
+    assert route(made, PrefixIndex(), demand, itl_s=0.028).decode is many
 
 
 def test_what_hardly_differs_goes_to_who_has_fewest_answers_to_make() -> None:
