@@ -173,8 +173,8 @@ def _badness(tried: Tried) -> float:
 def _at_least(ordered: list[Family]) -> dict[str, int]:
     found: dict[str, int] = {}
     for family in ordered:
-        assert family.first is not None
-        found.setdefault("disaggregated" if family.prefill else "aggregated", family.first.gpus)
+        assert family.least is not None
+        found.setdefault("disaggregated" if family.prefill else "aggregated", family.least.gpus)
     return found
 
 

@@ -53,15 +53,24 @@ class Family(msgspec.Struct, frozen=True):
     prefill: Needs | None = None
 
     @property
-    def first(self) -> Split | None:
+    def least(self) -> Split | None:
+        """With fewer it cannot be done; None: with no number of them."""
         if self.prefill is None:
-            both = OPTIMISM * (self.decode.prefill + self.decode.decode)
-            return Split(Part(self.decode.layout, _count(both))) if math.isfinite(both) else None
+            both = self.decode.prefill + self.decode.decode
+            return Split(Part(self.decode.layout, _count(OPTIMISM * both))) if math.isfinite(both) else None
         if not math.isfinite(self.prefill.prefill + self.decode.decode):
             return None
         # What is left of a worker's worth of prompts, those that decode compute themselves.
         prefill = Part(self.prefill.layout, max(1, int(self.prefill.prefill)))
         return Split(Part(self.decode.layout, _count(self.decode.decode)), prefill)
+
+    def first(self, max_gpus: int) -> Split:
+        """Where the search begins: aggregated workers need about what both needs come to."""
+        assert self.least is not None
+        if self.prefill is not None:
+            return self.least
+        most = max(self.least.decode.replicas, max_gpus // self.decode.layout.gpus)
+        return Split(Part(self.decode.layout, min(most, _count(self.decode.prefill + self.decode.decode))))
 
 
 def _count(needed: float) -> int:
@@ -73,9 +82,9 @@ def families(needs: Sequence[Needs], handing_over: Callable[[Split], bool]) -> l
     found = [Family(each) for each in needs]
     found += [Family(decode, prefill) for decode in needs for prefill in needs]
     able = [
-        (family.first.gpus, family.prefill is not None, number, family)
+        (family.least.gpus, family.prefill is not None, number, family)
         for number, family in enumerate(found)
-        if family.first is not None and (family.prefill is None or handing_over(family.first))
+        if family.least is not None and (family.prefill is None or handing_over(family.least))
     ]
     return [family for *_, family in sorted(able, key=lambda each: each[:3])]
 
@@ -91,9 +100,9 @@ class Search:
 
     def run(self, ordered: Sequence[Family]) -> Tried | None:
         for family in ordered:
-            assert family.first is not None
-            if family.first.gpus <= self._limit(family):
-                self._search(family)
+            assert family.least is not None
+            if family.least.gpus <= self._limit(family):
+                self._search(family, family.least)
         return self.chosen
 
     @property
@@ -116,24 +125,22 @@ class Search:
             self.tried[split] = self._try(split)
         return self.tried[split]
 
-    def _search(self, family: Family) -> None:
-        assert family.first is not None
-        todo, limit = [family.first], self._limit(family)
-        bad: Split | None = None
+    def _search(self, family: Family, least: Split) -> None:
+        limit = self._limit(family)
+        todo, too_few = [family.first(limit)], least.decode.replicas - 1
         while todo:
             split = min(todo, key=lambda each: each.gpus)
             todo.remove(split)
             tried = self._ask(split)
             if tried.good:
-                between = self._between(bad, tried) if bad and not split.prefill else tried
-                self._keep(self._smallest(between))
+                self._keep(self._smallest(tried if split.prefill else self._between(too_few, tried)))
                 return
-            bad = split
+            too_few = split.decode.replicas
             todo += [each for each in _larger(tried) if each.gpus <= limit and each not in {*self.tried, *todo}]
 
-    def _between(self, bad: Split, good: Tried) -> Tried:
-        """Of aggregated splits, halving."""
-        low, layout = bad.decode.replicas, bad.decode.layout
+    def _between(self, low: int, good: Tried) -> Tried:
+        """Of aggregated splits, halving. `low` are too few."""
+        layout = good.split.decode.layout
         while good.split.decode.replicas > low + 1:
             middle = self._ask(Split(Part(layout, (low + good.split.decode.replicas) // 2)))
             if middle.good:

@@ -74,7 +74,7 @@ def test_splits_that_no_plan_allows_are_not_looked_at() -> None:
     assert all(family.prefill is None or family.prefill.layout == family.decode.layout for family in allowed)
     hopeless = [Needs(Layout(1), math.inf, 1.0), Needs(Layout(2), 1.0, math.inf)]
     found = families(hopeless, lambda split: True)
-    assert [str(family.first) for family in found] == ["prefill 1 x tp2, decode 1 x tp1"]
+    assert [str(family.least) for family in found] == ["prefill 1 x tp2, decode 1 x tp1"]
 
 
 def test_one_worker_less_of_each_kind() -> None:
