@@ -41,11 +41,12 @@ def assert_at_rest(run: Live, *workers: str, timeout_s: float = 60.0) -> None:
 def idle(run: Live, *workers: str) -> bool:
     """An idle engine's gauges are those of its last step, in which blocks may have been held: if so, it takes more.
 
-    New prompts of several lengths, as the router may have any engine serve one, and some without the prefill engine.
+    New prompts of several lengths, as the router may have any engine serve one, and so many at once that none is left
+    out.
     """
     asked = time.monotonic()
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda turn: ask(run, prompt(hash((asked, turn)), 30 + 300 * turn)), range(4)))
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(lambda turn: ask(run, prompt(hash((asked, turn)), 30 + 100 * turn)), range(12)))
     wait_for(lambda: quiet(run), "these requests to end")
     while held := sum(run.metric(figure, worker) for figure in (PINNED, *BUSY) for worker in workers):
         if time.monotonic() > asked + 5.0:
