@@ -60,6 +60,7 @@ class Flight(msgspec.Struct, eq=False):
     num_resumed: int = 0
     created: int = 0  # as the answer's events say
     prompt: PromptKey | None = None  # under this its worker's trace of the prompt is learnt
+    refused_at_chance: int = -1  # the last one at which no worker was found for it
     held_tokens: int = 0  # counted where it decodes
     cached_tokens: int = 0  # of its prompt, where it was computed, by that engine's word
     story: list[tuple[State, float]] = msgspec.field(default_factory=list)  # where it has been, and until when

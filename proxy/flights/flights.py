@@ -21,6 +21,7 @@ from proxy.flights import given_work
 from proxy.flights.admission import RETRY_AFTER_S, Admission
 from proxy.flights.flight import Flight, LegRecord, State
 from proxy.flights.open_tickets import Notice, OpenTickets
+from proxy.flights.placing import Placing
 from proxy.flights.resuming import Resumables, avoided_by, resume, unresumable_because
 from proxy.flights.waiting import Waiting
 from proxy.prefixes.prefix_index import PrefixIndex
@@ -32,7 +33,6 @@ from workers.protocol import Cancel, Cancelled, End, Failed, Leg, Prefilled, Sta
 
 MAX_ATTEMPTS = 3
 NUM_DECIDED = 16
-YIELD_S = 60.0  # after a request that is not of a batch, batches leave room for the next
 
 
 class Flights:
@@ -47,7 +47,7 @@ class Flights:
         self._next_rid = 0
         self.queue = Waiting()
         self._admission = Admission(self.queue, fleet, limits, deadlines)
-        self._online_at = float("-inf")  # the last request that is not of a batch
+        self._placing = Placing(fleet, index, router, self.queue)
         self.open: dict[int, Flight] = {}
         self.legs: dict[int, LegRecord] = {}
         self.tickets = OpenTickets(fleet)
@@ -56,12 +56,20 @@ class Flights:
         self._out: list[ev.Effect] = []
 
     def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
+        self._placing.look(now, may_make_room=self._may_make_room(event))
         _HANDLERS[type(event)](self, event, now)
         self._place_queued(now)
         effects, self._out = self._out, []
         return effects
 
     # ------------------------------------------------------------ arriving and being placed
+
+    def _may_make_room(self, event: ev.Event) -> bool:
+        """Arrivals do not. Of an answer's beginning one word does: that its ticket is read, or its prompt computed."""
+        if isinstance(event, Computed | Start):
+            leg = self.legs.get(event.rid)
+            return leg is not None and (leg.computed_at is None if leg.ticket is None else isinstance(event, Start))
+        return not isinstance(event, ev.Arrived)
 
     def _room_made(self, event: ev.RoomMade, now: float) -> None:
         """The queue is looked at after every event."""
@@ -71,7 +79,7 @@ class Flights:
         flight.arrived_at = flight.progress_at = now
         self.open[flight.id] = flight
         if not flight.of_batch and flight.demand.forced is None:
-            self._online_at = now
+            self._placing.online_at = now
         if flight.demand.forced is not None:
             self._start_forced(flight, now)
         elif not self._fleet.serving and not self._fleet.awaited:
@@ -89,19 +97,9 @@ class Flights:
 
     def _place_queued(self, now: float) -> None:
         """Those whose turn it is, one after the other, until none of them fits."""
-        while self.queue and (placed := self._next_placed(now)) is not None:
+        while self.queue and (placed := self._placing.next(now)) is not None:
             self.queue.of(placed[0]).take(placed[0])
             self._start(*placed, now)
-
-    def _next_placed(self, now: float) -> tuple[Flight, Route] | None:
-        for flight in self.queue.turns(now):
-            if flight.of_batch:
-                flight.demand = msgspec.structs.replace(flight.demand, yields=now - self._online_at < YIELD_S)
-            waited_s = now - flight.arrived_at
-            route = self._router.route(self._fleet, self._index, flight.demand, now, waited_s)
-            if route is not None:
-                return flight, route
-        return None
 
     def _start(self, flight: Flight, route: Route, now: float) -> None:
         flight.route = route

@@ -16,8 +16,9 @@ from proxy.fleet.fleet_events import PeerLost
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fl
 from proxy.flights.flight import Flight, State
-from proxy.flights.flights import YIELD_S, Flights
+from proxy.flights.flights import Flights
 from proxy.flights.open_tickets import holder_of
+from proxy.flights.placing import YIELD_S
 from proxy.flights.resuming import MAX_RESUMED
 from proxy.flights.streams import Stream, Streams
 from proxy.monitoring.totals import Totals
