@@ -9,16 +9,18 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 
 from launcher.planning.models import ResolvedModel
 from launcher.refusal import Refused
 from launcher.schema import Config, Output
-from launcher.twin.capacity_search import Family, Needs, Search, Tried, families
+from launcher.twin.capacity_search import Family, Found, Needs, Question, Tried, families, find
 from launcher.twin.capacity_text import answer_text, draw
 from launcher.twin.card import Card
 from launcher.twin.cards import Profiles, engine_faults, read_profiles
+from launcher.twin.crew import Crew, num_useful
 from launcher.twin.figures import growth
 from launcher.twin.percentiles import percentile
 from launcher.twin.prediction import latencies, source_of
@@ -35,17 +37,12 @@ LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 4000, 30.0
 STEADY_FROM = 0.2  # of the requests; before that engines fill
 MAX_GROWTH = 2.0
 LATE = 3  # times as many as may be late: then it is given up
-LOADS = (1.1, 1.25, 1.5, 2.0)
+# Requests times GPUs: a replay of so many takes about as long as a process takes to start.
+WORTH_A_PROCESS = 40_000
 
 
-class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    chosen: Tried | None
-    next_cheaper: Tried | None
-    best_aggregated: Tried | None
-    best_disaggregated: Tried | None
+class Answer(Found, frozen=True, kw_only=True):
     at_least: dict[str, int]  # GPUs that a family of splits takes at the least
-    load_held: float  # times the workload's rate, of those that were tried
-    breaks_first: str  # what is missed beyond that; nothing was up to the largest that was tried
     requests: int
     rate: float
     max_gpus: int
@@ -53,8 +50,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     ttft_s: float
     itl_s: float
     source: str
-    tried: list[Tried]
-    took_s: float  # of this process
+    took_s: float
 
 
 class Capacity:
@@ -93,7 +89,11 @@ class Capacity:
             return float("inf")
         return self.workload.rate * num_output * card.model.decode_step_s(most, most * context) / most
 
-    def try_split(self, split: Split, load: float = 1.0) -> Tried:
+    def try_split(self, split: Split) -> Tried:
+        return self.replay(Question(split))
+
+    def replay(self, question: Question) -> Tried:
+        split, load = question
         requests = self.workload.requests
         if load != 1:
             requests = [replace(request, at_s=request.at_s / load) for request in requests]
@@ -122,21 +122,15 @@ class Capacity:
 
     def answer(self, max_gpus: int, sizes: Sequence[int] = ()) -> Answer:
         """`sizes`: tensor parallel, of the layouts to look at; none: all."""
-        started = time.process_time()
+        started = time.monotonic()
         able = [each for each in able_layouts(self.config, self.model) if not sizes or each.tensor_parallel in sizes]
         ordered = families([self.needs(layout) for layout in able], self.hands_over)
-        search = Search(self.try_split, max_gpus)
-        chosen = search.run(ordered)
-        held, breaks = self._margin(chosen.split) if chosen else (0.0, "")
-        cheaper = search.next_cheaper(chosen) if chosen else min(search.tried.values(), key=_badness, default=None)
+        small = len(self.workload.requests) * max_gpus < WORTH_A_PROCESS
+        with Crew(self.replay, 1 if small else num_useful()) as crew:
+            found = crew.run(partial(find, ordered=ordered, max_gpus=max_gpus))
         return Answer(
-            chosen=chosen,
-            next_cheaper=cheaper,
-            best_aggregated=search.best.get(False),
-            best_disaggregated=search.best.get(True),
+            **msgspec.structs.asdict(found),
             at_least=_at_least(ordered),
-            load_held=held,
-            breaks_first=breaks,
             requests=len(self.workload.requests),
             rate=self.workload.rate,
             max_gpus=max_gpus,
@@ -144,18 +138,8 @@ class Capacity:
             ttft_s=self._targets.ttft_s,
             itl_s=self._targets.itl_s,
             source=source_of(self.card(able[0])),
-            tried=list(search.tried.values()),
-            took_s=time.process_time() - started,
+            took_s=time.monotonic() - started,
         )
-
-    def _margin(self, split: Split) -> tuple[float, str]:
-        held = 1.0
-        for load in LOADS:
-            tried = self.try_split(split, load)
-            if not tried.good:
-                return held, tried.misses
-            held = load
-        return held, ""
 
 
 def able_layouts(config: Config, model: ResolvedModel) -> list[Layout]:
@@ -164,10 +148,6 @@ def able_layouts(config: Config, model: ResolvedModel) -> list[Layout]:
     found, profiled = list(layouts(config, model)), config.predict.profiles
     measured = [layout for layout in found if layout.name in profiled]
     return measured if config.cluster.gpu is None and measured else found
-
-
-def _badness(tried: Tried) -> float:
-    return tried.worst
 
 
 def _at_least(ordered: list[Family]) -> dict[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,6 +16,14 @@ from launcher.twin.splits import Layout, Part, Split
 
 STRIDE = 6  # a count that does not suffice grows by a sixth, or by one
 OPTIMISM = 0.8  # steps that do both read the weights once: aggregated workers may need less than both needs together
+LOADS = (1.1, 1.25, 1.5, 2.0)
+
+
+class Question(NamedTuple):
+    """What one replay answers."""
+
+    split: Split
+    load: float = 1.0  # times the workload's rate
 
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,6 +178,47 @@ class Search:
             self._ask(split)
         cheaper = [tried for tried in self.tried.values() if tried.split.gpus < chosen.split.gpus]
         return min(cheaper, key=lambda tried: (-tried.split.gpus, tried.worst), default=None)
+
+
+class Found(msgspec.Struct, frozen=True, kw_only=True):
+    chosen: Tried | None
+    next_cheaper: Tried | None  # or the closest, where nothing was chosen
+    best_aggregated: Tried | None
+    best_disaggregated: Tried | None
+    load_held: float  # times the workload's rate, of those that were tried
+    breaks_first: str  # what is missed beyond that; nothing was up to the largest that was tried
+    tried: list[Tried]
+
+
+def find(ask: Callable[[Question], Tried], ordered: Sequence[Family], max_gpus: int) -> Found:
+    """The cheapest, and what there is to say of it."""
+    search = Search(lambda split: ask(Question(split)), max_gpus)
+    chosen = search.run(ordered)
+    held, breaks = _margin(ask, chosen.split) if chosen else (0.0, "")
+    cheaper = search.next_cheaper(chosen) if chosen else min(search.tried.values(), key=_worst, default=None)
+    return Found(
+        chosen=chosen,
+        next_cheaper=cheaper,
+        best_aggregated=search.best.get(False),
+        best_disaggregated=search.best.get(True),
+        load_held=held,
+        breaks_first=breaks,
+        tried=list(search.tried.values()),
+    )
+
+
+def _margin(ask: Callable[[Question], Tried], split: Split) -> tuple[float, str]:
+    held = 1.0
+    for load in LOADS:
+        tried = ask(Question(split, load))
+        if not tried.good:
+            return held, tried.misses
+        held = load
+    return held, ""
+
+
+def _worst(tried: Tried) -> float:
+    return tried.worst
 
 
 def smaller(split: Split) -> Iterator[Split]:
