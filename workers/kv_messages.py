@@ -19,7 +19,7 @@ class PromptTrace(Message, frozen=True, tag="prompt_trace"):
 
 
 class Computed(Message, frozen=True, tag="computed"):
-    """A whole or decode leg has its first token, whether or not its answer can begin: it may not stream."""
+    """A whole or decode leg has its first token, but its answer cannot begin: else that says the same (`Start`)."""
 
     rid: int
     num_prompt_tokens: int

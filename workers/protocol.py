@@ -159,6 +159,9 @@ class Start(Message, frozen=True, tag="start"):
     data: bytes = b""  # the beginning of the body, or of what is new of it in a resumed stream
     output_ids: bytes = b""  # of which it was made; empty: this answer cannot be taken up elsewhere
     created: int = 0  # as its events say
+    # What `Computed` would say; none: it did, or nothing was computed.
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
 
 
 class Chunk(Message, frozen=True, tag="c"):

@@ -152,7 +152,7 @@ class Flights:
         if leg is not None:
             self._leg_computed(leg, computed, now)
 
-    def _leg_computed(self, leg: LegRecord, told: Computed | Prefilled, now: float) -> None:
+    def _leg_computed(self, leg: LegRecord, told: Computed | Prefilled | Start, now: float) -> None:
         """A decode leg computes only the last token of its prompt."""
         if leg.kind != Leg.DECODE and not leg.flight.begun:
             leg.flight.cached_tokens = told.num_cached_tokens
@@ -185,7 +185,10 @@ class Flights:
         leg = self.legs.get(start.rid)
         if leg is None or leg.cancelled:
             return
-        given_work.computed(leg, None, self._index, now)
+        if start.num_prompt_tokens:
+            self._leg_computed(leg, start, now)
+        else:
+            given_work.computed(leg, None, self._index, now)
         self._notify(self.tickets.read(leg.ticket))
         flight = leg.flight
         flight.move(State.STREAMING, now)

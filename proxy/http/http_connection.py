@@ -37,6 +37,7 @@ class Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._reader = RequestReader(self, service.admit, service.limits, service.bodies)
         self._phase = Phase.NEW
+        self._moved = False  # and the clock goes on from the phase before
         self.deadline = inf
         self.current: Exchange | None = None
         self._queue: deque[tuple[Exchange, Response | None]] = deque()
@@ -77,7 +78,8 @@ class Connection(asyncio.Protocol):
         """A client that half-closes while it waits for an answer has left: nobody pays for its tokens."""
         if self.current is not None:
             self.transport.abort()
-        self._move(Phase.CLOSING)
+        self._phase = Phase.CLOSING
+        self._restart_clock()
 
     def pause_writing(self) -> None:
         """Called once per crossing of the limit, so a fast reader costs nothing per chunk."""
@@ -100,6 +102,8 @@ class Connection(asyncio.Protocol):
             self._read(data)
         if self.current is not None:
             self._bound_ahead(len(data))
+        if self._moved:
+            self._restart_clock()
 
     def _read(self, data: bytes) -> None:
         try:
@@ -199,10 +203,12 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------ clock and end
 
     def _move(self, phase: Phase) -> None:
+        """One read may bring a whole request: the clock is set once, where all of it has been looked at."""
         self._phase = phase
-        self._restart_clock()
+        self._moved = True
 
     def _restart_clock(self) -> None:
+        self._moved = False
         service, phase = self._service, self._phase
         if self.current is not None:
             self.deadline = inf
@@ -219,6 +225,8 @@ class Connection(asyncio.Protocol):
         if self._phase in (Phase.HEAD, Phase.BODY):
             self._refuse(self._reader.refusal(Timeout("the request did not arrive in time: send it faster")))
             self._serve_next()
+            if self._moved:
+                self._restart_clock()
         elif self._phase in (Phase.NEW, Phase.IDLE):
             self._close()
         else:

@@ -124,10 +124,14 @@ class RequestReader:
 
     def on_url(self, part: bytes) -> None:
         self._target += part
-        self._count_head(len(part))
+        self._head_bytes += len(part)
+        if self._head_bytes > self._limits.max_header_bytes:
+            raise self._head_too_large()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_head(len(name) + len(value) + 4)
+        self._head_bytes += len(name) + len(value) + 4
+        if self._head_bytes > self._limits.max_header_bytes:
+            raise self._head_too_large()
         self._num_headers += 1
         if self._num_headers > MAX_HEADERS:
             raise HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers")
@@ -184,11 +188,6 @@ class RequestReader:
         if refusal is not None and head.has_body:
             raise Refused(refusal, self._closing_exchange())
         return refusal
-
-    def _count_head(self, num_bytes: int) -> None:
-        self._head_bytes += num_bytes
-        if self._head_bytes > self._limits.max_header_bytes:
-            raise self._head_too_large()
 
     def _body_too_large(self) -> ApiError:
         return TooLarge(f"the request's body is over the limit of {self._limits.max_body_bytes} bytes: send less")

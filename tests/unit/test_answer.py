@@ -64,7 +64,7 @@ def test_the_start_waits_for_a_first_good_output() -> None:
         assert gate.out == [] and not gate.answer.opened
         gate.call.output(1, 0, 10)
         await gate.body(b"first")
-        assert gate.out == [Start(7, 200, HEADERS, b"rolefirst")]
+        assert gate.out == [Start(7, 200, HEADERS, b"rolefirst", num_prompt_tokens=10)]
         await gate.body(b"second")
         await gate.body(b"third", more=False)
         assert gate.out[1:] == [Chunk(7, b"second"), b"third"]
@@ -136,7 +136,7 @@ def test_after_a_failure_nothing_more_is_forwarded() -> None:
         gate.call.fail(CallRefused("the engine died", retryable=False))
         await gate.body(b'{"error": {}}')
         await gate.body(b"[DONE]", more=False)
-        assert gate.out == left == [Start(7, 200, HEADERS, b"first")]
+        assert gate.out == left == [Start(7, 200, HEADERS, b"first", num_prompt_tokens=10)]
 
     asyncio.run(scenario())
 
@@ -197,7 +197,7 @@ def test_tokens_travel_with_the_bytes_that_were_made_of_them_or_before() -> None
         gate.output(7, 8)
         await gate.body(SECOND)
         assert gate.out == [
-            Start(7, 200, HEADERS, FIRST, pack([5]), 1700000000),
+            Start(7, 200, HEADERS, FIRST, pack([5]), 1700000000, 10),
             Chunk(7, SECOND, pack([6]) + pack([7, 8])),
         ]
 
@@ -229,7 +229,7 @@ def test_an_answer_of_one_token_leaves_whole() -> None:
         await gate.body(FIRST)
         assert gate.out == []
         await gate.body(END, more=False)
-        assert gate.out == [Start(7, 200, HEADERS, FIRST + END, pack([5]), 1700000000), b""]
+        assert gate.out == [Start(7, 200, HEADERS, FIRST + END, pack([5]), 1700000000, 10), b""]
 
     asyncio.run(scenario())
 
@@ -248,7 +248,7 @@ def test_a_replay_shows_nothing_before_the_engine_has_something_new() -> None:
         assert gate.out == []
         gate.output(6)
         await gate.body(LATER)
-        assert gate.out == [Start(7, 200, HEADERS, SECOND, pack([6]), 1700000000)]
+        assert gate.out == [Start(7, 200, HEADERS, SECOND, pack([6]), 1700000000, 11)]
 
     asyncio.run(scenario())
 

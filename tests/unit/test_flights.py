@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 import msgspec
@@ -13,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from proxy.fleet.fleet import Fleet
 from proxy.fleet.fleet_events import PeerLost
+from proxy.fleet.rates import Rates
 from proxy.fleet.worker import Key
 from proxy.flights import flight_events as fl
 from proxy.flights.flight import Flight, State
@@ -26,6 +28,7 @@ from proxy.prefixes.prefix_index import PrefixIndex
 from proxy.routing.router import Router
 from proxy.spec import Deadlines, Limits, PoolCaps, RoutingSpec
 from tests.unit.proxies import bring_up, flight, peer, proxy_spec, ticket
+from workers.kv_messages import Computed
 from workers.output_ids import groups, pack
 from workers.protocol import (
     Cancel,
@@ -121,6 +124,24 @@ def test_a_scrape_takes_nobodys_place_and_nobodys_turn() -> None:
     world.apply(Start(submit.rid, 200, ()))
     world.apply(End(submit.rid))
     assert worker.num_decodes == 0 and not world.flights.open
+
+
+def test_what_was_computed_teaches_the_same_whether_said_alone_or_with_the_answers_beginning() -> None:
+    def taught(*said: object) -> tuple[int, Rates, list[fl.Effect]]:
+        world, request = World(num_prefill=0), flight(1)
+        request.demand = msgspec.structs.replace(request.demand, whole_because="it must")
+        (submit,) = sent(world.apply(fl.Arrived(request)), Submit)
+        world.now = 0.7
+        effects = [effect for make in said for effect in world.apply(make(submit.rid))]  # type: ignore[operator]
+        return request.cached_tokens, world.fleet.workers["decode-0", 0].rates, effects
+
+    computed = partial(Computed, num_prompt_tokens=500, num_cached_tokens=320)
+    start = partial(Start, status=200, headers=())
+    *alone, _ = taught(computed, start)
+    *within, effects = taught(partial(start, num_prompt_tokens=500, num_cached_tokens=320))
+    assert alone == within and within[0] == 320
+    assert isinstance(only(effects, fl.Begin), fl.Begin)
+    assert taught(start)[:2] != tuple(within)  # what is not told is not known
 
 
 def test_an_error_answered_by_the_prefill_workers_app_passes_through() -> None:

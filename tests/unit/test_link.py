@@ -78,9 +78,16 @@ def test_the_order_of_a_requests_messages_is_kept() -> None:
 
 
 def test_what_opens_an_answer_does_not_wait_behind_other_answers() -> None:
-    turn = [("send_data", (1, b"a")), ("send", (Computed(2, 9, 0),)), ("send", (Start(2, 200, ()),))]
+    turn = [("send_data", (1, b"a")), ("send", (Computed(3, 9, 0),)), ("send", (Start(2, 200, ()),))]
     turn += [("send_data", (2, b"b")), ("send", (End(1),))]
-    assert batches_of(turn) == [[Computed(2, 9, 0), Start(2, 200, ()), Chunk(1, b"a"), Chunk(2, b"b"), End(1)]]
+    assert batches_of(turn) == [[Computed(3, 9, 0), Start(2, 200, ()), Chunk(1, b"a"), Chunk(2, b"b"), End(1)]]
+
+
+def test_a_start_says_alone_what_was_computed_in_its_turn() -> None:
+    computed, start = Computed(2, 9, 4), Start(2, 200, (), num_prompt_tokens=9, num_cached_tokens=4)
+    together = [("send", (computed,)), ("send", (start,))]
+    assert batches_of(together, [("send", (computed,))]) == [[start], [computed]]
+    assert batches_of([("send", (start,)), ("send", (computed,))]) == [[start]]
 
 
 def test_what_may_wait_leaves_with_the_next_message() -> None:

@@ -55,7 +55,7 @@ EXAMPLES: dict[str, Message] = {
     "load": protocol.Load(3, 1, 12, 4096, 8192, 0, 0.5, 2, 1024, 6),
     "digest": kv_messages.Digest(0, 2, 17, bytes(range(16)), bytes(range(16, 24)), True, 0.25),
     "start": protocol.Start(
-        7, 200, ((b"content-type", b"text/event-stream"),), b"", b"\x05\x00\x00\x80", 1_700_000_000
+        7, 200, ((b"content-type", b"text/event-stream"),), b"", b"\x05\x00\x00\x80", 1_700_000_000, 41, 32
     ),
     "c": protocol.Chunk(7, b'data: {"choices":[]}\n\n', b"\x05\x00\x00\x80"),
     "end": protocol.End(7, 41, 32, 8),

@@ -101,7 +101,9 @@ class Answer:
             raise self._not_the_same(f"status {status}")
         ids = self._call.take_ids()
         data, self._held = self._last(self._held) if complete else self._held, b""
-        self._outlet.send(Start(self._rid, status, headers, data, ids, created_of(data) if ids else 0))
+        created = created_of(data) if ids else 0
+        told = (self._call.num_prompt_tokens, self._call.num_cached_tokens)
+        self._outlet.send(Start(self._rid, status, headers, data, ids, created, *told))
         if complete:
             self._finish(b"")
 

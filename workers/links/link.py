@@ -25,7 +25,7 @@ from workers.protocol import BEAT_INTERVAL_S, WINDOW_BYTES, Beat, Chunk, End, Go
 OUTBOX_BYTES = 4 << 20
 _WITH_DATA = frozenset({Chunk, Start, End})
 # What a first token consists of goes ahead of what continues other answers: it would wait until all these are written.
-_AHEAD = frozenset({Computed, Start})
+_Ahead = Computed | Start
 LINGER_MS = 500  # a goodbye should still leave
 
 
@@ -51,7 +51,7 @@ class Link:
         self._on_lost = on_lost
         self._loop = asyncio.get_running_loop()
         self._session = Session(WINDOW_BYTES, silence_s, time.monotonic())
-        self._ahead: list[Message] = []
+        self._ahead: dict[int, _Ahead] = {}  # by request: of one turn, its start says all that is to be said
         self._outbox: list[Message] = []  # behind these
         self._chunks: dict[int, int] = {}  # by request: where its chunk is in the outbox
         self._outbox_bytes = 0  # of answers' bodies and digests
@@ -74,7 +74,12 @@ class Link:
         """Queue a message for this loop turn's batch; on a closed link it has nowhere to go."""
         if self.closed:
             return
-        (self._ahead if type(message) in _AHEAD else self._outbox).append(message)
+        if type(message) is Start:
+            self._ahead[message.rid] = message
+        elif type(message) is Computed:
+            self._ahead.setdefault(message.rid, message)
+        else:
+            self._outbox.append(message)
         if type(message) in _WITH_DATA:
             self._outbox_bytes += len(message.data)  # type: ignore[attr-defined]
         elif type(message) is Digest:
@@ -149,7 +154,7 @@ class Link:
         if self.closed or not (self._outbox or self._ahead) or self._stalled:
             return
         seq, ack = self._session.seal()
-        data = encode_batch(seq, ack, self._ahead + self._outbox if self._ahead else self._outbox)
+        data = encode_batch(seq, ack, [*self._ahead.values(), *self._outbox] if self._ahead else self._outbox)
         self._session.count(len(data))
         self._ahead.clear()
         self._outbox.clear()
