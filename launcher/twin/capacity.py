@@ -21,7 +21,7 @@ from launcher.twin.capacity_text import answer_text, draw
 from launcher.twin.card import Card
 from launcher.twin.cards import Profiles, engine_faults, read_profiles
 from launcher.twin.crew import Crew, num_useful
-from launcher.twin.figures import growth
+from launcher.twin.figures import GROWTH_OF, MAX_WAIT, growth
 from launcher.twin.percentiles import percentile
 from launcher.twin.prediction import latencies, source_of
 from launcher.twin.recipe import recipe_faults, write_recipe
@@ -29,7 +29,7 @@ from launcher.twin.records import Replayed
 from launcher.twin.replay import Patience, Replay
 from launcher.twin.simulate import read_workload, resolved, save, say_whose_shape
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, setup_of_split
-from launcher.twin.traces import shared_hits
+from launcher.twin.traces import Request, shared_hits
 from launcher.twin.workload import Workload, workload_faults
 
 # Long enough for queues to show, short enough for a hundred replays.
@@ -98,8 +98,7 @@ class Capacity:
         if load != 1:
             requests = [replace(request, at_s=request.at_s / load) for request in requests]
         setup = setup_of_split(self.config, self.model, self._found, self.workload.block_size, split)
-        patience = Patience(self._targets.ttft_s, LATE * (1 - self._fraction) * len(requests))
-        replayed = Replay(setup, requests, patience=patience).run()
+        replayed = Replay(setup, requests, patience=self._patience(requests)).run()
         ttft_s, itl_s = latencies(replayed, self._fraction, STEADY_FROM)
         if not replayed.complete or not self._keeps_up(replayed):
             ttft_s = float("inf")
@@ -109,6 +108,18 @@ class Capacity:
             itl_s=itl_s,
             ttft_of_target=ttft_s / self._targets.ttft_s,
             itl_of_target=itl_s / self._targets.itl_s,
+        )
+
+    def _patience(self, requests: Sequence[Request]) -> tuple[Patience, Patience]:
+        """Until far more are late than may be, or so many that it cannot keep up."""
+        steady = int(STEADY_FROM * len(requests))
+        since = steady + (len(requests) - steady) // 2
+        long_s = max(self._targets.ttft_s / 2, MAX_WAIT * (requests[-1].at_s - requests[steady].at_s))
+        num_later = len(requests) - since
+        num_long = num_later - int(num_later * min(self._fraction, GROWTH_OF)) - 1
+        return (
+            Patience(self._targets.ttft_s, LATE * (1 - self._fraction) * len(requests)),
+            Patience(long_s, num_long, since),
         )
 
     def _keeps_up(self, replayed: Replayed) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from launcher.twin.percentiles import percentile
 from launcher.twin.records import Record, Replayed
 
+GROWTH_OF = 0.9  # the percentile of TTFT that may grow
 MAX_WAIT = 0.05  # of the time in which requests arrive: who waits longer is not kept up with
 STEADY_FROM = 0.25  # of the requests; before that caches and queues fill
 POINTS = (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
@@ -64,5 +65,5 @@ def growth(records: Sequence[Record]) -> float:
     Far too fast, both halves only queue, the second for about twice as long as the first, whatever the rate.
     """
     half = len(records) // 2
-    first, second = (percentile([r.ttft_s for r in part], 0.9) for part in (records[:half], records[half:]))
+    first, second = (percentile([r.ttft_s for r in part], GROWTH_OF) for part in (records[:half], records[half:]))
     return float("inf") if second > MAX_WAIT * span_s(records) else second / max(first, 1e-9)

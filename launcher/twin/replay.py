@@ -43,8 +43,9 @@ ONE_TOKEN = bytes(ID_BYTES)
 class Patience(NamedTuple):
     """Where nobody wants to know how bad it gets: a replay ends when more first tokens are late."""
 
-    ttft_s: float = float("inf")
-    num_late: float = float("inf")
+    ttft_s: float
+    num_late: float
+    since: int = 0  # of the requests from this one on
 
 
 class _TimedRouter(Router):
@@ -67,14 +68,14 @@ class Replay:
         setup: Setup,
         requests: Sequence[Request],
         scores: Mapping[str, Scores] = SCORES,
-        patience: Patience | None = None,
+        patience: Sequence[Patience] = (),
         look: Look | None = None,
         names: Iterable[str] | None = None,
         deadlines: Deadlines = PATIENT,
     ) -> None:
         """`look`: may move roles every LOOK_S; None: no change. `names`: workers that are up; none: all."""
-        self._patience = patience or Patience()
-        self._num_late = 0
+        self._num_late = dict.fromkeys(patience, 0)
+        self._given_up = False
         self._setup = setup
         self._requests = requests
         self._fleet = setup.fleet(names)
@@ -99,10 +100,13 @@ class Replay:
             self._at(LOOK_S, self._move_roles, self._look)
         for number, request in enumerate(self._requests):
             self._at(request.at_s, self._arrive, number)
+            for patience in self._num_late:
+                if number >= patience.since:
+                    self._at(request.at_s + patience.ttft_s, self._late, number, patience)
         for number, key in enumerate(self._engines):
             self._at(BEAT_INTERVAL_S * number / len(self._engines), self._beat, key)
         now = 0.0
-        while self._num_open and self._num_late <= self._patience.num_late:
+        while self._num_open and not self._given_up:
             now, _, step, arguments = heapq.heappop(self._todo)
             step(*arguments, now)
         return Replayed(
@@ -127,14 +131,18 @@ class Replay:
         flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
         self._tell(fe.Arrived(flight), now)
 
+    def _late(self, number: int, patience: Patience, now: float) -> None:
+        """Its first token is due."""
+        if not self._records[number].first_s:
+            self._num_late[patience] += 1
+            self._given_up |= self._num_late[patience] > patience.num_late
+
     def _tell(self, event: fe.Event, now: float) -> None:
         for effect in self._flights.apply(event, now):
             if isinstance(effect, fe.Send):
                 self._send(effect, now)
             elif isinstance(effect, fe.Begin):
-                record = self._records[effect.flight.id]
-                record.begin(now, effect.flight.route)
-                self._num_late += record.ttft_s > self._patience.ttft_s
+                self._records[effect.flight.id].begin(now, effect.flight.route)
             elif isinstance(effect, fe.Finish):
                 self._records[effect.flight.id].end_s = now
                 self._num_open -= 1
