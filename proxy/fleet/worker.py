@@ -89,8 +89,11 @@ class Worker:
     def queue_s(self, now: float) -> float:
         """Until the prompts that it has been given are computed."""
         prefill = self.rates.prefill
-        work_s = prefill.fixed_s * self.num_prompts + prefill.each_s * self.all_prefill_tokens
-        return max(0.0, work_s - (now - self.computing_since)) if self.num_prompts else work_s
+        tokens_s = prefill.each_s * (self.prefill_tokens + self.load.other_prefill_tokens)
+        if not self.num_prompts:
+            return tokens_s
+        work_s = prefill.fixed_s * self.num_prompts + tokens_s
+        return max(0.0, work_s - (now - self.computing_since))
 
     # What this proxy has given it, and by the host's last word what others have.
 
