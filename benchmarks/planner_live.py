@@ -25,6 +25,7 @@ from launcher.twin.simulate import twin_of
 from launcher.twin.traces import Request, own_chain
 
 BLOCK_SIZE = 16
+Move = tuple[float, str, Role]
 Step = tuple[float, str]  # seconds since the first request, and how many workers then have which role
 
 
@@ -32,9 +33,7 @@ class Live(SlurmRamp, frozen=True, kw_only=True):
     live_workers: Count = 4
     live_slower: Duration = 4.0  # engines than by default
     live_phase_s: Duration = 25.0
-    live_phases: str = (
-        "1/500/20,8/3000/4,8/500/150,8/3000/4,1/500/20"  # requests per second, tokens of prompts and answers
-    )
+    live_phases: str = "1/500/20,8/3000/4,8/500/150,8/3000/4"  # requests per second, tokens of prompts and answers
     live_itl_s: Duration = 0.1
 
 
@@ -65,7 +64,7 @@ def requests_of(asked: Live) -> list[Request]:
     return requests
 
 
-def steps(moves: Iterable[tuple[float, str, Role]], workers: Iterable[str]) -> list[Step]:
+def steps(moves: Iterable[Move], workers: Iterable[str]) -> list[Step]:
     """Moves to the same role while one turn of traffic is remembered are one: a look sees all of a turn or a part."""
     roles, found = dict.fromkeys(workers, Role.BOTH), list[Step]()
     before_s, before = float("-inf"), Role.BOTH
@@ -81,6 +80,11 @@ def steps(moves: Iterable[tuple[float, str, Role]], workers: Iterable[str]) -> l
     return found
 
 
+def _while_asked(moves: Iterable[Move], requests: Sequence[Request]) -> list[Move]:
+    """What the end of all traffic brings about hangs on fractions of a second."""
+    return [move for move in moves if move[0] <= requests[-1].at_s]
+
+
 def in_twin(asked: Live, requests: Sequence[Request], folder: Path) -> tuple[list[Step], list[str]]:
     """And the workers' names."""
     config = load([*arguments(asked), f"runs_dir={folder}/predicted", "run=twin"])
@@ -88,7 +92,7 @@ def in_twin(asked: Live, requests: Sequence[Request], folder: Path) -> tuple[lis
     planner = VirtualPlanner(plan)
     Replay(twin_of(config, plan, model, BLOCK_SIZE), requests, look=planner.look).run()
     workers = list(plan.proxy.workers)
-    return steps(planner.moved, workers), workers
+    return steps(_while_asked(planner.moved, requests), workers), workers
 
 
 def measure_live(asked: Live) -> dict[str, float]:
@@ -101,7 +105,8 @@ def measure_live(asked: Live) -> dict[str, float]:
             began_at = asked_of(run, requests, BLOCK_SIZE).began_at
             word = read_word(run)
     assert word is not None
-    live = steps(((one.at - began_at, one.worker, one.role) for one in word.decisions), workers)
+    moves = ((one.at - began_at, one.worker, one.role) for one in word.decisions)
+    live = steps(_while_asked(moves, requests), workers)
     say(f"live: on live engines {live}")
     return compared(live, twin)
 

@@ -63,7 +63,7 @@ class Fleet:
     def apply(self, event: Event, now: float) -> list[Effect]:
         if isinstance(event, LoadTold):
             worker = self.workers[event.key]
-            worker.load, worker.load_at = event.load, now
+            worker.load, worker.load_at, worker.begun_tokens_told = event.load, now, worker.begun_tokens
             worker.rates.share(self._rates.setdefault(worker.pool, Rates()))
             return []
         effects = self._change(event)

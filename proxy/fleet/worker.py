@@ -48,6 +48,8 @@ class Worker:
     num_prompts: int = 0  # these prompts
     num_decodes: int = 0
     held_tokens: int = 0  # of these decodes' prompts
+    begun_tokens: int = 0  # of these, where the first token is there
+    begun_tokens_told: int = 0  # as many when the host last told its load, which counts their KV
     pinned_blocks: int = 0  # of open tickets that it holds for us
     last_chosen: int = 0  # for turns among equals
     computing_since: float = 0.0  # the first of these prompts: when it came, or the one before it was through

@@ -18,7 +18,7 @@ from proxy.fleet.worker import Worker
 from proxy.prefixes.prefix_index import NO_MARKS, Marks
 from proxy.prefixes.prompt_key import PromptKey
 from proxy.routing.router import Demand, Route
-from workers.protocol import Submit
+from workers.protocol import Leg, Submit
 
 
 class State(StrEnum):
@@ -103,3 +103,8 @@ class LegRecord(msgspec.Struct, eq=False):
     computed_at: float | None = None
     stalls_before_s: float = 0.0  # what prompts had taken there by then
     promised: Marks = NO_MARKS  # until then the index takes `worker` to hold this
+
+    @property
+    def begun(self) -> bool:
+        """Its answer: the first token is there."""
+        return self.kind != Leg.PREFILL and self.computed_at is not None

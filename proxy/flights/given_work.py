@@ -57,6 +57,8 @@ def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: fl
         return
     leg.computed_at = now
     rates, route = leg.worker.rates, leg.flight.route
+    if leg.begun:
+        leg.worker.begun_tokens += leg.flight.held_tokens
     if leg.kind == Leg.DECODE:
         if route is not None:
             rates.transfer.learn(route.reason.transfer_tokens, now - leg.sent_at)
@@ -72,6 +74,8 @@ def end(leg: LegRecord, index: PrefixIndex) -> None:
     """Its worker's last word: whatever is still counted for it is given back."""
     if leg.computed_at is None:
         _settle(leg, index)
+    elif leg.begun:
+        leg.worker.begun_tokens -= leg.flight.held_tokens
     if leg.place is not None:
         leave_place(leg.flight, leg.place)
         leg.place = None

@@ -20,7 +20,17 @@ def may_decode(worker: Worker, demand: Demand) -> bool:
 
 def has_place(worker: Worker, demand: Demand) -> bool:
     cap = worker.caps.max_decodes
-    return worker.all_decodes < (cap - cap // DECODE_RESERVE if demand.yields else cap)
+    return worker.all_decodes < (cap - cap // DECODE_RESERVE if demand.yields else cap) and _has_kv(worker, demand)
+
+
+def _has_kv(worker: Worker, demand: Demand) -> bool:
+    """What is sent where the cache is full waits in the engine, though another may have room sooner. A prompt larger
+    than the cache may run where nothing else does."""
+    if not worker.all_decodes or worker.capabilities is None:
+        return True
+    num_tokens = worker.capabilities.num_blocks * worker.capabilities.block_size
+    to_come = worker.held_tokens - worker.begun_tokens_told
+    return worker.load.kv_used * num_tokens + to_come + demand.num_tokens <= num_tokens
 
 
 def may_compute(worker: Worker, demand: Demand) -> bool:

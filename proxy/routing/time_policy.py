@@ -2,9 +2,9 @@
 
 Pure. A prompt is computed whole where it is decoded, or elsewhere and handed over. A way costs the predicted time to
 the request's first token, and what it does to the time between tokens: the request's own, and that of those who wait
-while its prompt is computed. `routing.targets` say how much the one weighs against the other. A full worker that would
-still be the cheapest is waited for, but for no longer than that gains: else all that overflows spoils what is kept
-clear of prompts, or a prefix is computed anew.
+while its prompt is computed. `routing.targets` say how much the one weighs against the other, and where not all can
+keep to them `goodput` says who shall. A full worker that would still be the cheapest is waited for, but for no longer
+than that gains: else all that overflows spoils what is kept clear of prompts, or a prefix is computed anew.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from proxy.prefixes.prefix_index import PrefixIndex, Target
 from proxy.prefixes.reuse import Reuse
 from proxy.routing.caps import has_place, has_room, may_compute, may_decode, may_pin
 from proxy.routing.demand import Demand, Reason, Route
+from proxy.routing.goodput import Goodput
 from proxy.routing.load_policies import cached_tokens
 from proxy.spec import RoutingSpec
 
@@ -57,11 +58,8 @@ class _Asked(msgspec.Struct, frozen=True):
 
     blocks: dict[Target, int]
     num_hot: int
+    may_split: bool
     itl_weight: float
-
-
-def _may_split(fleet: Fleet, demand: Demand) -> bool:
-    return demand.whole_because is None and fleet.can_split
 
 
 def _num_hot(blocks: Mapping[Target, int], chain: Sequence[int], reuse: Reuse) -> int:
@@ -83,13 +81,14 @@ class ByTime:
     def __init__(self, spec: RoutingSpec) -> None:
         self._spec = spec
         targets = spec.targets
+        self._goodput = Goodput(targets)
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
         asked = self._asked(fleet, index, demand, waited_s)
         able = [w for w in fleet.decoders if may_decode(w, demand)]
         way = self._best_whole(able, demand, asked, now, waited_s)
-        if _may_split(fleet, demand):
+        if asked.may_split:
             split = self._best_split(fleet, able, demand, asked, now, waited_s)
             if way is None or (split is not None and split.cost_s < way.cost_s):
                 way = split
@@ -97,9 +96,10 @@ class ByTime:
 
     def _asked(self, fleet: Fleet, index: PrefixIndex, demand: Demand, waited_s: float) -> _Asked:
         blocks, weight = index.leading(demand.chain, demand.marks), self._itl_weight
-        if not _may_split(fleet, demand):
+        may_split = demand.whole_because is None and fleet.can_split
+        if not may_split:
             weight *= max(0.0, 1 - waited_s / (PATIENCE * self._spec.targets.ttft_s))
-        return _Asked(blocks, _num_hot(blocks, demand.chain, index.reuse), weight)
+        return _Asked(blocks, _num_hot(blocks, demand.chain, index.reuse), may_split, weight)
 
     def _best_whole(
         self, able: Sequence[Worker], demand: Demand, asked: _Asked, now: float, waited_s: float
@@ -139,7 +139,10 @@ class ByTime:
             lasting = max(cached, cached_tokens(worker, demand, asked.num_hot))
             price_s = worker.rates.prefill.seconds(demand.num_tokens - lasting)
         stall_s = work_s * worker.all_decodes
-        cost_s = queue_s + price_s + asked.itl_weight * price_s * _tokens_spoilt(worker)
+        weight = asked.itl_weight
+        if asked.may_split:
+            weight *= self._goodput.stall_weight(worker.rates.itl_s(worker.held_tokens, now))
+        cost_s = queue_s + price_s + weight * price_s * _tokens_spoilt(worker)
         return _Part(worker, cached, lasting, cost_s, True, ready, queue_s, work_s, stall_s)
 
     def _receive(self, worker: Worker, demand: Demand, asked: _Asked, now: float) -> _Part:
@@ -159,14 +162,14 @@ class ByTime:
         # Prompts of late say nothing where none come any more.
         stalls_s = step_s * rates.stalls_per_step(now) if worker.caps.max_prefill_tokens else 0.0
         itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
-        target_s = self._spec.targets.itl_s
-        near_s = max(0.0, itl_s - NEAR_TARGET * target_s)
-        if near_s and not part.computes:
-            # What it adds to the steps of all that decode there, in full at their target: well below it, answers on few
-            # workers leave the others clear for prompts. Where it is computed too, prefixes say who is where.
-            closeness = min(1.0, near_s / ((1 - NEAR_TARGET) * target_s))
-            near_s += closeness * rates.step.each_s * demand.num_tokens * worker.all_decodes
-        part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
+        part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s)
+        if not asked.may_split:
+            part.cost_s += asked.itl_weight * max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
+            return
+        part.cost_s += self._goodput.itl_cost_s(itl_s)
+        if not part.computes:  # where it is computed too, prefixes say who is where
+            now_s, more_s = rates.step.seconds(worker.held_tokens) + stalls_s, rates.step.each_s * demand.num_tokens
+            part.cost_s += self._goodput.others_cost_s(worker.all_decodes, now_s, more_s)
 
     @staticmethod
     def _reason(demand: Demand, compute: _Part, receive: _Part | None) -> Reason:

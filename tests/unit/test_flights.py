@@ -467,6 +467,8 @@ class Histories(RuleBasedStateMachine):
             places = [leg.flight for leg in legs if leg.place is worker]
             assert worker.num_decodes == len(places)
             assert worker.held_tokens == sum(flight.held_tokens for flight in places)
+            begun = [leg.flight for leg in legs if leg.place is worker and leg.begun]
+            assert worker.begun_tokens == sum(flight.held_tokens for flight in begun)
             held = [t for t in self.world.flights.tickets if holder_of(t) == worker.key]
             pinned = sum(t.num_blocks for t in held)
             assert worker.pinned_blocks == pinned
