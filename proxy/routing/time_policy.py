@@ -25,7 +25,8 @@ from proxy.routing.load_policies import cached_tokens
 from proxy.spec import RoutingSpec
 
 POLICY = "kv"
-# A time between tokens counts little while it is far from its target, and in full from this part of the target on.
+# A time between tokens counts little while it is far from its target. Where requests can only be whole, it counts in
+# full from this part of the target on; where they may be split, `goodput` says what it costs near it.
 NEAR_TARGET = 0.5
 FAR_WEIGHT = 0.1
 # Predictions are no better than about one pass of an engine.
