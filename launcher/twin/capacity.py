@@ -16,12 +16,14 @@ import msgspec
 from launcher.planning.models import ResolvedModel
 from launcher.refusal import Refused
 from launcher.schema import Config, Output
-from launcher.twin.capacity_search import Family, Found, Needs, Question, Tried, families, find
+from launcher.twin.capacity_search import Found, Question, Tried, find
 from launcher.twin.capacity_text import answer_text, draw
 from launcher.twin.card import Card
 from launcher.twin.cards import Profiles, engine_faults, read_profiles
 from launcher.twin.crew import Crew, num_useful
+from launcher.twin.families import Family, families
 from launcher.twin.figures import GROWTH_OF, MAX_WAIT, growth
+from launcher.twin.needs import Idle, Needs, idle, load_of, needs
 from launcher.twin.percentiles import percentile
 from launcher.twin.prediction import latencies, source_of
 from launcher.twin.recipe import recipe_faults, write_recipe
@@ -29,8 +31,9 @@ from launcher.twin.records import Replayed
 from launcher.twin.replay import Patience, Replay
 from launcher.twin.simulate import read_workload, resolved, save, say_whose_shape
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, setup_of_split
-from launcher.twin.traces import Request, shared_hits
+from launcher.twin.traces import Request
 from launcher.twin.workload import Workload, workload_faults
+from proxy.spec import LatencyTargets
 
 # Long enough for queues to show, short enough for a hundred replays.
 LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 4000, 30.0
@@ -42,7 +45,9 @@ WORTH_A_PROCESS = 40_000
 
 
 class Answer(Found, frozen=True, kw_only=True):
-    at_least: dict[str, int]  # GPUs that a family of splits takes at the least
+    at_least: dict[str, int]  # GPUs that a kind of split takes by arithmetic; none: however many there are
+    idle: Idle  # the best of all layouts; no number of GPUs is faster
+    gpus_per_node: int
     requests: int
     rate: float
     max_gpus: int
@@ -58,36 +63,22 @@ class Capacity:
 
     def __init__(self, config: Config, model: ResolvedModel, found: Profiles, workload: Workload) -> None:
         self.config, self.model, self._found, self.workload = config, model, found, workload
-        self._targets = config.routing.targets
+        targets = config.routing.targets
+        self._targets = LatencyTargets(ttft_s=targets.ttft_s, itl_s=targets.itl_s)
         self._fraction = config.predict.percentile / 100
+        self._load = load_of(workload)
 
     def card(self, layout: Layout) -> Card:
         setup = setup_of_split(self.config, self.model, self._found, self.workload.block_size, Split(Part(layout, 1)))
         return setup.pools["any"].card
 
     def needs(self, layout: Layout) -> Needs:
-        card, workload = self.card(layout), self.workload
-        assert card.model is not None
-        new = 1 - shared_hits(workload.requests, None)
-        alone_s = [
-            card.model.prefill_s(max(1, round(r.num_prompt * new)), 0, card.max_num_batched_tokens)
-            for r in workload.requests
-        ]
-        hopeless = percentile(alone_s, self._fraction) > self._targets.ttft_s
-        prefill = float("inf") if hopeless else workload.rate * sum(alone_s) / len(alone_s)
-        return Needs(layout, prefill, self._decoders(card))
+        return needs(layout, self.card(layout), self._load, self._targets, self._fraction)
 
-    def _decoders(self, card: Card) -> float:
-        """As many sequences at once as memory, limits and the time between tokens allow."""
-        assert card.model is not None
-        num_output = self.workload.mean("num_output")
-        context = self.workload.mean("num_prompt") + num_output / 2
-        most = min(card.max_num_seqs, int(card.kv_tokens / context))
-        while most and card.model.decode_step_s(most, most * context) > self._targets.itl_s:
-            most -= 1
-        if not most:
-            return float("inf")
-        return self.workload.rate * num_output * card.model.decode_step_s(most, most * context) / most
+    def idle(self, able: Sequence[Layout]) -> Idle:
+        """The best of each, of all layouts."""
+        found = [idle(self.card(layout), self._load, self._fraction) for layout in able]
+        return Idle(min(each.ttft_s for each in found), min(each.itl_s for each in found))
 
     def try_split(self, split: Split) -> Tried:
         return self.replay(Question(split))
@@ -134,6 +125,7 @@ class Capacity:
     def answer(self, max_gpus: int, sizes: Sequence[int] = ()) -> Answer:
         """`sizes`: tensor parallel, of the layouts to look at; none: all."""
         started = time.monotonic()
+        assert self.config.cluster is not None
         able = [each for each in able_layouts(self.config, self.model) if not sizes or each.tensor_parallel in sizes]
         ordered = families([self.needs(layout) for layout in able], self.hands_over)
         small = len(self.workload.requests) * max_gpus < WORTH_A_PROCESS
@@ -142,6 +134,8 @@ class Capacity:
         return Answer(
             **msgspec.structs.asdict(found),
             at_least=_at_least(ordered),
+            idle=self.idle(able),
+            gpus_per_node=self.config.cluster.gpus_per_node,
             requests=len(self.workload.requests),
             rate=self.workload.rate,
             max_gpus=max_gpus,

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import msgspec
 
-from launcher.twin.splits import Layout, Part, Split
+from launcher.twin.families import Family
+from launcher.twin.splits import Part, Split
 
 STRIDE = 6  # a count that does not suffice grows by a sixth, or by one
-OPTIMISM = 0.8  # steps that do both read the weights once: aggregated workers may need less than both needs together
 LOADS = (1.1, 1.25, 1.5, 2.0)
 
 
@@ -47,55 +47,6 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
     def misses(self) -> str:
         named = (("TTFT", self.ttft_of_target), ("ITL", self.itl_of_target))
         return " and ".join(name for name, part in named if part > 1)
-
-
-class Needs(msgspec.Struct, frozen=True):
-    """Of one layout, workers that are needed at the least; infinite where it cannot keep to a target at all."""
-
-    layout: Layout
-    prefill: float
-    decode: float
-
-
-class Family(msgspec.Struct, frozen=True):
-    decode: Needs
-    prefill: Needs | None = None
-
-    @property
-    def least(self) -> Split | None:
-        """With fewer it cannot be done; None: with no number of them."""
-        if self.prefill is None:
-            both = self.decode.prefill + self.decode.decode
-            return Split(Part(self.decode.layout, _count(OPTIMISM * both))) if math.isfinite(both) else None
-        if not math.isfinite(self.prefill.prefill + self.decode.decode):
-            return None
-        # What is left of a worker's worth of prompts, those that decode compute themselves.
-        prefill = Part(self.prefill.layout, max(1, int(self.prefill.prefill)))
-        return Split(Part(self.decode.layout, _count(self.decode.decode)), prefill)
-
-    def first(self, max_gpus: int) -> Split:
-        """Where the search begins: aggregated workers need about what both needs come to."""
-        assert self.least is not None
-        if self.prefill is not None:
-            return self.least
-        most = max(self.least.decode.replicas, max_gpus // self.decode.layout.gpus)
-        return Split(Part(self.decode.layout, min(most, _count(self.decode.prefill + self.decode.decode))))
-
-
-def _count(needed: float) -> int:
-    return max(1, math.ceil(needed))
-
-
-def families(needs: Sequence[Needs], handing_over: Callable[[Split], bool]) -> list[Family]:
-    """By what they cost at the least; aggregated first where that is the same."""
-    found = [Family(each) for each in needs]
-    found += [Family(decode, prefill) for decode in needs for prefill in needs]
-    able = [
-        (family.least.gpus, family.prefill is not None, number, family)
-        for number, family in enumerate(found)
-        if family.least is not None and (family.prefill is None or handing_over(family.least))
-    ]
-    return [family for *_, family in sorted(able, key=lambda each: each[:3])]
 
 
 class Search:
@@ -136,13 +87,13 @@ class Search:
 
     def _search(self, family: Family, least: Split) -> None:
         limit = self._limit(family)
-        todo, too_few = [family.first(limit)], least.decode.replicas - 1
+        todo, too_few = [least], least.decode.replicas - 1
         while todo:
             split = min(todo, key=lambda each: each.gpus)
             todo.remove(split)
             tried = self._ask(split)
             if tried.good:
-                self._keep(self._smallest(tried if split.prefill else self._between(too_few, tried)))
+                self._keep(self._smallest(family, tried) if split.prefill else self._between(too_few, tried))
                 return
             too_few = split.decode.replicas
             todo += [each for each in _larger(tried) if each.gpus <= limit and each not in {*self.tried, *todo}]
@@ -158,10 +109,10 @@ class Search:
                 low = middle.split.decode.replicas
         return good
 
-    def _smallest(self, good: Tried) -> Tried:
+    def _smallest(self, family: Family, good: Tried) -> Tried:
         """Takes workers away, as long as it keeps to the targets."""
         while True:
-            fewer = [self._ask(split) for split in smaller(good.split)]
+            fewer = [self._ask(split) for split in smaller(good.split) if family.possible(split)]
             better = [tried for tried in fewer if tried.good]
             if not better:
                 return good
@@ -172,10 +123,12 @@ class Search:
         if key not in self.best or (tried.split.gpus, tried.worst) < (self.best[key].split.gpus, self.best[key].worst):
             self.best[key] = tried
 
-    def next_cheaper(self, chosen: Tried) -> Tried | None:
-        """That misses least."""
+    def next_cheaper(self, chosen: Tried, ordered: Sequence[Family]) -> Tried | None:
+        """That misses least; None: what is cheaper is ruled out by arithmetic."""
+        family = next(each for each in ordered if each.holds(chosen.split))
         for split in smaller(chosen.split):
-            self._ask(split)
+            if family.possible(split):
+                self._ask(split)
         cheaper = [tried for tried in self.tried.values() if tried.split.gpus < chosen.split.gpus]
         return min(cheaper, key=lambda tried: (-tried.split.gpus, tried.worst), default=None)
 
@@ -195,7 +148,7 @@ def find(ask: Callable[[Question], Tried], ordered: Sequence[Family], max_gpus: 
     search = Search(lambda split: ask(Question(split)), max_gpus)
     chosen = search.run(ordered)
     held, breaks = _margin(ask, chosen.split) if chosen else (0.0, "")
-    cheaper = search.next_cheaper(chosen) if chosen else min(search.tried.values(), key=_worst, default=None)
+    cheaper = search.next_cheaper(chosen, ordered) if chosen else min(search.tried.values(), key=_worst, default=None)
     return Found(
         chosen=chosen,
         next_cheaper=cheaper,

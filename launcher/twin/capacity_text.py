@@ -28,18 +28,47 @@ def _lines(answer: Answer) -> Iterator[str]:
     )
     chosen, cheaper = answer.chosen, answer.next_cheaper
     if chosen is None:
-        yield f"nothing within {answer.max_gpus} GPUs keeps to it"
-        yield from table([HEADER, _row("closest", cheaper)]) if cheaper else ["no layout can, however many there are"]
+        yield from _nothing(answer)
         return
     rows = [("chosen", chosen), ("next cheaper", cheaper), *_others(answer)]
     yield from table([HEADER, *(_row(name, tried) for name, tried in rows if tried is not None)])
     yield _margin(answer)
     if cheaper is not None:
         yield f"with {cheaper.split.gpus} GPUs it would miss: {cheaper.misses}"
+    else:
+        yield "with fewer GPUs it cannot be done, by arithmetic"
     yield _what_pays(answer)
     yield f"{len(answer.tried)} splits of {answer.requests} requests replayed in {answer.took_s:.0f} s"
 
 
+def _nothing(answer: Answer) -> Iterator[str]:
+    """Why not, and what to type next where more GPUs may help."""
+    if not answer.at_least:
+        yield f"nothing keeps to it, however many GPUs there are: {_never(answer)}"
+        return
+    least, most = min(answer.at_least.values()), answer.max_gpus
+    if least > most:
+        yield f"nothing within {most} GPUs can keep to it: by arithmetic it takes at least about {least}"
+    else:
+        yield f"nothing within {most} GPUs keeps to it; by arithmetic it takes at least about {least}"
+    if answer.next_cheaper is not None:
+        yield from table([HEADER, _row("closest", answer.next_cheaper)])
+    nodes = math.ceil(BEYOND * max(least, most) / answer.gpus_per_node)
+    yield f"next: cluster.nodes={nodes} predict.max_gpus={nodes * answer.gpus_per_node}"
+
+
+def _never(answer: Answer) -> str:
+    missed = []
+    if answer.idle.ttft_s > answer.ttft_s:
+        missed.append(f"p{answer.percentile:g} of TTFT is {answer.idle.ttft_s:.3f} s")
+    if answer.idle.itl_s > answer.itl_s:
+        missed.append(f"ITL is {1e3 * answer.idle.itl_s:.1f} ms")
+    if missed:
+        return f"{' and '.join(missed)} even on the best layout's engines with nothing else to do"
+    return "no layout keeps to both, and none that keeps to one can hand over to one that keeps to the other"
+
+
+BEYOND = 1.25  # times what is needed at the least, it may be enough
 NOISE = 0.1
 HEADER = ("", "GPUs", "split", "TTFT s", "ITL ms", "of targets")
 

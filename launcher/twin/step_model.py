@@ -27,8 +27,10 @@ class StepModel(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # what people are told: an estimate or a profile
 
     def linear_s(self, num_tokens: int) -> float:
-        touched = 1 - (1 - self.expert_share) ** num_tokens
-        return max(self.weights_s + self.experts_s * touched, self.token_s * num_tokens)
+        return max(self.read_weights_s(num_tokens), self.token_s * num_tokens)
+
+    def read_weights_s(self, num_tokens: int) -> float:
+        return self.weights_s + self.experts_s * (1 - (1 - self.expert_share) ** num_tokens)
 
     def chunk_step_s(self, num_tokens: int, num_pairs: float, num_decodes: int, kv_tokens: int, usage: float) -> float:
         attention_s = self.pair_s * num_pairs + self.read_s * kv_tokens

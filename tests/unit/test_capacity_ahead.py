@@ -7,9 +7,11 @@ import os
 
 import pytest
 
-from launcher.twin.capacity_search import Family, Found, Needs, Question, Tried, families, find
+from launcher.twin.capacity_search import Found, Question, Tried, find
 from launcher.twin.crew import Crew
+from launcher.twin.families import Family, families
 from launcher.twin.foresight import Ask, foreseen
+from launcher.twin.needs import Needs
 from launcher.twin.splits import Layout, Part, Split
 
 PREFILL, DECODE, MIXED = 11.0, 14.0, 1.3  # what one worker is to it; together they disturb themselves
@@ -32,7 +34,10 @@ def dying(question: Question) -> Tried:
 
 
 def ordered() -> list[Family]:
-    needs = [Needs(layout, PREFILL / layout.gpus, DECODE / layout.gpus) for layout in LAYOUTS]
+    needs = [
+        Needs(layout, PREFILL / layout.gpus, DECODE / layout.gpus, (PREFILL + DECODE) / layout.gpus)
+        for layout in LAYOUTS
+    ]
     return families(needs, lambda split: True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -15,9 +16,11 @@ from launcher.__main__ import main
 from launcher.config import CONF_DIR, load
 from launcher.refusal import Refused
 from launcher.twin import profile as profiles
-from launcher.twin.capacity import capacity
-from launcher.twin.capacity_search import Needs, Search, Tried, families, smaller
-from launcher.twin.capacity_text import pareto
+from launcher.twin.capacity import Answer, capacity
+from launcher.twin.capacity_search import Search, Tried, smaller
+from launcher.twin.capacity_text import answer_text, pareto
+from launcher.twin.families import families
+from launcher.twin.needs import Idle, Needs
 from launcher.twin.recipe import RUN_KEYS, recipe_text
 from launcher.twin.simulate import resolved
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, pools_of
@@ -33,6 +36,9 @@ def judge(prefill: float, decode: float, mixed: float, overhead: float) -> tuple
     def power(part: Part) -> float:
         return part.gpus * (1 - overhead * math.log2(part.layout.gpus))
 
+    def needed(layout: Layout, power: float) -> Needs:
+        return Needs(layout, prefill / power, decode / power, min(1.0, mixed) * (prefill + decode) / power)
+
     def try_split(split: Split) -> Tried:
         if split.prefill is None:
             ttft = itl = mixed * (prefill + decode) / power(split.decode)
@@ -40,8 +46,7 @@ def judge(prefill: float, decode: float, mixed: float, overhead: float) -> tuple
             ttft, itl = prefill / power(split.prefill), decode / power(split.decode)
         return Tried(split=split, ttft_s=ttft, itl_s=itl, ttft_of_target=ttft, itl_of_target=itl)
 
-    needs = [Needs(layout, prefill / power(Part(layout, 1)), decode / power(Part(layout, 1))) for layout in LAYOUTS]
-    return needs, Search(try_split, 64)
+    return [needed(layout, power(Part(layout, 1))) for layout in LAYOUTS], Search(try_split, 64)
 
 
 @pytest.mark.parametrize("prefill", [0.3, 2.5, 11.0, 27.4])
@@ -63,7 +68,7 @@ def test_the_search_finds_what_trying_all_finds(prefill: float, decode: float, m
     assert chosen is not None and chosen.split.gpus == least
     assert (chosen.split.prefill is None) == any(split.prefill is None for split in good if split.gpus == least)
     assert len(search.tried) < len(all_splits) / 20
-    cheaper = search.next_cheaper(chosen)
+    cheaper = search.next_cheaper(chosen, families(needs, lambda split: True))
     assert cheaper is None or (cheaper.split.gpus < least and cheaper.misses)
 
 
@@ -72,7 +77,7 @@ def test_splits_that_no_plan_allows_are_not_looked_at() -> None:
     allowed = families(needs, lambda split: split.prefill is None or split.prefill.layout == split.decode.layout)
     assert len(allowed) == 6
     assert all(family.prefill is None or family.prefill.layout == family.decode.layout for family in allowed)
-    hopeless = [Needs(Layout(1), math.inf, 1.0), Needs(Layout(2), 1.0, math.inf)]
+    hopeless = [Needs(Layout(1), math.inf, 1.0, math.inf), Needs(Layout(2), 1.0, math.inf, math.inf)]
     found = families(hopeless, lambda split: True)
     assert [str(family.least) for family in found] == ["prefill 1 x tp2, decode 1 x tp1"]
 
@@ -127,11 +132,57 @@ def test_without_a_data_sheet_measured_layouts_are_looked_at(
     assert {tried["split"]["decode"]["layout"]["tensor_parallel"] for tried in found["tried"]} == {2}
 
 
-def test_what_cannot_be_had_is_said_with_what_comes_closest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*H100, "workload.rate=500", "workload.requests=300", "predict.max_gpus=2"]) == 1
-    assert "nothing within 2 GPUs" in capsys.readouterr().out
-    assert main([*H100, "workload.requests=50", "routing.targets.itl_s=0.0001"]) == 1
-    assert "no layout can" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("routing.targets.itl_s=0.0001", "ITL is 2.7 ms even"), ("routing.targets.ttft_s=0.001", "p90 of TTFT is 0.0")],
+)
+def test_targets_that_no_idle_engine_keeps_are_named(
+    target: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*H100, "workload.requests=50", target]) == 1
+    text = capsys.readouterr().out
+    assert "however many GPUs there are" in text and said in text
+    assert "next:" not in text
+
+
+def test_a_limit_that_is_too_small_is_said_with_one_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+    load = [*H100, "workload.rate=100", "workload.requests=300"]
+    assert main([*load, "predict.max_gpus=2"]) == 1
+    text = capsys.readouterr().out
+    needed = re.search(r"nothing within 2 GPUs can keep to it: by arithmetic it takes at least about (\d+)", text)
+    assert needed is not None and int(needed[1]) > 2
+    assert "however many" not in text and "closest" not in text
+    more = re.search(r"next: (cluster.nodes=\d+) (predict.max_gpus=\d+)", text)
+    assert more is not None
+    assert main([*load, *more.groups()]) == 0
+    assert f"{needed[1]} " in capsys.readouterr().out
+
+
+def test_what_comes_closest_within_the_limit_is_shown() -> None:
+    split = Split(Part(Layout(1), 8))
+    closest = Tried(split=split, ttft_s=3.0, itl_s=0.04, ttft_of_target=1.5, itl_of_target=0.8)
+    none = {"chosen": None, "best_aggregated": None, "best_disaggregated": None, "load_held": 0.0, "breaks_first": ""}
+    text = answer_text(
+        Answer(
+            next_cheaper=closest,
+            tried=[closest],
+            **none,
+            at_least={"aggregated": 7, "disaggregated": 8},
+            idle=Idle(0.1, 0.01),
+            gpus_per_node=4,
+            requests=600,
+            rate=20.0,
+            max_gpus=8,
+            percentile=90,
+            ttft_s=2.0,
+            itl_s=0.05,
+            source="estimate",
+            took_s=1.0,
+        )
+    )
+    assert "nothing within 8 GPUs keeps to it; by arithmetic it takes at least about 7" in text
+    assert "closest  8" in text and "3.000" in text
+    assert "next: cluster.nodes=3 predict.max_gpus=12" in text
 
 
 OTHERS = (
