@@ -22,24 +22,21 @@ from launcher.twin.card import Card
 from launcher.twin.cards import Profiles, engine_faults, read_profiles
 from launcher.twin.crew import Crew, num_useful
 from launcher.twin.families import Family, families
-from launcher.twin.figures import GROWTH_OF, MAX_WAIT, growth
 from launcher.twin.needs import Idle, Needs, idle, load_of, needs
-from launcher.twin.percentiles import percentile
-from launcher.twin.prediction import latencies, source_of
+from launcher.twin.prediction import source_of
 from launcher.twin.recipe import recipe_faults, write_recipe
-from launcher.twin.records import Replayed
-from launcher.twin.replay import Patience, Replay
 from launcher.twin.simulate import read_workload, resolved, save, say_whose_shape
 from launcher.twin.splits import Layout, Part, Split, faults_of, layouts, setup_of_split
-from launcher.twin.traces import Request
+from launcher.twin.steady import num_underway, underway
+from launcher.twin.trial import Trial
+from launcher.twin.verdict import late, slow, verdict
 from launcher.twin.workload import Workload, workload_faults
 from proxy.spec import LatencyTargets
 
 # Long enough for queues to show, short enough for a hundred replays.
 LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 4000, 30.0
-STEADY_FROM = 0.2  # of the requests; before that engines fill
-MAX_GROWTH = 2.0
-LATE = 3  # times as many as may be late: then it is given up
+# Of what workers can do by arithmetic: behind what is fuller a queue grows that no short replay sees.
+FULLEST = 0.97
 # Requests times GPUs: a replay of so many takes about as long as a process takes to start.
 WORTH_A_PROCESS = 40_000
 
@@ -49,6 +46,8 @@ class Answer(Found, frozen=True, kw_only=True):
     idle: Idle  # the best of all layouts; no number of GPUs is faster
     gpus_per_node: int
     requests: int
+    span_s: float  # in which they come
+    num_output: float  # tokens of an answer, in the mean
     rate: float
     max_gpus: int
     percentile: float
@@ -89,35 +88,28 @@ class Capacity:
         if load != 1:
             requests = [replace(request, at_s=request.at_s / load) for request in requests]
         setup = setup_of_split(self.config, self.model, self._found, self.workload.block_size, split)
-        replayed = Replay(setup, requests, patience=self._patience(requests)).run()
-        ttft_s, itl_s = latencies(replayed, self._fraction, STEADY_FROM)
-        if not replayed.complete or not self._keeps_up(replayed):
-            ttft_s = float("inf")
+        targets, fraction = self._targets, self._fraction
+        trial = Trial(
+            setup,
+            requests,
+            underway=underway(requests, self._num_underway(split, load)),
+            late=late(requests, targets.ttft_s, fraction),
+            slow=[slow(requests, targets.itl_s, fraction)],
+        )
+        ttft_s, itl_s = verdict(trial, targets, fraction)
         return Tried(
             split=split,
             ttft_s=ttft_s,
             itl_s=itl_s,
-            ttft_of_target=ttft_s / self._targets.ttft_s,
-            itl_of_target=itl_s / self._targets.itl_s,
+            ttft_of_target=ttft_s / targets.ttft_s,
+            itl_of_target=itl_s / targets.itl_s,
         )
 
-    def _patience(self, requests: Sequence[Request]) -> tuple[Patience, Patience]:
-        """Until far more are late than may be, or so many that it cannot keep up."""
-        steady = int(STEADY_FROM * len(requests))
-        since = steady + (len(requests) - steady) // 2
-        long_s = max(self._targets.ttft_s / 2, MAX_WAIT * (requests[-1].at_s - requests[steady].at_s))
-        num_later = len(requests) - since
-        num_long = num_later - int(num_later * min(self._fraction, GROWTH_OF)) - 1
-        return (
-            Patience(self._targets.ttft_s, LATE * (1 - self._fraction) * len(requests)),
-            Patience(long_s, num_long, since),
-        )
-
-    def _keeps_up(self, replayed: Replayed) -> bool:
-        """A short replay ends before a queue that grows has become as long as the target."""
-        steady = replayed.records[int(STEADY_FROM * len(replayed.records)) :]
-        later_s = percentile([record.ttft_s for record in steady[len(steady) // 2 :]], self._fraction)
-        return later_s < self._targets.ttft_s / 2 or growth(steady) <= MAX_GROWTH
+    def _num_underway(self, split: Split, rate: float) -> int:
+        load, prompts = self._load.times(rate), 1.0
+        if split.prefill is not None:
+            prompts = max(0.0, 1 - split.prefill.replicas / (rate * self.needs(split.prefill.layout).prefill))
+        return num_underway(self.card(split.decode.layout), load, split.decode.replicas, prompts)
 
     def hands_over(self, split: Split) -> bool:
         return not faults_of(self.config, self.model, split)
@@ -127,7 +119,7 @@ class Capacity:
         started = time.monotonic()
         assert self.config.cluster is not None
         able = [each for each in able_layouts(self.config, self.model) if not sizes or each.tensor_parallel in sizes]
-        ordered = families([self.needs(layout) for layout in able], self.hands_over)
+        ordered = families([self.needs(layout).times(1 / FULLEST) for layout in able], self.hands_over)
         small = len(self.workload.requests) * max_gpus < WORTH_A_PROCESS
         with Crew(self.replay, 1 if small else num_useful()) as crew:
             found = crew.run(partial(find, ordered=ordered, max_gpus=max_gpus))
@@ -137,6 +129,8 @@ class Capacity:
             idle=self.idle(able),
             gpus_per_node=self.config.cluster.gpus_per_node,
             requests=len(self.workload.requests),
+            span_s=self.workload.span_s,
+            num_output=self._load.num_output,
             rate=self.workload.rate,
             max_gpus=max_gpus,
             percentile=self.config.predict.percentile,

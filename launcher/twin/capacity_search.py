@@ -6,7 +6,6 @@ arithmetic alone, it is not tried.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from launcher.twin.families import Family
 from launcher.twin.splits import Part, Split
 
 STRIDE = 6  # a count that does not suffice grows by a sixth, or by one
+TTFT = "TTFT"
 LOADS = (1.1, 1.25, 1.5, 2.0)
 
 
@@ -45,7 +45,7 @@ class Tried(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def misses(self) -> str:
-        named = (("TTFT", self.ttft_of_target), ("ITL", self.itl_of_target))
+        named = ((TTFT, self.ttft_of_target), ("ITL", self.itl_of_target))
         return " and ".join(name for name, part in named if part > 1)
 
 
@@ -60,9 +60,9 @@ class Search:
 
     def run(self, ordered: Sequence[Family]) -> Tried | None:
         for family in ordered:
-            assert family.least is not None
-            if family.least.gpus <= self._limit(family):
-                self._search(family, family.least)
+            self._search(family)
+        while self.chosen is not None and (fewer := self._with_one_less(self.chosen, ordered)) is not None:
+            self._keep(fewer)
         return self.chosen
 
     @property
@@ -85,50 +85,49 @@ class Search:
             self.tried[split] = self._try(split)
         return self.tried[split]
 
-    def _search(self, family: Family, least: Split) -> None:
-        limit = self._limit(family)
-        todo, too_few = [least], least.decode.replicas - 1
-        while todo:
-            split = min(todo, key=lambda each: each.gpus)
-            todo.remove(split)
-            tried = self._ask(split)
-            if tried.good:
-                self._keep(self._smallest(family, tried) if split.prefill else self._between(too_few, tried))
-                return
-            too_few = split.decode.replicas
-            todo += [each for each in _larger(tried) if each.gpus <= limit and each not in {*self.tried, *todo}]
-
-    def _between(self, low: int, good: Tried) -> Tried:
-        """Of aggregated splits, halving. `low` are too few."""
-        layout = good.split.decode.layout
-        while good.split.decode.replicas > low + 1:
-            middle = self._ask(Split(Part(layout, (low + good.split.decode.replicas) // 2)))
-            if middle.good:
-                good = middle
+    def _search(self, family: Family) -> None:
+        """The fewest GPUs of which it has a good split, halving; first, whether it is of interest at all."""
+        assert family.least is not None
+        sizes = [size for size in range(family.least.gpus, self._limit(family) + 1) if family.splits(size)]
+        low, high, found = -1, len(sizes), None
+        while low + 1 < high:
+            at = self._next(sizes, low) if found is None else (low + high) // 2
+            good = self._good_at(family, sizes[at])
+            if good is None:
+                low = at
             else:
-                low = middle.split.decode.replicas
-        return good
+                high, found = at, good
+        if found is not None:
+            self._keep(found)
 
-    def _smallest(self, family: Family, good: Tried) -> Tried:
-        """Takes workers away, as long as it keeps to the targets."""
-        while True:
-            fewer = [self._ask(split) for split in smaller(good.split) if family.possible(split)]
-            better = [tried for tried in fewer if tried.good]
-            if not better:
-                return good
-            good = min(better, key=lambda tried: (tried.split.gpus, tried.worst))
+    def _next(self, sizes: list[int], low: int) -> int:
+        """Before a good one is known. Where another family has one, this has to do it with as many."""
+        if self.best:
+            return len(sizes) - 1
+        least = sizes[low] * (1 + 1 / STRIDE) if low >= 0 else 0
+        return next((at for at in range(low + 1, len(sizes)) if sizes[at] >= least), len(sizes) - 1)
+
+    def _good_at(self, family: Family, size: int) -> Tried | None:
+        splits = family.splits(size)
+        tried = self._ask(splits[0])
+        for split in _others(splits, more_to_prefill=tried.ttft_of_target > tried.itl_of_target):
+            if tried.good:
+                break
+            tried = self._ask(split)
+        return tried if tried.good else None
+
+    def _with_one_less(self, good: Tried, ordered: Sequence[Family]) -> Tried | None:
+        family = _family(good.split, ordered)
+        fewer = [self._ask(split) for split in smaller(good.split) if family.possible(split)]
+        return min((tried for tried in fewer if tried.good), key=_cost, default=None)
 
     def _keep(self, tried: Tried) -> None:
         key = tried.split.prefill is not None
-        if key not in self.best or (tried.split.gpus, tried.worst) < (self.best[key].split.gpus, self.best[key].worst):
+        if key not in self.best or _cost(tried) < _cost(self.best[key]):
             self.best[key] = tried
 
-    def next_cheaper(self, chosen: Tried, ordered: Sequence[Family]) -> Tried | None:
+    def next_cheaper(self, chosen: Tried) -> Tried | None:
         """That misses least; None: what is cheaper is ruled out by arithmetic."""
-        family = next(each for each in ordered if each.holds(chosen.split))
-        for split in smaller(chosen.split):
-            if family.possible(split):
-                self._ask(split)
         cheaper = [tried for tried in self.tried.values() if tried.split.gpus < chosen.split.gpus]
         return min(cheaper, key=lambda tried: (-tried.split.gpus, tried.worst), default=None)
 
@@ -147,8 +146,8 @@ def find(ask: Callable[[Question], Tried], ordered: Sequence[Family], max_gpus: 
     """The cheapest, and what there is to say of it."""
     search = Search(lambda split: ask(Question(split)), max_gpus)
     chosen = search.run(ordered)
-    held, breaks = _margin(ask, chosen.split) if chosen else (0.0, "")
-    cheaper = search.next_cheaper(chosen, ordered) if chosen else min(search.tried.values(), key=_worst, default=None)
+    held, breaks = _margin(ask, chosen.split, _family(chosen.split, ordered)) if chosen else (0.0, "")
+    cheaper = search.next_cheaper(chosen) if chosen else min(search.tried.values(), key=_worst, default=None)
     return Found(
         chosen=chosen,
         next_cheaper=cheaper,
@@ -160,14 +159,24 @@ def find(ask: Callable[[Question], Tried], ordered: Sequence[Family], max_gpus: 
     )
 
 
-def _margin(ask: Callable[[Question], Tried], split: Split) -> tuple[float, str]:
+def _margin(ask: Callable[[Question], Tried], split: Split, family: Family) -> tuple[float, str]:
     held = 1.0
     for load in LOADS:
+        if not family.times(load).possible(split):
+            return held, TTFT  # what comes faster than it is served waits ever longer
         tried = ask(Question(split, load))
         if not tried.good:
             return held, tried.misses
         held = load
     return held, ""
+
+
+def _family(split: Split, ordered: Sequence[Family]) -> Family:
+    return next(family for family in ordered if family.holds(split))
+
+
+def _cost(tried: Tried) -> tuple[int, float]:
+    return tried.split.gpus, tried.worst
 
 
 def _worst(tried: Tried) -> float:
@@ -181,22 +190,21 @@ def smaller(split: Split) -> Iterator[Split]:
         yield Split(split.decode, _with(split.prefill, -1))
 
 
-def _larger(tried: Tried) -> list[Split]:
-    """More of what its miss asks for. First tokens may wait for a worker that prefills or for a place to decode."""
-    decode, prefill = tried.split.decode, tried.split.prefill
-    more = _with(decode, _stride(decode))
-    if prefill is None:
-        return [Split(more)]
-    if tried.ttft_of_target <= 1:
-        return [Split(more, prefill)]
-    more_prefill = _with(prefill, _stride(prefill))
-    if _stride(prefill) > 1:  # of many workers not all mixtures are tried
-        return [Split(more if tried.itl_of_target > 1 or math.isinf(tried.ttft_s) else decode, more_prefill)]
-    return [Split(decode, more_prefill), Split(more, prefill)]
+def _others(splits: Sequence[Split], *, more_to_prefill: bool) -> list[Split]:
+    """Beside the first, the most balanced of one size: more of what it misses, and among few workers the one with least
+    to prefill, which keeps long prompts from answers, while all others do both."""
+    numbers = sorted(splits, key=_num_prefill)
+    at = numbers.index(splits[0])
+    stride = max(1, at // STRIDE)
+    beside = at + stride if more_to_prefill else at - stride
+    found = [numbers[beside]] if 0 <= beside < len(numbers) else []
+    if stride == 1 and numbers[0] not in {splits[0], *found}:
+        found.append(numbers[0])
+    return found
 
 
-def _stride(part: Part) -> int:
-    return max(1, part.replicas // STRIDE)
+def _num_prefill(split: Split) -> int:
+    return 0 if split.prefill is None else split.prefill.replicas
 
 
 def _with(part: Part, more: int) -> Part:

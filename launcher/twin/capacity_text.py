@@ -39,6 +39,7 @@ def _lines(answer: Answer) -> Iterator[str]:
         yield "with fewer GPUs it cannot be done, by arithmetic"
     yield _what_pays(answer)
     yield f"{len(answer.tried)} splits of {answer.requests} requests replayed in {answer.took_s:.0f} s"
+    yield from _how_long(answer, chosen)
 
 
 def _nothing(answer: Answer) -> Iterator[str]:
@@ -68,6 +69,18 @@ def _never(answer: Answer) -> str:
     return "no layout keeps to both, and none that keeps to one can hand over to one that keeps to the other"
 
 
+def _how_long(answer: Answer, chosen: Tried) -> Iterator[str]:
+    """A replay begins with the answers in flight that arithmetic expects, and sees them change only if it is long."""
+    answer_s = chosen.itl_s * (answer.num_output - 1)
+    if answer.span_s >= LONG * answer_s:
+        return
+    yield (
+        f"doubtful: requests came for {answer.span_s:.0f} s, {answer.span_s / answer_s:.1f} times what an answer takes;"
+        f" workload.requests={math.ceil(LONG * answer_s * answer.rate)} replays longer"
+    )
+
+
+LONG = 2  # times what an answer takes
 BEYOND = 1.25  # times what is needed at the least, it may be enough
 NOISE = 0.1
 HEADER = ("", "GPUs", "split", "TTFT s", "ITL ms", "of targets")

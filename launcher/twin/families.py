@@ -6,14 +6,15 @@ Pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from launcher.twin.needs import Needs
-from launcher.twin.splits import Part, Split
+from launcher.twin.splits import Layout, Part, Split
 
 EXACT = 1e-9  # workers that rounding may make more of
+DEARER = 1.05  # in GPUs
 
 
 class Family(msgspec.Struct, frozen=True):
@@ -33,6 +34,9 @@ class Family(msgspec.Struct, frozen=True):
         pairs = [_split(self.decode, needed[number], part) for number, part in parts.items()]
         return min(pairs, key=lambda split: (split.gpus, split.decode.gpus))
 
+    def times(self, load: float) -> Family:
+        return Family(self.decode.times(load), self.prefill and self.prefill.times(load))
+
     def holds(self, split: Split) -> bool:
         prefill = None if self.prefill is None else self.prefill.layout
         return (self.decode.layout, prefill) == (split.decode.layout, split.prefill and split.prefill.layout)
@@ -41,6 +45,26 @@ class Family(msgspec.Struct, frozen=True):
         """Not that it is enough."""
         num = 0 if split.prefill is None else split.prefill.replicas
         return split.decode.replicas + EXACT >= self._decode_at_least(num)
+
+    def splits(self, gpus: int) -> list[Split]:
+        """Of exactly so many, the most balanced first: those whose fuller part is least full."""
+        if self.prefill is None:
+            count, rest = divmod(gpus, self.decode.layout.gpus)
+            found = [] if rest else [Split(Part(self.decode.layout, count))]
+        else:
+            found = list(self._pairs(gpus, self.prefill.layout))
+        return sorted(filter(self.possible, found), key=self._fullness)
+
+    def _pairs(self, gpus: int, layout: Layout) -> Iterator[Split]:
+        for number in range(1, gpus // layout.gpus + 1):
+            count, rest = divmod(gpus - number * layout.gpus, self.decode.layout.gpus)
+            if count and not rest:
+                yield Split(Part(self.decode.layout, count), Part(layout, number))
+
+    def _fullness(self, split: Split) -> float:
+        num = 0 if split.prefill is None else split.prefill.replicas
+        decode = self._decode_at_least(num) / split.decode.replicas
+        return decode if self.prefill is None else max(decode, min(1.0, self.prefill.prefill / num))
 
     def _decode_at_least(self, num_prefill: int) -> float:
         """Prompts that no prefill worker has time for are computed where they are decoded."""
@@ -63,12 +87,22 @@ def _count(needed: float) -> int:
 
 
 def families(needs: Sequence[Needs], handing_over: Callable[[Split], bool]) -> list[Family]:
-    """By what they cost at the least; aggregated first where that is the same."""
-    found = [Family(each) for each in needs]
-    found += [Family(decode, prefill) for decode in needs for prefill in needs]
-    able = [
+    """By what they cost at the least; aggregated first where that is the same. Of layouts to prefill in, those that
+    compute prompts dearer are left out: there is nothing else to them."""
+    able = [Family(each) for each in needs]
+    for decode in needs:
+        pairs = [Family(decode, prefill) for prefill in needs]
+        pairs = [pair for pair in pairs if pair.least is not None and handing_over(pair.least)]
+        dearest = DEARER * min(map(_prefill_gpus, pairs), default=0.0)
+        able += [pair for pair in pairs if _prefill_gpus(pair) <= dearest]
+    ordered = [
         (family.least.gpus, family.prefill is not None, number, family)
-        for number, family in enumerate(found)
-        if family.least is not None and (family.prefill is None or handing_over(family.least))
+        for number, family in enumerate(able)
+        if family.least is not None
     ]
-    return [family for *_, family in sorted(able, key=lambda each: each[:3])]
+    return [family for *_, family in sorted(ordered, key=lambda each: each[:3])]
+
+
+def _prefill_gpus(family: Family) -> float:
+    assert family.prefill is not None
+    return family.prefill.prefill * family.prefill.layout.gpus

@@ -28,6 +28,9 @@ class Needs(msgspec.Struct, frozen=True):
     decode: float  # of those that only make answers
     both: float  # of those that do all: steps that do both read the weights once
 
+    def times(self, load: float) -> Needs:
+        return Needs(self.layout, load * self.prefill, load * self.decode, load * self.both)
+
 
 class Idle(NamedTuple):
     """What an engine takes that has nothing else to do: no fleet is faster."""
@@ -44,6 +47,9 @@ class Load(msgspec.Struct, frozen=True):
     num_output: float
     context: float  # that a sequence reads in a step
     own_context: float  # of that, what no other has
+
+    def times(self, rate: float) -> Load:
+        return msgspec.structs.replace(self, rate=rate * self.rate)
 
     @property
     def tokens_per_s(self) -> float:

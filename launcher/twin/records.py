@@ -15,7 +15,8 @@ class Record:
 
     request: Request
     first_s: float = 0.0
-    end_s: float = 0.0
+    end_s: float = 0.0  # or when it was last looked at
+    num_made: int = 0  # tokens, where it was looked at before its end
     num_cached: int = 0
     prefill: str | None = None
     decode: str = ""
@@ -33,7 +34,7 @@ class Record:
     @property
     def itl_s(self) -> float | None:
         """The mean of one answer; None: it has one token."""
-        gaps = self.request.num_output - 1
+        gaps = (self.num_made or self.request.num_output) - 1
         return (self.end_s - self.first_s) / gaps if gaps else None
 
 
@@ -44,5 +45,5 @@ class Replayed:
     decision_s: Sequence[float]
     num_preemptions: int
     block_size: int
-    complete: bool  # else it ended early, and what had not begun or ended has times of 0
+    complete: bool  # else it was given up, and what had not begun or ended has times of 0
     end_s: float

@@ -11,7 +11,7 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from launcher.twin.links import Links
 from launcher.twin.records import Record, Replayed
@@ -40,14 +40,6 @@ ENVELOPE = Submit(0, "", Leg.WHOLE, "POST", "/v1/completions", b"", (), b" ")
 ONE_TOKEN = bytes(ID_BYTES)
 
 
-class Patience(NamedTuple):
-    """Where nobody wants to know how bad it gets: a replay ends when more first tokens are late."""
-
-    ttft_s: float
-    num_late: float
-    since: int = 0  # of the requests from this one on
-
-
 class _TimedRouter(Router):
     """Notes what each decision costs."""
 
@@ -68,14 +60,12 @@ class Replay:
         setup: Setup,
         requests: Sequence[Request],
         scores: Mapping[str, Scores] = SCORES,
-        patience: Sequence[Patience] = (),
         look: Look | None = None,
         names: Iterable[str] | None = None,
         deadlines: Deadlines = PATIENT,
     ) -> None:
         """`look`: may move roles every LOOK_S; None: no change. `names`: workers that are up; none: all."""
-        self._num_late = dict.fromkeys(patience, 0)
-        self._given_up = False
+        self._over = False  # before its end
         self._setup = setup
         self._requests = requests
         self._fleet = setup.fleet(names)
@@ -100,13 +90,10 @@ class Replay:
             self._at(LOOK_S, self._move_roles, self._look)
         for number, request in enumerate(self._requests):
             self._at(request.at_s, self._arrive, number)
-            for patience in self._num_late:
-                if number >= patience.since:
-                    self._at(request.at_s + patience.ttft_s, self._late, number, patience)
         for number, key in enumerate(self._engines):
             self._at(BEAT_INTERVAL_S * number / len(self._engines), self._beat, key)
         now = 0.0
-        while self._num_open and not self._given_up:
+        while self._num_open and not self._over:
             now, _, step, arguments = heapq.heappop(self._todo)
             step(*arguments, now)
         return Replayed(
@@ -131,23 +118,23 @@ class Replay:
         flight = Flight(number, str(number), ENVELOPE, demand, streams=True)
         self._tell(fe.Arrived(flight), now)
 
-    def _late(self, number: int, patience: Patience, now: float) -> None:
-        """Its first token is due."""
-        if not self._records[number].first_s:
-            self._num_late[patience] += 1
-            self._given_up |= self._num_late[patience] > patience.num_late
-
     def _tell(self, event: fe.Event, now: float) -> None:
         for effect in self._flights.apply(event, now):
             if isinstance(effect, fe.Send):
                 self._send(effect, now)
             elif isinstance(effect, fe.Begin):
-                self._records[effect.flight.id].begin(now, effect.flight.route)
+                self._begun(effect.flight, now)
             elif isinstance(effect, fe.Finish):
-                self._records[effect.flight.id].end_s = now
-                self._num_open -= 1
+                self._finished(effect.flight, now)
             else:
                 self._break(effect, now)
+
+    def _begun(self, flight: Flight, now: float) -> None:
+        self._records[flight.id].begin(now, flight.route)
+
+    def _finished(self, flight: Flight, now: float) -> None:
+        self._records[flight.id].end_s = now
+        self._num_open -= 1
 
     def _break(self, effect: fe.Effect, now: float) -> None:
         raise RuntimeError(f"no request may fail here: {effect}")
@@ -181,7 +168,7 @@ class Replay:
         message, key = send.message, send.worker
         if isinstance(message, Submit):
             flight = self._flights.legs[message.rid].flight
-            request, prefill = self._requests[flight.id], message.leg == Leg.PREFILL
+            request, prefill = self._records[flight.id].request, message.leg == Leg.PREFILL
             num_made = 0 if message.resume is None else len(flight.output_ids) // ID_BYTES
             work = Work(
                 id=message.rid,
@@ -189,12 +176,16 @@ class Replay:
                 num_prompt=request.num_prompt + num_made,
                 num_output=1 if prefill else request.num_output - num_made,
                 hold=prefill,
-                remote=message.leg == Leg.DECODE,
+                remote=self._is_computed(flight, message),
             )
             self._legs[message.rid] = (key, message, work)
             self._took(key, self._engines[key].apply(work, now), now)
         elif not isinstance(message, TicketClosed):
             self._take_back(key, message, now)
+
+    def _is_computed(self, flight: Flight, submit: Submit) -> bool:
+        """Its KV lies elsewhere."""
+        return submit.leg == Leg.DECODE
 
     def _take_back(self, key: Key, message: Message, now: float) -> None:
         raise RuntimeError(f"every ticket is read here: {message}")
@@ -247,7 +238,7 @@ class Replay:
             self._tell(Prefilled(rid, ticket, work.num_prompt, num_cached), now)
             return
         del self._legs[rid]
-        request = self._requests[leg.flight.id]
+        request = self._records[leg.flight.id].request
         self._tell(End(rid, request.num_prompt, num_cached, request.num_output), now)
 
     def _fetch(self, key: Key, fetch: Fetch, now: float) -> None:

@@ -16,7 +16,7 @@ from launcher.twin.splits import Layout, Part, Split
 
 PREFILL, DECODE, MIXED = 11.0, 14.0, 1.3  # what one worker is to it; together they disturb themselves
 LAYOUTS = (Layout(1), Layout(2))
-DEADLY = Question(Split(Part(Layout(1), 29)))
+DEADLY = Question(Split(Part(Layout(1), 25)))
 
 
 def replay(question: Question) -> Tried:

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_the_search_finds_what_trying_all_finds(prefill: float, decode: float, m
     assert chosen is not None and chosen.split.gpus == least
     assert (chosen.split.prefill is None) == any(split.prefill is None for split in good if split.gpus == least)
     assert len(search.tried) < len(all_splits) / 20
-    cheaper = search.next_cheaper(chosen, families(needs, lambda split: True))
+    cheaper = search.next_cheaper(chosen)
     assert cheaper is None or (cheaper.split.gpus < least and cheaper.misses)
 
 
@@ -158,31 +159,43 @@ def test_a_limit_that_is_too_small_is_said_with_one_that_does(capsys: pytest.Cap
     assert f"{needed[1]} " in capsys.readouterr().out
 
 
-def test_what_comes_closest_within_the_limit_is_shown() -> None:
+def answer(best: Tried | None, closest: Tried | None, **changes: Any) -> Answer:
+    of_best = {"best_aggregated": best, "best_disaggregated": None, "load_held": 1.0, "breaks_first": ""}
+    fields = {
+        "at_least": {"aggregated": 7, "disaggregated": 8},
+        "idle": Idle(0.1, 0.01),
+        "gpus_per_node": 4,
+        "requests": 600,
+        "span_s": 30.0,
+        "num_output": 251.0,
+        "rate": 20.0,
+        "max_gpus": 8,
+        "percentile": 90,
+        "ttft_s": 2.0,
+        "itl_s": 0.05,
+        "source": "estimate",
+        "took_s": 1.0,
+    }
+    return Answer(chosen=best, next_cheaper=closest, tried=[], **of_best, **(fields | changes))
+
+
+def tried(ttft_s: float, itl_s: float) -> Tried:
     split = Split(Part(Layout(1), 8))
-    closest = Tried(split=split, ttft_s=3.0, itl_s=0.04, ttft_of_target=1.5, itl_of_target=0.8)
-    none = {"chosen": None, "best_aggregated": None, "best_disaggregated": None, "load_held": 0.0, "breaks_first": ""}
-    text = answer_text(
-        Answer(
-            next_cheaper=closest,
-            tried=[closest],
-            **none,
-            at_least={"aggregated": 7, "disaggregated": 8},
-            idle=Idle(0.1, 0.01),
-            gpus_per_node=4,
-            requests=600,
-            rate=20.0,
-            max_gpus=8,
-            percentile=90,
-            ttft_s=2.0,
-            itl_s=0.05,
-            source="estimate",
-            took_s=1.0,
-        )
-    )
+    return Tried(split=split, ttft_s=ttft_s, itl_s=itl_s, ttft_of_target=ttft_s / 2, itl_of_target=itl_s / 0.05)
+
+
+def test_what_comes_closest_within_the_limit_is_shown() -> None:
+    text = answer_text(answer(None, tried(3.0, 0.04)))
     assert "nothing within 8 GPUs keeps to it; by arithmetic it takes at least about 7" in text
     assert "closest  8" in text and "3.000" in text
     assert "next: cluster.nodes=3 predict.max_gpus=12" in text
+
+
+def test_a_replay_that_is_short_against_an_answer_is_called_doubtful() -> None:
+    good = tried(1.0, 0.04)
+    assert "doubtful" not in answer_text(answer(good, None, span_s=20.0))
+    text = answer_text(answer(good, None, span_s=5.0))
+    assert "came for 5 s, 0.5 times what an answer takes; workload.requests=400 replays longer" in text
 
 
 OTHERS = (
