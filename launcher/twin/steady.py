@@ -6,9 +6,13 @@ Pure. How many there are is where what arrives and how fast steps are then agree
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
+from array import array
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from launcher.twin.card import Card
@@ -25,14 +29,17 @@ class Underway(NamedTuple):
 
 
 def underway(requests: Sequence[Request], num: int) -> list[Underway]:
-    """So many at a moment taken by chance: a long answer is met more often than a short one, anywhere in it."""
+    """So many at a moment taken by chance: a long answer is met more often than a short one, anywhere in it. Of their
+    prompts only what several have is known: else who comes would find a copy of itself cached."""
+    num_having = Counter(itertools.chain.from_iterable(request.chain for request in requests))
     gaps = [request.num_output - 1 for request in requests]
     step = sum(gaps) / max(1, num)
     found: list[Underway] = []
     at = step / 2
     for request, gap in zip(requests, gaps, strict=True):
         while at < gap and len(found) < num:
-            found.append(Underway(request, 1 + int(at)))
+            shared = itertools.takewhile(lambda block: num_having[block] > 1, request.chain)
+            found.append(Underway(replace(request, chain=array("Q", shared)), 1 + int(at)))
             at += step
         at -= gap
     return found

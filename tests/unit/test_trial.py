@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from array import array
 from functools import cache
 from unittest.mock import patch
 
@@ -32,10 +33,18 @@ def test_answers_underway_are_met_by_their_length_anywhere_in_them() -> None:
         Asked(float(number), 100, 1 + length, own_chain(number, 100, 16)) for number, length in enumerate((0, 30, 90))
     ]
     found = underway(requests, 40)
-    assert [sum(each.request is request for each in found) for request in requests] == [0, 10, 30]
+    assert [sum(each.request.num_output == request.num_output for each in found) for request in requests] == [0, 10, 30]
     assert all(1 <= each.num_made < each.request.num_output for each in found)
     assert statistics.fmean(each.num_made for each in found[10:]) == pytest.approx(45, abs=2)
     assert underway(requests[:1], 5) == [] and underway(requests, 0) == []
+
+
+def test_nobody_who_comes_finds_a_copy_of_itself_cached() -> None:
+    chains = [array("Q", blocks) for blocks in ((1, 2, 3), (1, 2, 4), (5, 6))]
+    found = underway([Asked(0.0, 50, 11, chain) for chain in chains], 3)
+    assert [list(each.request.chain) for each in found] == [[1, 2], [1, 2], []]
+    setup, workload, going_on = fleet(8)
+    assert not any(record.num_cached for record in Trial(setup, workload.requests, going_on).run().records)
 
 
 @cache
