@@ -34,7 +34,7 @@ from launcher.twin.workload import Workload, workload_faults
 from proxy.spec import LatencyTargets
 
 # Long enough for queues to show, short enough for a hundred replays.
-LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 4000, 30.0
+LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 3000, 30.0
 # Of what workers can do by arithmetic: behind what is fuller a queue grows that no short replay sees.
 FULLEST = 0.97
 # Requests times GPUs: a replay of so many takes about as long as a process takes to start.

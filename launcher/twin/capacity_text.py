@@ -80,7 +80,7 @@ def _how_long(answer: Answer, chosen: Tried) -> Iterator[str]:
     )
 
 
-LONG = 2  # times what an answer takes
+LONG = 1.5  # times what an answer takes
 BEYOND = 1.25  # times what is needed at the least, it may be enough
 NOISE = 0.1
 HEADER = ("", "GPUs", "split", "TTFT s", "ITL ms", "of targets")

@@ -46,8 +46,7 @@ def underway(requests: Sequence[Request], num: int) -> list[Underway]:
 
 
 def num_underway(card: Card, load: Load, num_workers: int, prompts: float) -> int:
-    """On all of these workers, rather too many. `prompts`: the part of prompts that they compute themselves, each in a
-    step of its own."""
+    """On all of these workers. `prompts`: the part of prompts that they compute, each in a step of its own."""
     most = min(card.max_num_seqs, int(card.kv_tokens / load.own_context))
     each_s = statistics.fmean(prefills_s(card, load))
     chunk_steps = prompts * load.rate / num_workers  # per second
@@ -62,7 +61,7 @@ def _itl_s(card: Card, load: Load, num: float, chunk_steps: float, each_s: float
     model = card.model
     assert model is not None
     alone_s = model.decode_step_s(math.ceil(num), num * load.context)
-    left = 1 - chunk_steps * (each_s + alone_s - model.fixed_s - model.linear_s(math.ceil(num)) + model.token_s * num)
+    left = 1 - chunk_steps * (each_s + model.token_s * num)
     return 1 / (chunk_steps + left / alone_s) if left > 0 else math.inf
 
 

@@ -19,7 +19,7 @@ from proxy.spec import LatencyTargets
 
 STEADY_FROM = 0.2  # of the requests; before that caches and queues fill
 MAX_GROWTH = 2.0
-LATE = 3  # times as many as may be late: then it is given up
+LATE = 2  # times as many as may be late: then it is given up
 
 
 class Verdict(NamedTuple):
