@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from copy import copy
 
 import msgspec
 
 from proxy.fleet.fleet import Fleet
-from proxy.fleet.worker import Worker
+from proxy.fleet.rates import MOST_BUSY
+from proxy.fleet.worker import Key, Worker
 from proxy.prefixes.prefix_index import PrefixIndex, Target
 from proxy.prefixes.reuse import Reuse
 from proxy.routing.caps import has_place, has_room, may_compute, may_decode, may_pin
@@ -36,6 +38,11 @@ TOLERANCE_S = 0.02
 REUSES_PER_COPY = 8
 # What can only be whole has spared those that decode long enough when it has waited for this part of its target.
 PATIENCE = 0.25
+# Where nobody is left to decode within the target, a second of prompts on a worker that has been clear of them costs so
+# many: else all compute a little, and none becomes clear.
+CLEAR = 25.0
+# Prompts come in bursts: behind those that wait there will be more, and answers wait for so many times as long.
+BURST = 4.0
 
 
 class _Part(msgspec.Struct):
@@ -54,13 +61,17 @@ class _Part(msgspec.Struct):
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """The same for all workers: leading blocks of the prompt that each holds, how many are hot, and what a second per
-    token counts in seconds of TTFT."""
+    """The same for all workers: leading blocks of the prompt that each holds, how many are hot, what a second per
+    token counts in seconds of TTFT, and how much it counts that a worker is clear of prompts."""
 
+    demand: Demand
+    now: float
+    waited_s: float
     blocks: dict[Target, int]
     num_hot: int
     may_split: bool
     itl_weight: float
+    clear_weight: float = 0.0
 
 
 def _num_hot(blocks: Mapping[Target, int], chain: Sequence[int], reuse: Reuse) -> int:
@@ -86,87 +97,100 @@ class ByTime:
         self._itl_weight = targets.ttft_s / targets.itl_s  # of a second per token, in seconds of TTFT
 
     def place(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> Route | None:
-        asked = self._asked(fleet, index, demand, waited_s)
+        asked = self._asked(fleet, index, demand, now, waited_s)
         able = [w for w in fleet.decoders if may_decode(w, demand)]
-        way = self._best_whole(able, demand, asked, now, waited_s)
+        receiving: list[_Part] = []
         if asked.may_split:
-            split = self._best_split(fleet, able, demand, asked, now, waited_s)
-            if way is None or (split is not None and split.cost_s < way.cost_s):
-                way = split
+            receiving = [self._receive(worker, asked) for worker in able if fleet.prefillers[worker.key]]
+            missed = min((self._goodput.missed(part.itl_s) for part in receiving), default=0.0)
+            asked = msgspec.structs.replace(asked, clear_weight=CLEAR * missed)
+        computing = {worker.key: self._compute(worker, asked) for worker in able if may_compute(worker, demand)}
+        way = self._best_whole(computing, asked)
+        split = self._best_split(fleet, receiving, computing, asked) if receiving else None
+        if way is None or (split is not None and split.cost_s < way.cost_s):
+            way = split
         return way.route if way is not None and way.ready else None
 
-    def _asked(self, fleet: Fleet, index: PrefixIndex, demand: Demand, waited_s: float) -> _Asked:
+    def _asked(self, fleet: Fleet, index: PrefixIndex, demand: Demand, now: float, waited_s: float) -> _Asked:
         blocks, weight = index.leading(demand.chain, demand.marks), self._itl_weight
         may_split = demand.whole_because is None and fleet.can_split
         if not may_split:
             weight *= max(0.0, 1 - waited_s / (PATIENCE * self._spec.targets.ttft_s))
-        return _Asked(blocks, _num_hot(blocks, demand.chain, index.reuse), may_split, weight)
+        return _Asked(demand, now, waited_s, blocks, _num_hot(blocks, demand.chain, index.reuse), may_split, weight)
 
-    def _best_whole(
-        self, able: Sequence[Worker], demand: Demand, asked: _Asked, now: float, waited_s: float
-    ) -> _Way | None:
-        parts = [self._compute(worker, demand, asked, now) for worker in able if may_compute(worker, demand)]
+    def _best_whole(self, computing: Mapping[Key, _Part], asked: _Asked) -> _Way | None:
+        parts = [copy(part) for part in computing.values()]
         for part in parts:
-            self._count_decoding(part, demand, asked, now)
+            self._count_decoding(part, asked)
         if not parts:
             return None
-        best = _cheapest(parts, waited_s)
-        return _Way(Route(None, best.worker, self._reason(demand, best, None)), best.cost_s, best.ready)
+        best = _cheapest(parts, asked.waited_s)
+        return _Way(Route(None, best.worker, self._reason(asked.demand, best, None)), best.cost_s, best.ready)
 
     def _best_split(
-        self, fleet: Fleet, able: Sequence[Worker], demand: Demand, asked: _Asked, now: float, waited_s: float
+        self, fleet: Fleet, receiving: Sequence[_Part], computing: Mapping[Key, _Part], asked: _Asked
     ) -> _Way | None:
         """The best to decode, then the best to compute for it."""
-        receiving = [self._receive(worker, demand, asked, now) for worker in able if fleet.prefillers[worker.key]]
-        if not receiving:
+        demand = asked.demand
+        receive = _cheapest(receiving, asked.waited_s, packed=True)
+        partners = [w for w in fleet.prefillers[receive.worker.key] if may_compute(w, demand)]
+        parts = [computing.get(worker.key) or self._compute(worker, asked) for worker in partners]
+        if not parts:
             return None
-        receive = _cheapest(receiving, waited_s, packed=True)
-        partners = fleet.prefillers[receive.worker.key]
-        computing = [self._compute(worker, demand, asked, now) for worker in partners if may_compute(worker, demand)]
-        if not computing:
-            return None
-        for part in computing:
+        for part in parts:
             part.ready = part.ready and may_pin(part.worker, demand, self._spec.pinned_fraction)
-        compute = _cheapest(computing, waited_s)
+        compute = _cheapest(parts, asked.waited_s)
         route = Route(compute.worker, receive.worker, self._reason(demand, compute, receive))
         return _Way(route, compute.cost_s + receive.cost_s, compute.ready and receive.ready)
 
-    def _compute(self, worker: Worker, demand: Demand, asked: _Asked, now: float) -> _Part:
+    def _compute(self, worker: Worker, asked: _Asked) -> _Part:
+        demand, rates = asked.demand, worker.rates
         cached = cached_tokens(worker, demand, asked.blocks.get((worker.key, 0), 0))
         ready = has_room(worker, demand, demand.num_tokens - cached)
-        queue_s, work_s = worker.queue_s(now), worker.rates.prefill.seconds(demand.num_tokens - cached)
+        queue_s, work_s = worker.queue_s(asked.now), rates.prefill.seconds(demand.num_tokens - cached)
         lasting, price_s = cached, work_s
         if asked.num_hot:
             lasting = max(cached, cached_tokens(worker, demand, asked.num_hot))
-            price_s = worker.rates.prefill.seconds(demand.num_tokens - lasting)
-        stall_s = work_s * worker.all_decodes
-        weight = asked.itl_weight
-        if asked.may_split:
-            weight *= self._goodput.stall_weight(worker.rates.itl_s(worker.held_tokens, now))
-        cost_s = queue_s + price_s + weight * price_s * _tokens_spoilt(worker)
-        return _Part(worker, cached, lasting, cost_s, True, ready, queue_s, work_s, stall_s)
+            price_s = rates.prefill.seconds(demand.num_tokens - lasting)
+        cost_s = queue_s + price_s * (1 + self._stall_cost(worker, queue_s, asked))
+        if asked.clear_weight and worker.caps.max_decodes:
+            cost_s += price_s * asked.clear_weight * (1 - rates.busy(asked.now) / MOST_BUSY)
+        return _Part(worker, cached, lasting, cost_s, True, ready, queue_s, work_s, work_s * worker.all_decodes)
 
-    def _receive(self, worker: Worker, demand: Demand, asked: _Asked, now: float) -> _Part:
+    def _stall_cost(self, worker: Worker, queue_s: float, asked: _Asked) -> float:
+        """Of a second that answers wait there."""
+        if not worker.all_decodes:
+            return 0.0
+        weight, rates = asked.itl_weight, worker.rates
+        if asked.may_split:
+            itl_s = rates.itl_s(worker.held_tokens, asked.now)
+            weight *= self._goodput.stall_weight(itl_s, itl_s + BURST * queue_s * rates.answer_share.value)
+        return weight * _tokens_spoilt(worker)
+
+    def _receive(self, worker: Worker, asked: _Asked) -> _Part:
+        demand = asked.demand
         cached = cached_tokens(worker, demand, asked.blocks.get((worker.key, 0), 0))
         work_s = worker.rates.transfer.seconds(demand.num_tokens - cached)
         part = _Part(worker, cached, cached, work_s, False, True, work_s=work_s)
-        self._count_decoding(part, demand, asked, now)
+        self._count_decoding(part, asked)
         return part
 
-    def _count_decoding(self, part: _Part, demand: Demand, asked: _Asked, now: float) -> None:
+    def _count_decoding(self, part: _Part, asked: _Asked) -> None:
         """What waits behind its prompt is taken to be as much as waits before it; of what is only decoded here, what
         waits now. Prompts to come are as certain as those of others that stall it, so they weigh as much."""
-        worker, rates = part.worker, part.worker.rates
+        worker, rates, demand = part.worker, part.worker.rates, asked.demand
         part.ready = part.ready and has_place(worker, demand)
-        waiting_s = part.queue_s + part.work_s if part.computes else worker.queue_s(now)
+        waiting_s = part.queue_s + part.work_s if part.computes else worker.queue_s(asked.now)
         step_s = rates.step.seconds(worker.held_tokens + demand.num_tokens)
         # Prompts of late say nothing where none come any more.
-        stalls_s = step_s * rates.stalls_per_step(now) if worker.caps.max_prefill_tokens else 0.0
+        stalls_s = step_s * rates.stalls_per_step(asked.now) if worker.caps.max_prefill_tokens else 0.0
         itl_s = part.itl_s = step_s + stalls_s + waiting_s * rates.answer_share.value
-        part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s)
         if not asked.may_split:
-            part.cost_s += asked.itl_weight * max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
+            near_s = max(0.0, itl_s - NEAR_TARGET * self._spec.targets.itl_s)
+            part.cost_s += asked.itl_weight * (FAR_WEIGHT * itl_s + stalls_s + near_s)
             return
+        far_s = FAR_WEIGHT * min(itl_s, self._spec.targets.itl_s)
+        part.cost_s += asked.itl_weight * (far_s + self._goodput.stall_weight(itl_s, itl_s) * stalls_s)
         part.cost_s += self._goodput.itl_cost_s(itl_s)
         if not part.computes:  # where it is computed too, prefixes say who is where
             now_s, more_s = rates.step.seconds(worker.held_tokens) + stalls_s, rates.step.each_s * demand.num_tokens

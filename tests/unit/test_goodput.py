@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.routing.goodput import EVEN_AT, LOST_WEIGHT, WORTH, Goodput
+from proxy.routing.goodput import EVEN_AT, LEAST_WEIGHT, WORTH, Goodput
 from proxy.spec import LatencyTargets
 
 TARGETS = LatencyTargets(ttft_s=2.0, itl_s=0.05)
@@ -20,10 +20,17 @@ def test_slower_costs_more_but_never_more_than_the_answer_is_worth(itl_s: float,
     assert 0 <= GOODPUT.others_cost_s(num, itl_s, more_s) <= num * worth_s
 
 
-@given(times_s)
-def test_a_stall_counts_in_full_up_to_the_target_and_less_beyond(itl_s: float) -> None:
-    weight = GOODPUT.stall_weight(itl_s)
-    assert weight == 1 if itl_s <= TARGETS.itl_s else LOST_WEIGHT <= weight < 1
+@given(times_s, times_s)
+def test_a_stall_counts_most_where_it_is_open_whether_an_answer_keeps_to_its_target(
+    itl_s: float, more_s: float
+) -> None:
+    even_s, later_s = EVEN_AT * TARGETS.itl_s, itl_s + more_s
+    weight = GOODPUT.stall_weight(itl_s, later_s)
+    assert LEAST_WEIGHT <= weight <= 1
+    if itl_s <= even_s <= later_s:  # however far beyond
+        assert weight == 1
+    assert GOODPUT.stall_weight(even_s / 2, even_s / 2) < 1.2 * LEAST_WEIGHT  # it keeps to it
+    assert GOODPUT.stall_weight(even_s * 2, even_s * 3) < 1.2 * LEAST_WEIGHT  # it is lost
 
 
 def test_it_is_decided_shortly_before_the_target() -> None:

@@ -207,10 +207,25 @@ def test_short_answers_are_not_decoded_where_many_prompts_wait_to_be_computed() 
     for worker in made.workers.values():
         worker.num_prompts, worker.prefill_tokens = 10, 10_000
     made.workers["decode-1", 0].num_prompts, made.workers["decode-1", 0].prefill_tokens = 12, 12_000
-    assert route(made, PrefixIndex(), demand).prefill is None
+    assert route(made, PrefixIndex(), demand, itl_s=0.15).prefill is None
     for worker in made.workers.values():
         worker.rates.answer_share.value = 1 / 8
-    assert route(made, PrefixIndex(), demand).prefill is not None
+    assert route(made, PrefixIndex(), demand, itl_s=0.15).prefill is not None
+
+
+def test_whoever_is_becoming_clear_of_prompts_is_left_clear_where_nobody_else_can_decode_in_time() -> None:
+    made, demand = fleet(2, 1), Demand(4000, None)
+    full, clear, busy = (made.workers[name, 0] for name in ("decode-0", "prefill-0", "prefill-1"))
+    full.caps = PoolCaps(max_prefill_tokens=0, max_decodes=64)
+    full.num_decodes, full.held_tokens, full.rates.step = 40, 250_000, Line(0.010, 1e-7)  # 35 ms
+    for worker, busy_s in ((clear, 6.0), (busy, 60.0)):
+        worker.rates.learn_prefill(4000, busy_s, 0.0)
+        worker.rates.prefill = Line(0.02, 5e-5)
+    busy.num_prompts, busy.prefill_tokens = 1, 4000  # its queue is longer
+    assert route(made, PrefixIndex(), demand, itl_s=0.02).prefill is clear  # neither will ever decode
+    clear.caps = busy.caps = PoolCaps(max_prefill_tokens=100_000, max_decodes=64)
+    assert route(made, PrefixIndex(), demand, itl_s=0.02).prefill is busy
+    assert route(made, PrefixIndex(), demand, itl_s=0.1).prefill is clear
 
 
 def test_a_stall_counts_more_for_answers_that_come_than_for_those_that_were_met() -> None:
