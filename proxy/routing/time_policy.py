@@ -39,7 +39,7 @@ REUSES_PER_COPY = 8
 # What can only be whole has spared those that decode long enough when it has waited for this part of its target.
 PATIENCE = 0.25
 # Where nobody is left to decode within the target, a second of prompts on a worker that has been clear of them costs so
-# many: else all compute a little, and none becomes clear.
+# many: else all compute a little, and none becomes clear. By the square of how probable that is: a doubt counts little.
 CLEAR = 25.0
 # Prompts come in bursts: behind those that wait there will be more, and answers wait for so many times as long.
 BURST = 4.0
@@ -103,7 +103,7 @@ class ByTime:
         if asked.may_split:
             receiving = [self._receive(worker, asked) for worker in able if fleet.prefillers[worker.key]]
             missed = min((self._goodput.missed(part.itl_s) for part in receiving), default=0.0)
-            asked = msgspec.structs.replace(asked, clear_weight=CLEAR * missed)
+            asked = msgspec.structs.replace(asked, clear_weight=CLEAR * missed**2)
         computing = {worker.key: self._compute(worker, asked) for worker in able if may_compute(worker, demand)}
         way = self._best_whole(computing, asked)
         split = self._best_split(fleet, receiving, computing, asked) if receiving else None
