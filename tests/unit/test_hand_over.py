@@ -83,6 +83,7 @@ class World:
         self.submitted: Counter[tuple[str, int]] = Counter()
         self.proxy_tells = True
         self.drains: list[Drain] = []
+        self.told: tuple[Row, ...] = ()  # what the queue last said
         self.core = self.restored()
 
     def restored(self) -> Reconciler:
@@ -131,11 +132,16 @@ class World:
         """A successor is proven, the last safe moment has come, or there is no room for both."""
         others = [one for one in self.jobs.values() if one.worker == agent.worker and one is not agent and one.alive]
         followed = any(one.proven and one.generation > agent.generation for one in others)
-        words = [one.reason for one in others if one.state == "PENDING"]
+        words = [one.reason for one in self.jobs.values() if one.worker == agent.worker and self.waits(one)]
         limited = any(is_limited(reason) or (self.policy.crowded and reason in CROWD) for reason in words)
         unwanted = agent.worker not in self.desired.workers or self.desired.target == STOP
         no_room = self.policy.drain_first or not self.policy.overlap
         return followed or limited or unwanted or no_room or self.now >= agent.last_safe
+
+    def waits(self, agent: Agent) -> bool:
+        """By what the controller can know: one that has failed waits until the queue has been asked."""
+        told = {row.name: row.state for row in self.told}.get(job_name(RUN, agent.worker, agent.generation))
+        return agent.state == "PENDING" or (agent.state == "FAILED" and told == "PENDING")
 
     def sbatch(self, outcome: str = "ok") -> None:
         submit = self.todo.pop(0)
@@ -176,6 +182,7 @@ class World:
             Row(job=job, name=job_name(RUN, one.worker, one.generation), state=one.state, reason=one.reason)
             for job, one in self.jobs.items()
         )
+        self.told = rows
         self.perform(self.core.apply(QueueRead(rows, self.now), self.now))
 
     def start(self, agent: Agent) -> None:
