@@ -63,6 +63,6 @@ def test_who_cannot_keep_up_or_is_too_slow_is_given_up_before_the_end() -> None:
     ended = {count: judged(count, 0.05, Noting)[1] for count in (4, 9)}
     assert {count: replayed.complete for count, replayed in ended.items()} == {4: False, 9: True}
     assert ended[4].end_s < 0.8 * judged(4, 0.05, Patient)[1].end_s
-    slow, patient = (judged(9, 0.012, kind) for kind in (Noting, Patient))
+    slow, patient = (judged(9, 0.008, kind) for kind in (Noting, Patient))
     assert not slow[1].complete and slow[0].misses == "ITL" and "ITL" in patient[0].misses
     assert slow[1].end_s < 0.8 * patient[1].end_s
