@@ -15,6 +15,7 @@ from launcher.twin.families import Family
 from launcher.twin.splits import Part, Split
 
 STRIDE = 6  # a count that does not suffice grows by a sixth, or by one
+FEW_GPUS = 16
 TTFT = "TTFT"
 LOADS = (1.1, 1.25, 1.5, 2.0)
 
@@ -191,8 +192,10 @@ def smaller(split: Split) -> Iterator[Split]:
 
 
 def _others(splits: Sequence[Split], *, more_to_prefill: bool) -> list[Split]:
-    """Beside the first, the most balanced of one size: more of what it misses, and among few workers the one with least
-    to prefill, which keeps long prompts from answers, while all others do both."""
+    """Beside the first, the most balanced of one size: of few GPUs all; else more of what it misses, and among few
+    workers the one with least to prefill, which keeps long prompts from answers, while all others do both."""
+    if splits[0].gpus <= FEW_GPUS:
+        return list(splits[1:])
     numbers = sorted(splits, key=_num_prefill)
     at = numbers.index(splits[0])
     stride = max(1, at // STRIDE)
