@@ -57,14 +57,14 @@ class Fleet:
         self.refusals: list[str] = []
         self._wanted = frozenset(spec.workers)
         self.awaited = False  # where nobody serves, somebody will again
-        self._rates: dict[str, Rates] = {}  # by pool: of one that is known
+        self._rates: dict[str, Rates] = {}  # by pool, of all its workers
         self._moved: Mapping[str, PoolCaps] = {}  # of workers whose role has been moved
 
     def apply(self, event: Event, now: float) -> list[Effect]:
         if isinstance(event, LoadTold):
             worker = self.workers[event.key]
             worker.load, worker.load_at, worker.begun_tokens_told = event.load, now, worker.begun_tokens
-            worker.rates.share(self._rates.setdefault(worker.pool, Rates()))
+            worker.rates.share()
             return []
         effects = self._change(event)
         self._find_able()
@@ -188,6 +188,7 @@ class Fleet:
             role=register.role,
             incarnation=register.incarnation,
             caps=self._spec.pools[register.pool],
+            rates=Rates(peers=self._rates.setdefault(register.pool, Rates())),
         )
 
     def _set_phase(self, told: PhaseTold) -> list[Effect]:

@@ -91,6 +91,7 @@ class Rates:
     answer_share: Mean = field(default_factory=lambda: Mean(1 / 300))  # that a token has in its answer, mean of answers
     step: Line = field(default_factory=lambda: Line(0.015, 2e-8))  # of one token: tokens held there -> seconds
     computed_s: float = 0.0  # all that prompts have taken since the start
+    peers: Rates | None = None  # of all that are as this one: they learn together while all are little known
     _busy: float = 0.0  # part of the time that prompts took, of late
     _busy_at: float = 0.0
 
@@ -98,20 +99,41 @@ class Rates:
         """The part of the time in which a prompt is computed and those that decode wait for it."""
         return min(MOST_BUSY, self._busy * math.exp((self._busy_at - now) / BUSY_S))
 
-    def share(self, peers: Rates) -> None:
-        """Who is little known is taken to be as its peers: else who seems slow at first is never tried again."""
+    def share(self) -> None:
+        """Who is little known is taken to be as its peers: else who seems slow at first is never tried again, and each
+        of many that start together has to find out by itself."""
+        if self.peers is None:
+            return
         for name in ("prefill", "transfer", "answer_tokens", "answer_share", "step"):
-            own, of_peers = getattr(self, name), getattr(peers, name)
+            own, of_peers = getattr(self, name), getattr(self.peers, name)
             if own.known:
-                setattr(peers, name, own)
+                setattr(self.peers, name, own)
             elif of_peers.known:
                 setattr(self, name, of_peers.taken_over())
 
     def learn_prefill(self, num_tokens: int, seconds: float, now: float) -> None:
-        self.prefill.learn(num_tokens, seconds)
+        self._learn("prefill", num_tokens, seconds)
         self.computed_s += seconds
         self._busy = self._busy * math.exp((self._busy_at - now) / BUSY_S) + seconds / BUSY_S
         self._busy_at = now
+
+    def learn_transfer(self, num_tokens: int, seconds: float) -> None:
+        self._learn("transfer", num_tokens, seconds)
+
+    def learn_answer(self, num_tokens: int, held_tokens: int, decoding_s: float) -> None:
+        """Of at least two tokens; `held_tokens`: by all that decode there."""
+        # Each by itself: of many workers' answers the first to end are the shortest.
+        self.answer_tokens.learn(num_tokens)
+        self.answer_share.learn(1 / (num_tokens - 1))
+        self._learn("step", held_tokens, decoding_s / (num_tokens - 1))
+
+    def _learn(self, name: str, *seen: float) -> None:
+        own = getattr(self, name)
+        own.learn(*seen)
+        if self.peers is not None and not own.known:
+            of_peers = getattr(self.peers, name)
+            if not of_peers.known:  # else it is that of one of them
+                of_peers.learn(*seen)
 
     def stalls_per_step(self, now: float) -> float:
         """By how much prompts that come as of late make a step longer, in steps."""

@@ -61,7 +61,7 @@ def computed(leg: LegRecord, num_tokens: int | None, index: PrefixIndex, now: fl
         leg.worker.begun_tokens += leg.flight.held_tokens
     if leg.kind == Leg.DECODE:
         if route is not None:
-            rates.transfer.learn(route.reason.transfer_tokens, now - leg.sent_at)
+            rates.learn_transfer(route.reason.transfer_tokens, now - leg.sent_at)
     elif not leg.flight.demand.scrape:
         seconds = now - max(leg.sent_at, leg.worker.computing_since)
         rates.learn_prefill(leg.compute_tokens if num_tokens is None else num_tokens, seconds, now)
@@ -86,10 +86,8 @@ def answered(leg: LegRecord, num_output_tokens: int, now: float) -> None:
     if leg.computed_at is None or num_output_tokens < 2:
         return
     rates = leg.worker.rates
-    rates.answer_tokens.learn(num_output_tokens)
-    rates.answer_share.learn(1 / (num_output_tokens - 1))
     decoding_s = now - leg.computed_at - (rates.computed_s - leg.stalls_before_s)
-    rates.step.learn(leg.worker.held_tokens, max(0.0, decoding_s) / (num_output_tokens - 1))
+    rates.learn_answer(num_output_tokens, leg.worker.held_tokens, max(0.0, decoding_s))
 
 
 def _settle(leg: LegRecord, index: PrefixIndex) -> None:

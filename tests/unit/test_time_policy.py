@@ -113,6 +113,17 @@ def test_who_is_new_is_taken_to_be_as_fast_as_its_peers() -> None:
     )
 
 
+def test_those_that_start_together_learn_together() -> None:
+    made = fleet(0, NUM_KNOWN)
+    for worker in made.workers.values():
+        worker.rates.learn_prefill(4000, 2.0, 0.0)  # each but once
+        worker.rates.learn_answer(101, 0, 10.0)
+    for key in made.workers:
+        made.apply(LoadTold(key, Load(0, 0, 0, 0)), 0.0)
+    for worker in made.workers.values():
+        assert abs(worker.rates.prefill.seconds(4000) - 2) < 0.5 and abs(worker.rates.step.seconds(0) - 0.1) < 0.05
+
+
 def test_a_full_worker_is_waited_for_while_that_takes_less_than_the_next_best() -> None:
     made, index, demand = fleet(), holding("decode-1"), Demand(TOKENS, None, chain=CHAIN)
     full = made.workers["decode-1", 0]
