@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
-from proxy.spec import Deadlines
+from proxy.spec import Deadlines, RoutingSpec
 from tests.live import SOURCE, Live, end_tree, live, sim_engine, wait_for
 from workers.spec import EngineSpec
 
@@ -35,6 +35,7 @@ VLLM_FLAGS: dict[str, Any] = {
 VLLM_ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "VLLM_NO_USAGE_STATS": "1"}
 # Several engines that load and compute on few cores starve all else there for seconds.
 PATIENT = Deadlines(node_silence_s=10.0)
+ANY_POLICY = RoutingSpec(allow_override=True)
 PLAIN_SERVER = """
 import sys, uvloop
 from vllm.entrypoints.launchers.api_server.entry import run_server
@@ -102,7 +103,7 @@ def plain(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pla
 @pytest.fixture(scope="session")
 def real(model: Path, plain: PlainServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     engines = {"prefill-0": vllm_engine(model), "decode-0": vllm_engine(model)}
-    with live(tmp_path_factory.mktemp("real") / "run", engines, deadlines=PATIENT) as run:
+    with live(tmp_path_factory.mktemp("real") / "run", engines, deadlines=PATIENT, routing=ANY_POLICY) as run:
         plain.wait()
         yield Real(run, plain.url, model)
 

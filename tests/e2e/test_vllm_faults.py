@@ -22,6 +22,7 @@ from tests.live import API_KEY, Live, wait_for
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 
 PINNED = "vllm:kv_cache_usage_perc"
+IN_TURN = {"x-sluice-policy": "round_robin"}
 BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 
 
@@ -41,12 +42,12 @@ def assert_at_rest(run: Live, *workers: str, timeout_s: float = 60.0) -> None:
 def idle(run: Live, *workers: str) -> bool:
     """An idle engine's gauges are those of its last step, in which blocks may have been held: if so, it takes more.
 
-    New prompts of several lengths, as the router may have any engine serve one, and so many at once that none is left
-    out.
+    New prompts, long enough for a hand-over where nobody asks what is cheaper, so that each engine has a part in them.
     """
     asked = time.monotonic()
     with ThreadPoolExecutor(12) as pool:
-        list(pool.map(lambda turn: ask(run, prompt(hash((asked, turn)), 30 + 100 * turn)), range(12)))
+        answers = pool.map(lambda turn: ask(run, prompt(hash((asked, turn)), 200 + 100 * turn), **IN_TURN), range(12))
+        assert all(answer.is_success for answer in answers)
     wait_for(lambda: quiet(run), "these requests to end")
     while held := sum(run.metric(figure, worker) for figure in (PINNED, *BUSY) for worker in workers):
         if time.monotonic() > asked + 5.0:
@@ -141,10 +142,10 @@ def test_a_prefill_engine_killed_between_its_answer_and_the_read(victims: Live, 
     assert victims.processes.pop("prefill-1").wait(30) == 1
 
 
-def ask(run: Live, text: str) -> httpx.Response:
+def ask(run: Live, text: str, **headers: str) -> httpx.Response:
     body = {"model": "tiny", "prompt": text, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
     with run.client() as client:
-        return client.post("/v1/completions", json=body)
+        return client.post("/v1/completions", json=body, headers=headers)
 
 
 def workers(run: Live) -> set[str]:

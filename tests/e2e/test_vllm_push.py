@@ -15,7 +15,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.conftest import PATIENT, VLLM_FLAGS, PlainServer, vllm_engine
+from tests.e2e.conftest import ANY_POLICY, PATIENT, VLLM_FLAGS, PlainServer, vllm_engine
 from tests.e2e.test_vllm_answers import prompt, tokens
 from tests.e2e.test_vllm_faults import assert_at_rest
 from tests.integration.test_path import open_stream
@@ -35,7 +35,7 @@ def push(model: Path, plain: PlainServer, tmp_path_factory: pytest.TempPathFacto
         "prefill-0": vllm_engine(model, args=STAGED_FLAGS, pipeline_parallel=2, handoff=PUSH),
         "decode-0": vllm_engine(model, handoff=PUSH),
     }
-    with live(tmp_path_factory.mktemp("push") / "run", engines, deadlines=PATIENT) as run:
+    with live(tmp_path_factory.mktemp("push") / "run", engines, deadlines=PATIENT, routing=ANY_POLICY) as run:
         plain.wait()
         yield run
 
