@@ -22,7 +22,7 @@ from launcher.twin.card import Card
 from launcher.twin.cards import Profiles, engine_faults, read_profiles
 from launcher.twin.crew import Crew, num_useful
 from launcher.twin.families import Family, families
-from launcher.twin.needs import Idle, Needs, idle, load_of, needs
+from launcher.twin.needs import FULLEST, Idle, Needs, idle, load_of, needs
 from launcher.twin.prediction import source_of
 from launcher.twin.recipe import recipe_faults, write_recipe
 from launcher.twin.simulate import read_workload, resolved, save, say_whose_shape
@@ -35,8 +35,6 @@ from proxy.spec import LatencyTargets
 
 # Long enough for queues to show, short enough for a hundred replays.
 LEAST_REQUESTS, MOST_REQUESTS, SPAN_S = 600, 3000, 30.0
-# Of what workers can do by arithmetic: behind what is fuller a queue grows that no short replay sees.
-FULLEST = 0.97
 # Requests times GPUs: a replay of so many takes about as long as a process takes to start.
 WORTH_A_PROCESS = 40_000
 

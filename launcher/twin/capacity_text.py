@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.twin.capacity_search import Tried
+from launcher.twin.needs import FULLEST
 from launcher.view.present import table
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _lines(answer: Answer) -> Iterator[str]:
     if cheaper is not None:
         yield f"with {cheaper.split.gpus} GPUs it would miss: {cheaper.misses}"
     else:
-        yield "with fewer GPUs it cannot be done, by arithmetic"
+        yield f"with fewer GPUs they would be more than {FULLEST:.0%} full, by arithmetic"
     yield _what_pays(answer)
     yield f"{len(answer.tried)} splits of {answer.requests} requests replayed in {answer.took_s:.0f} s"
     yield from _how_long(answer, chosen)

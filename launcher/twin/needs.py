@@ -19,6 +19,10 @@ from launcher.twin.traces import leading
 from launcher.twin.workload import Workload
 from proxy.spec import LatencyTargets
 
+# Of what workers can do by arithmetic, the most that is replayed: behind what is fuller a queue grows that no short
+# replay sees.
+FULLEST = 0.97
+
 
 class Needs(msgspec.Struct, frozen=True):
     """Of one layout, workers that are needed at the least; infinite where it cannot keep to a target at all."""

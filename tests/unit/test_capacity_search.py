@@ -193,7 +193,8 @@ def test_what_comes_closest_within_the_limit_is_shown() -> None:
 
 def test_a_replay_that_is_short_against_an_answer_is_called_doubtful() -> None:
     good = tried(1.0, 0.04)
-    assert "doubtful" not in answer_text(answer(good, None, span_s=15.0))
+    text = answer_text(answer(good, None, span_s=15.0))
+    assert "doubtful" not in text and "with fewer GPUs they would be more than 97% full, by arithmetic" in text
     text = answer_text(answer(good, None, span_s=5.0))
     assert "came for 5 s, 0.5 times what an answer takes; workload.requests=300 replays longer" in text
 
