@@ -13,6 +13,8 @@ from proxy.monitoring.totals import Totals
 from workers.agent.channel import Channel
 from workers.links.proxy_file import ProxyFile
 
+ALIVE_S = 1.0
+
 
 def process_id(proxy: str, number: int) -> str:
     return f"{proxy}.{number}"
@@ -34,6 +36,10 @@ class Seen(msgspec.Struct, frozen=True, tag="seen"):
     proven: frozenset[Proof]
 
 
+class Alive(msgspec.Struct, frozen=True, tag="alive"):
+    """Its loop runs: every ALIVE_S, whatever else is said."""
+
+
 class Ask(msgspec.Struct, frozen=True, tag="ask"):
     """What do the others show? `since`: how much of the last hour is wanted; `own` is what the asker shows itself."""
 
@@ -49,7 +55,7 @@ class Shown(msgspec.Struct, frozen=True, tag="shown"):
     snapshot: Snapshot
 
 
-ToParent = Opened | Seen | Ask | Shown
+ToParent = Opened | Seen | Alive | Ask | Shown
 
 # ---------------------------------------------------------------- parent -> process
 

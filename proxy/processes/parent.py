@@ -128,6 +128,8 @@ class Parent:
                     self._apply(ev.Opened(number, file))
                 case family.Seen(serving, proven):
                     self._apply(ev.Seen(number, serving, proven))
+                case family.Alive():
+                    self._apply(ev.Heard(number))
                 case family.Ask():
                     self._pass_on(self._gathering.ask(number, message, self._opened - {number}, self._now))
                 case family.Shown():

@@ -38,8 +38,10 @@ from proxy.monitoring.accounts import Accounts
 from proxy.own_routes import OwnRoutes
 from proxy.prefixes.prompts import Prompts
 from proxy.processes.family import (
+    ALIVE_S,
     PARENT_WORDS,
     AcceptOn,
+    Alive,
     Answer,
     ChannelToParent,
     Family,
@@ -56,6 +58,7 @@ from proxy.spec import ProxySpec
 from proxy.zap import Zap
 from workers.agent.channel import Channel
 from workers.agent.network import address_of
+from workers.beat import until_next_mark
 from workers.digest.chains import Hasher
 from workers.links.proxy_file import ProxyFile
 from workers.links.zmq_loop import read_keys
@@ -130,7 +133,7 @@ class Process:
         log.info("serves %s, links on %s", file.http, self._link)
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
-        beside = [asyncio.ensure_future(self._obey()), asyncio.ensure_future(self._watch_keys())]
+        beside = [asyncio.ensure_future(task) for task in (self._obey(), self._watch_keys(), self._say_alive())]
         keeping = asyncio.ensure_future(self._keeper.run())
         await self._left.wait()
         for task in beside:
@@ -155,6 +158,11 @@ class Process:
             await asyncio.to_thread(self._keys.reload_if_changed)
 
     # ------------------------------------------------------------ the parent
+
+    async def _say_alive(self) -> None:
+        while True:
+            self._parent.say(Alive())
+            await until_next_mark(ALIVE_S)
 
     async def _obey(self) -> None:
         async for message in self._parent.messages():

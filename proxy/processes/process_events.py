@@ -28,6 +28,13 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Heard:
+    """It runs."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Died:
     """It has ended, on demand or not."""
 
@@ -54,7 +61,7 @@ class Tick:
     """Time has passed."""
 
 
-Event = Opened | Seen | Died | HandOver | Retire | Stop | Tick
+Event = Opened | Seen | Heard | Died | HandOver | Retire | Stop | Tick
 
 # ---------------------------------------------------------------- effects
 

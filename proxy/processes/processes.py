@@ -2,8 +2,9 @@
 
 Pure: one mutator, `apply(event, now) -> effects`. There is a slot for each listening socket, and a process for
 each slot; a process number is never used twice. A socket is always some ready process's business: while its own
-is being replaced, another's. A hand-over exchanges one process after the other: the successor sees all that its
-predecessor sees before it takes over. Where another proxy takes the place of this one, all leave in their own time.
+is being replaced, another's. One that hangs is replaced like one that died. A hand-over exchanges one process
+after the other: the successor sees all that its predecessor sees before it takes over. Where another proxy takes
+the place of this one, all leave in their own time.
 """
 
 from __future__ import annotations
@@ -13,49 +14,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from proxy.fleet.worker import Life, Proof
 from proxy.processes import process_events as ev
 from proxy.processes.family import AcceptOn, Family, Leave
+from proxy.processes.records import Process, Slot
 from workers.links.proxy_file import ProxyFile
+from workers.protocol import PROXY_SILENCE_S
 
 STOP_GRACE_S = 10.0
 ACCEPT_S = 10.0  # for clients that have read the address of the proxy before the next one's was written
 KILL_AFTER_S = 3.0  # what has not ended so long after its grace does not listen
 OPEN_TIMEOUT_S = 60.0
+LAG_S = 2.0  # between two ticks: then this process did not run itself
 HANDOVER_TIMEOUT_S = 60.0  # for a successor to see what its predecessor sees
 STEADY_S = 60.0
 FIRST_DELAY_S = 0.5
 LAST_DELAY_S = 30.0
 KEPT_ENDED = 16
-
-
-@dataclass(slots=True)
-class Process:
-    number: int
-    slot: int
-    started_at: float
-    file: ProxyFile | None = None  # None: its links are not open yet
-    serving: frozenset[Life] = frozenset()
-    proven: frozenset[Proof] = frozenset()
-    ready: bool = False  # once true, it stays so
-    leaving: bool = False
-    killed: bool = False
-    kill_at: float = inf
-    accepts: tuple[int, ...] = ()
-    told: Family | None = None
-
-    @property
-    def stays(self) -> bool:
-        return self.file is not None and not self.leaving
-
-
-@dataclass(slots=True)
-class Slot:
-    """`deaths`: in a row, of its processes. `free_port`: where the links of the last one were."""
-
-    deaths: int = 0
-    not_before: float = -inf
-    free_port: int = 0
 
 
 @dataclass(slots=True)
@@ -75,6 +49,7 @@ class Processes:
     _slots: list[Slot] = field(default_factory=list)
     _ended: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT_ENDED))
     _opened: bool = False  # some process has come up once
+    _ticked_at: float = inf
     _out: list[ev.Effect] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,10 +59,12 @@ class Processes:
     def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
         match event:
             case ev.Opened(number, file):
-                self.live[number].file, self.live[number].kill_at = file, inf
+                self.live[number].file, self.live[number].kill_at, self.live[number].heard_at = file, inf, now
                 self._opened = True
             case ev.Seen(number, serving, proven):
                 self.live[number].serving, self.live[number].proven = serving, proven
+            case ev.Heard(number):
+                self.live[number].heard_at = now
             case ev.Died(number):
                 self._died(self.live.pop(number), now)
             case ev.HandOver():
@@ -99,6 +76,7 @@ class Processes:
                 self.stopping = True
             case ev.Tick():
                 self._kill_late(now)
+                self._kill_silent(now)
         self._settle(now)
         effects, self._out = self._out, []
         return effects
@@ -126,6 +104,15 @@ class Processes:
         for process in self.live.values():
             if now >= process.kill_at:
                 self._kill(process, "it did not come up in time" if process.file is None else "it did not end in time")
+
+    def _kill_silent(self, now: float) -> None:
+        """Its part of the connections would wait for ever. Time in which we did not run is nobody's silence."""
+        lagged, self._ticked_at = now - self._ticked_at > LAG_S, now
+        for process in self.live.values():
+            if lagged and process.file is not None:
+                process.heard_at = now
+            elif now - process.heard_at > PROXY_SILENCE_S:  # by now the workers have given up what it had sent them
+                self._kill(process, f"it hangs: no word for {PROXY_SILENCE_S:.0f} s")
 
     def _kill(self, process: Process, why: str) -> None:
         if not process.killed:

@@ -128,6 +128,19 @@ def test_a_killed_process_breaks_its_own_streams_only_and_comes_back(run: Live) 
     assert run.metric("sluice_chunks_total") >= counted, "what it had counted stays counted"
 
 
+def test_one_that_hangs_is_replaced_and_the_other_answers_for_it(run: Live) -> None:
+    """Stopped, it holds its share of new connections: they wait until the other has taken over its socket."""
+    before = shown(run)
+    victim = next(iter(before))
+    os.kill(before[victim]["pid"], signal.SIGSTOP)
+    for _ in range(12):  # some wait in its socket
+        with run.client() as client:
+            assert text_of(client.post("/v1/completions", json={**BODY, "max_tokens": 2}).text)
+    wait_for(lambda: victim not in pids(run) and len(pids(run)) == 2, "another in its place")
+    wait_for(lambda: all(p["takes_connections"] for p in shown(run).values()), "it to see all workers")
+    assert f"killing {victim}: it hangs" in run.log("proxy")
+
+
 def is_broken(stream: socket.socket) -> bool:
     """Its connection has ended; one that goes on has nothing more to say for a moment, or always has."""
     stream.setblocking(False)

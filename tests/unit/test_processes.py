@@ -16,11 +16,13 @@ from proxy.processes.processes import (
     FIRST_DELAY_S,
     HANDOVER_TIMEOUT_S,
     KILL_AFTER_S,
+    LAG_S,
     OPEN_TIMEOUT_S,
     STOP_GRACE_S,
     Processes,
 )
 from workers.links.proxy_file import ProxyFile
+from workers.protocol import PROXY_SILENCE_S
 
 A: Life = ("decode-0", 0, "i")
 B: Life = ("decode-1", 0, "i")
@@ -227,6 +229,40 @@ def test_stopping_hurries_those_that_are_leaving_and_ends_when_all_are_gone() ->
     assert world.killed == [3, 2]
     world.die(2)
     assert world.end == ev.End(failed=False)
+
+
+def tick_until_silent(world: World, *alive: int) -> None:
+    for _ in range(int(PROXY_SILENCE_S / LAG_S) + 1):
+        for number in alive:
+            world.apply(ev.Heard(number))
+        world.apply(ev.Tick(), LAG_S)
+
+
+def test_one_that_hangs_is_killed_and_the_other_takes_its_connections_meanwhile() -> None:
+    world = up()
+    tick_until_silent(world, 1)
+    assert world.killed == [0]
+    assert world.accepts[1] == (0, 1)
+    assert world.started[-1] == ev.Start(2, 0, 0)
+    world.die(0)
+    world.open(2, [A])
+    assert world.accepts == {1: (1,), 2: (0,)}
+
+
+def test_one_that_hangs_while_it_leaves_is_not_waited_for() -> None:
+    world = up()
+    world.apply(ev.Retire())
+    tick_until_silent(world, 0)
+    assert world.killed == [1]
+
+
+def test_silence_is_nobodys_fault_where_the_parent_did_not_run() -> None:
+    world = up()
+    world.apply(ev.Tick())
+    world.apply(ev.Tick(), after_s=10 * PROXY_SILENCE_S)
+    assert world.killed == []
+    tick_until_silent(world, 0, 1)
+    assert world.killed == []
 
 
 def test_one_that_never_comes_up_is_killed() -> None:
