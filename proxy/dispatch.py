@@ -257,10 +257,11 @@ class Dispatch:
                 self._apply(ev.RoomMade())
             self._proofs.counted(key, message)
         elif kind is Phase:
-            key = self.fleet.by_peer[peer].key
-            self.journal.note(time.time(), key, f"{message.phase} {message.detail}")
-            self.accounts.told(self.fleet.by_peer[peer], message, self.flights, time.time())
-            self._apply_turns(turns.Told(key, message.turn, message.waited_s))
+            worker = self.fleet.by_peer[peer]
+            if message.phase != worker.phase:  # the stages of a start are told by /fleet
+                self.journal.note(time.time(), worker.key, ": ".join(filter(None, (message.phase, message.detail))))
+            self.accounts.told(worker, message, self.flights, time.time())
+            self._apply_turns(turns.Told(worker.key, message.turn, message.waited_s))
             self._apply_fleet(fleet_events.PhaseTold(peer, message.phase, message.detail, message.stages))
         else:
             self.links.refuse(peer, f"a worker may not send {kind.__name__}", final=True)

@@ -1,7 +1,8 @@
 """A fleet as people draw it on a whiteboard, of real processes with simulated engines, and the page that draws it.
 
 Three nodes of eight GPUs, by what Slurm would tell the agents: two workers prefill, two decode, one loads; a sixth
-waits for its job. `python -m tests.whiteboard SECONDS FILE` takes its picture after so long under load.
+waits for its job, and so does the successor of one that is soon to end. `python -m tests.whiteboard SECONDS FILE` takes
+its picture after so long under load.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from workers.controller_messages import Jobs, JobView
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 RUN, MODEL = "demo", "llama-3.3-70b"
-LOADING, PENDING = "decode-2", "decode-3"
+LOADING, PENDING, ENDING = "decode-2", "decode-3", "decode-1"
 PLACES = {
     "prefill-0": ("gpu-01", "0,1,2,3", "4211", 3.2),
     "prefill-1": ("gpu-01", "4,5,6,7", "4212", 2.1),
     "decode-0": ("gpu-02", "0,1,2,3", "4213", 3.2),
-    "decode-1": ("gpu-02", "4,5,6,7", "4214", 0.2),
+    ENDING: ("gpu-02", "4,5,6,7", "4214", 0.2),
     LOADING: ("gpu-03", "0,1,2,3", "4215", 4.0),
 }
 READY = [worker for worker in PLACES if worker != LOADING]
@@ -99,8 +100,11 @@ def jobs() -> Jobs:
         for worker, (node, _, job, _) in PLACES.items()
     ]
     expected = time.strftime("%Y-%m-%dT%H:%M:00", time.localtime(time.time() + 2400))
-    waiting = JobView(PENDING, "decode", "decode", 0, "4219", "PENDING", "Resources", expected, **size)
-    return Jobs((*placed, waiting), 8)
+    waiting = [
+        JobView(PENDING, "decode", "decode", 0, "4219", "PENDING", "Resources", expected, **size),
+        JobView(ENDING, "decode", "decode", 1, "4220", "PENDING", "QOSMaxGRESPerUser", **size),
+    ]
+    return Jobs((*placed, *waiting), 8)
 
 
 @contextmanager
@@ -158,13 +162,13 @@ def small(png: bytes) -> Any:
 
 def take_picture(seconds: float, target: Path) -> None:
     with tempfile.TemporaryDirectory() as folder, fleet(Path(folder) / "run") as run, browser() as started:
-        page = started.new_page(viewport={"width": 1440, "height": 1105})
+        page = started.new_page(viewport={"width": 1440, "height": 900})
         page.goto(run.url)
         page.fill("#key", API_KEY)
         page.press("#key", "Enter")
         with load(run, 5.0):
             page.wait_for_timeout(1000 * seconds)
-            small(page.screenshot()).save(target, optimize=True)
+            small(page.screenshot(full_page=True)).save(target, optimize=True)
 
 
 if __name__ == "__main__":

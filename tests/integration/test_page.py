@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.live import READER_KEY, Live
-from tests.whiteboard import LOADING, MODEL, PENDING, PLACES, READY, browser, fleet
+from tests.whiteboard import ENDING, LOADING, MODEL, PENDING, PLACES, READY, browser, fleet
 
 pytestmark = pytest.mark.browser
 
@@ -122,9 +122,45 @@ def test_workers_are_drawn_on_their_nodes_with_role_gpus_and_time(inside: Visito
 
 
 def test_what_waits_for_slurm_is_shown_with_its_reason(inside: Visitor) -> None:
-    [waiting] = inside.page.locator("#missing li").all_inner_texts()
+    successor, waiting = inside.page.locator("#missing li").all_inner_texts()
     for word in (PENDING, "pending", "Resources: the GPUs it asks for are in use", "4 GPUs", "job 4219", "to start 20"):
         assert word in waiting
+    limit = "QOSMaxGRESPerUser: a limit of your account or QOS"
+    for word in (ENDING, "generation 1", "pending", limit, "to follow generation 0, job 4220"):
+        assert word in successor
+
+
+def handed_over(told: dict[str, Any]) -> dict[str, Any]:
+    """An answer of /overview in which one more worker serves, whose predecessor still drains."""
+    before = next(worker for worker in told["workers"] if worker["worker"] == ENDING)
+    after = {**before, "generation": 1, "node": "gpu-03", "gpus": [4, 5, 6, 7], "job": "4220"}
+    before |= {"phase": "draining", "detail": "its walltime ends", "leaving": True}
+    told["workers"].append(after)
+    told["jobs"] = [{**job, "nodes": ["gpu-03"]} if job["job"] == "4220" else job for job in told["jobs"]]
+    told["pairs"] += [{**pair, "proven": False} for pair in told["pairs"] if pair["decode"] == ENDING]
+    return told
+
+
+def test_what_flows_goes_to_the_successor_and_leaves_nothing_behind(inside: Visitor) -> None:
+    page = inside.page
+    before = page.locator("#arrows > g").count()
+
+    def answer(route: Any) -> None:
+        real = route.fetch()
+        route.fulfill(response=real, json=handed_over(real.json()))
+
+    page.route("**/overview*", answer)
+    lives = inside.card(ENDING)
+    lives.nth(1).wait_for()
+    assert [life.get_attribute("data-phase") for life in lives.all()] == ["draining", "ready"]
+    assert page.evaluate(f"boxOf('{ENDING}').dataset.key") == f"{ENDING}/1"
+    for _ in range(3):
+        page.evaluate("draw()")
+    assert page.locator("#arrows > g").count() == before
+    assert page.locator("#missing li").all_inner_texts()[0].startswith(PENDING), "the successor is here"
+    page.unroute("**/overview*")
+    lives.nth(1).wait_for(state="detached")
+    assert page.locator("#arrows > g").count() == before
 
 
 @contextmanager
@@ -174,6 +210,11 @@ def test_the_same_as_tables_and_by_keyboard(inside: Visitor) -> None:
     rows = page.locator("#tables table").first.locator("tbody tr")
     assert rows.locator("th[scope=row]").all_inner_texts() == sorted(PLACES)
     assert all(word in rows.first.inner_text() for word in ("decode-0", "TP4", "ready", "gpu-02", "0 1 2 3", "4213"))
+    captions = page.locator("#tables caption").all_inner_texts()
+    assert captions == ["Workers", "Not here yet", "Proxy", "Requests and KV", "The last hour", "What has happened"]
+    assert page.locator("#tables table").nth(1).locator("tbody tr").count() == 2
+    figures = page.locator("#tables table").nth(2).locator("tbody th").all_inner_texts()
+    assert figures == page.locator("#proxy-figures dt").all_text_contents()
     assert not page.locator("#drawing").is_visible()
     page.click("#show-drawing")
     page.locator("figure").first.focus()
@@ -199,6 +240,9 @@ def test_a_narrow_window_shows_all_of_it(inside: Visitor) -> None:
     inside.page.set_viewport_size({"width": 400, "height": 800})
     assert inside.page.evaluate("document.documentElement.scrollWidth") <= 400
     assert all(inside.card(worker).is_visible() for worker in PLACES)
+    assert not inside.page.locator("#flows").is_visible(), "no room for arrows"
+    for worker in READY:
+        assert re.search(r"\d/s\s*begun", inside.card(worker).inner_text()), "what the arrows would say"
 
 
 # ---------------------------------------------------------------- when things break
@@ -228,6 +272,8 @@ def test_a_worker_that_dies_is_lost(inside: Visitor, run: Live) -> None:
     inside.sees("[data-worker='decode-1'] .detail", "lost: ")
     inside.sees("#state", "3 of 6 workers ready")
     inside.sees("#journal li", re.compile("decode-1\\s*lost: "))
+    inside.page.click("#show-tables")
+    inside.sees("#tables table tr", re.compile("decode-1.*lost.*lost: "))
 
 
 def test_a_worker_that_ends_as_asked_is_gone(inside: Visitor, run: Live) -> None:
@@ -237,7 +283,7 @@ def test_a_worker_that_ends_as_asked_is_gone(inside: Visitor, run: Live) -> None
     inside.sees("#journal li", re.compile("decode-0\\s*gone: "))
     assert run.processes["decode-0"].wait(20) == 0
     journal = [entry["text"] for entry in overview(run)["journal"] if entry["worker"] == "decode-0"]
-    assert not any(text.startswith("lost") for text in journal), journal
+    assert [text.split(":")[0] for text in journal] == ["starting", "loading", "ready", "draining", "gone"]
 
 
 def overview(run: Live) -> Any:
