@@ -278,6 +278,7 @@ class ControllerConfig:
     cpus: int = 2
     mem_gb: int | None = 4
     partition: str | None = None  # null: the cluster's
+    interface: str | None = None  # that the proxy listens on; null: the cluster's
     walltime_min: int | None = None  # null: the cluster's
     poll_interval_s: float = 30.0  # Slurm is asked no more often than this
 

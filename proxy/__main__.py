@@ -19,7 +19,7 @@ from proxy.http.listening import open_listeners, tls_context
 from proxy.processes.parent import Parent
 from proxy.processes.processes import Processes
 from proxy.spec import ProxySpec
-from workers.agent.network import address_of
+from workers.agent.network import NetworkFault, address_of
 from workers.links.proxy_file import proxy_of, read_proxies
 from workers.logs import start_logging
 from workers.spec import read_spec
@@ -73,6 +73,14 @@ async def listeners_at(address: str, old_port: int, spec: ProxySpec) -> list[soc
                 return open_listeners(address, 0, spec.processes)
 
 
+def own_address(spec: ProxySpec) -> str:
+    """Raises CannotServe."""
+    try:
+        return address_of(spec.interface, "controller.interface (null: cluster.interface)")
+    except NetworkFault as fault:
+        raise CannotServe(str(fault)) from fault
+
+
 def check_tls(spec: ProxySpec) -> None:
     """Its processes would only say that they cannot start."""
     try:
@@ -85,7 +93,7 @@ def check_tls(spec: ProxySpec) -> None:
 async def main(path: Path, spec: ProxySpec) -> int:
     check_tls(spec)
     before = await asyncio.to_thread(leftovers, Path(spec.run_dir) / "proxies", spec.proxy)
-    listeners = await listeners_at(address_of(spec.interface), before.http_port, spec)
+    listeners = await listeners_at(own_address(spec), before.http_port, spec)
     core = Processes(spec.processes, spec.deadlines.answer_s, before.next_number, before.link_ports)
     parent = Parent(spec, path, listeners, core)
     loop = asyncio.get_running_loop()

@@ -81,16 +81,25 @@ def allocation_faults(config: Config, pools: Sequence[PoolPlan], allocation: All
                 f" use sbatch --gpus-per-node={need.gpus}, or fewer workers"
             )
         if need.cpus > node.cpus:
+            less = _less(config, need, "cluster.cpus_per_node", node.cpus, config.controller.cpus)
             yield (
                 f"cluster.cpus_per_node: {who} take {need.cpus} CPUs, {there} {node.cpus};"
-                f" use sbatch --cpus-per-task={need.cpus}, or set cluster.cpus_per_node={node.cpus}"
+                f" use sbatch --cpus-per-task={need.cpus}, or {less}"
             )
         if node.mem_mb is not None and need.mem_gb * MB_PER_GB > node.mem_mb:
             mem_gb = node.mem_mb // MB_PER_GB
+            less = _less(config, need, "cluster.mem_gb", mem_gb, config.controller.mem_gb or 0)
             yield (
                 f"cluster.mem_gb: {who} take {need.mem_gb} GB, {there} {mem_gb};"
-                f" use sbatch --mem={need.mem_gb}G, or set cluster.mem_gb={mem_gb}"
+                f" use sbatch --mem={need.mem_gb}G, or {less}"
             )
+
+
+def _less(config: Config, need: NodeNeed, key: str, there: int, controllers: int) -> str:
+    """A smaller share each, where that leaves one for every GPU."""
+    assert config.cluster is not None
+    least = max(config.cluster.gpus_per_node, len(need.who)) + controllers
+    return f"set {key}={there}" if there >= least else "fewer workers"
 
 
 def allocation_note(config: Config, pools: Sequence[PoolPlan]) -> str:

@@ -26,18 +26,14 @@ def fabric_findings(outcome: Outcome, config: Config) -> Iterator[Finding]:
 
 
 def _interface(outcome: Outcome, config: Config) -> Iterator[Finding]:
-    cluster = config.cluster
-    assert cluster is not None
     head = outcome.reports[0]
-    chosen = cluster.interface or head.default_interface
+    key, chosen = _chosen(outcome, config)
     names = [each.name for each in head.interfaces]
     topic = f"network {outcome.name}"
     if chosen not in names:
         # Without any the preflight says so.
-        if cluster.interface is not None:
-            yield fault(
-                topic, f"{head.node} has no {chosen}; it has {listed(names)}", "set cluster.interface to one of them"
-            )
+        if chosen:
+            yield fault(topic, f"{head.node} has no {chosen}; it has {listed(names)}", f"set {key} to one of them")
         return
     if len(outcome.reports) == 1:
         yield ok(topic, f"{_words(head, chosen)} is there; one node tells nothing of its peers")
@@ -56,6 +52,15 @@ def _interface(outcome: Outcome, config: Config) -> Iterator[Finding]:
         yield warning(topic, f"{seen}; {chosen} is used", f"set cluster.interface={best}", f"cluster.interface={best}")
     else:
         yield ok(topic, f"{seen}; {chosen} is used")
+
+
+def _chosen(outcome: Outcome, config: Config) -> tuple[str, str]:
+    """The key and the interface: the proxy's where no worker runs."""
+    assert config.cluster is not None
+    of_cluster = config.cluster.interface or outcome.reports[0].default_interface
+    if outcome.checked.check.worker is None:
+        return "controller.interface", config.controller.interface or of_cluster
+    return "cluster.interface", of_cluster
 
 
 def _speed(report: NodeReport, name: str) -> int:
@@ -78,7 +83,7 @@ def _from_here(outcome: Outcome, config: Config) -> Iterator[Finding]:
         return
     topic = f"reach {outcome.name}"
     reached = [name for name, why in outcome.reached.items() if not why]
-    chosen = config.cluster.interface or outcome.reports[0].default_interface
+    _, chosen = _chosen(outcome, config)
     if chosen in reached:
         yield ok(topic, f"this machine reaches the nodes over {chosen}")
     else:

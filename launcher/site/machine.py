@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.schema import Config, Executor
+from launcher.schema import Config, ControllerPlace, Executor
 from launcher.site.facts import Machine
 from launcher.site.finding import Finding, fault, listed, ok, warning
 from workers.staging.mounts import Mount, mount_of, parse_mounts
@@ -30,8 +30,7 @@ def machine_findings(
     yield from _room(machine, runs_dir)
     yield _software(machine, config)
     yield ok("containers", f"container runtimes here: {listed(machine.containers)}")
-    seen = listed(f"{each.name} {each.address}" for each in machine.interfaces)
-    yield ok("network", f"interfaces of {machine.host} (compute nodes may have others): {seen}")
+    yield _network(machine, config)
 
 
 def _shared(mounts: list[Mount], key: str, path: str, todo: str) -> Finding:
@@ -50,6 +49,21 @@ def _room(machine: Machine, runs_dir: str) -> Iterator[Finding]:
     if free is not None and free < MIN_RUN_BYTES:
         todo = "make room (quota?), or set runs_dir to another folder"
         yield fault("files", f"{runs_dir} has {free / GIB:.1f} GiB left", todo)
+
+
+def _network(machine: Machine, config: Config) -> Finding:
+    there = listed(f"{each.name} {each.address}" for each in machine.interfaces)
+    wanted = config.controller.interface or (config.cluster and config.cluster.interface)
+    if _keeps_the_proxy(config) and wanted and wanted not in [each.name for each in machine.interfaces]:
+        seen = f"the proxy is to listen on {wanted}; {machine.host} has {there}"
+        return fault("network", seen, "set controller.interface to one of them")
+    return ok("network", f"interfaces of {machine.host} (compute nodes may have others): {there}")
+
+
+def _keeps_the_proxy(config: Config) -> bool:
+    """In the one job of executor steps it is another machine that does."""
+    apart = config.cluster is not None and config.cluster.executor is Executor.slurm
+    return apart and config.controller.where is ControllerPlace.foreground
 
 
 def _software(machine: Machine, config: Config) -> Finding:

@@ -141,12 +141,10 @@ def _size(site: Site, cluster: ClusterConfig, partition: Partition) -> Iterator[
         yield _too_many("cluster.nodes", cluster.nodes, there, partition)
     elif usable < cluster.nodes:
         words = listed(map(_shape_words, fitting))
-        yield warning(
-            "partition",
-            f"cluster.nodes is {cluster.nodes}; {usable} such nodes of {partition.name} are up ({words})",
-            f"wait until more are back, or set cluster.nodes={max(1, usable)}",
-            f"cluster.nodes={max(1, usable)}",
-        )
+        seen = f"cluster.nodes is {cluster.nodes}; {usable} such nodes of {partition.name} are up ({words})"
+        setting = f"cluster.nodes={usable}" if usable else ""
+        todo = f"wait until more are back, or set {setting}" if setting else "wait until some are back"
+        yield warning("partition", seen, todo, setting)
 
 
 def _gpus_on(shape: NodeShape, cluster: ClusterConfig) -> int:

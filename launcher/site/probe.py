@@ -8,7 +8,6 @@ from __future__ import annotations
 import getpass
 import platform
 import shutil
-import socket
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,7 +29,7 @@ from launcher.site.slurm_text import (
     parse_shapes,
     parse_start,
 )
-from workers.agent.network import NetworkFault, address_of
+from workers.agent.network import addresses
 from workers.staging.mounts import free_bytes
 
 COMMANDS = ("sinfo", "scontrol", "squeue", "sbatch", "srun", "scancel")
@@ -100,16 +99,10 @@ def look_around(folders: Iterable[str]) -> Machine:
 
 def interfaces() -> list[Interface]:
     """Those with an IPv4 address: the others cannot be a `cluster.interface`."""
-    found = []
-    for _, name in socket.if_nameindex():
-        try:
-            address = address_of(name)
-        except NetworkFault:
-            continue
-        found.append(
-            Interface(name=name, address=address, speed_mbit=_speed(name), is_up=_read(name, "operstate") != "down")
-        )
-    return found
+    return [
+        Interface(name=name, address=address, speed_mbit=_speed(name), is_up=_read(name, "operstate") != "down")
+        for name, address in addresses().items()
+    ]
 
 
 def _speed(name: str) -> int | None:

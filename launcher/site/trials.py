@@ -6,6 +6,7 @@ Pure. A trial queues nothing. The site's submission plugins judge it like a real
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from launcher.schema import ClusterConfig
@@ -41,7 +42,9 @@ def gpu_style_finding(cluster: ClusterConfig, trials: Mapping[str, Trial]) -> Fi
     seen = f"{configured}: {trials[configured].words}; granted: {words}"
     if not accepted:
         return fault("gres", seen, "act on Slurm's words, or set another cluster.partition")
-    return fault("gres", seen, f"set {accepted[0]}", accepted[0])
+    alike = [setting for setting in accepted if (":" in setting) == (":" in configured)] or accepted
+    (closest,) = get_close_matches(configured, alike, n=1, cutoff=0)
+    return fault("gres", seen, f"set {closest}", closest)
 
 
 def job_findings(trials: Mapping[str, Trial]) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.__main__ import CannotServe, check_tls, listeners_at
+from proxy.__main__ import CannotServe, check_tls, listeners_at, own_address
 from proxy.http.listening import open_listeners
 from tests.unit.proxies import proxy_spec
 
@@ -53,6 +53,8 @@ def test_what_is_configured_and_not_to_be_had_is_told_with_its_key(tmp_path: Pat
         port = listener.getsockname()[1]
         with pytest.raises(CannotServe, match=rf"^proxy.http_port: {port} of {HOST} on .*Address already in use; set"):
             asyncio.run(listeners_at(HOST, 0, proxy_spec(http_port=port)))
+    with pytest.raises(CannotServe, match=r"^controller.interface \(null: cluster.interface\): .* no interface ib7"):
+        own_address(proxy_spec(interface="ib7"))
     broken = tmp_path / "cert.pem"
     broken.write_text("not a certificate")
     for cert in (broken, tmp_path / "missing.pem"):

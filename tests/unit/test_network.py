@@ -13,9 +13,15 @@ def test_the_address_of_an_interface() -> None:
     assert address_of("lo") == "127.0.0.1"
 
 
-def test_an_unknown_interface_lists_the_known_ones() -> None:
-    with pytest.raises(NetworkFault, match=r"cluster\.interface=ib9: .* it has .*\blo\b"):
+def test_an_unknown_interface_lists_those_that_would_do() -> None:
+    with pytest.raises(
+        NetworkFault, match=r"^cluster\.interface: .* has no interface ib9 .* set it to one of "
+    ) as told:
         address_of("ib9")
+    would_do = str(told.value).rpartition("set it to one of ")[2].split(", ")
+    assert "lo" in would_do and all(address_of(name) for name in would_do)
+    with pytest.raises(NetworkFault, match=r"^controller\.interface: "):
+        address_of("ib9", "controller.interface")
 
 
 @given(st.text(max_size=20), st.integers(0, 2000), st.integers(0, 63), st.sampled_from(["handoff", "head"]))

@@ -291,6 +291,10 @@ def test_how_gpus_are_asked_for() -> None:
     assert (finding.level, finding.setting) == (Level.FAULT, "cluster.gres=gpu")
     nothing = gpu_style_finding(cluster, dict.fromkeys(asked, refused))
     assert nothing.level is Level.FAULT and not nothing.setting
+    typed = configured(*HERE, "cluster.gres=gpu:h100_80").cluster
+    assert typed is not None
+    answers = {**dict.fromkeys(gpu_requests(typed, ["a100", "h100"]), granted), "cluster.gres=gpu:h100_80": refused}
+    assert gpu_style_finding(typed, answers).setting == "cluster.gres=gpu:h100", "as the partition's own finding says"
 
 
 def test_each_job_of_the_plan_is_told() -> None:
@@ -329,6 +333,19 @@ def test_a_run_folder_that_others_cannot_see() -> None:
     assert all(
         each.level is Level.OK for each in machine_findings(machine(), local, "/home/ann/runs", "/", proven=False)
     )
+
+
+def test_a_proxy_of_this_machine_that_has_no_such_interface() -> None:
+    def network(*overrides: str) -> Finding:
+        config = configured(*HERE, "cluster.interface=ib0", *overrides)
+        found = machine_findings(machine(), config, "/home/ann/runs", "/home/ann", proven=False)
+        return next(each for each in found if each.topic == "network")
+
+    assert network().level is Level.OK, "it is a job's"
+    here = network("controller.where=foreground")
+    assert here.level is Level.FAULT and "listen on ib0; login1 has eth0 10.1.2.3" in here.seen
+    assert network("controller.where=foreground", "controller.interface=eth0").level is Level.OK
+    assert network("controller.where=foreground", "cluster.executor=steps").level is Level.OK
 
 
 def test_an_engine_that_is_missing_or_another() -> None:

@@ -132,6 +132,13 @@ def test_an_interface_that_reaches_nobody() -> None:
     assert found(outcome(report(), report(1)), "cluster.interface=hsn0")["network h100"].level is Level.FAULT
 
 
+def test_the_proxy_s_own_node_may_lack_the_fabric() -> None:
+    alone = Outcome(checked=job(partition="cpu"), reports=[report(engine=None)], job="7", state="COMPLETED")
+    finding = found(alone, "cluster.interface=ib0")["network cpu"]
+    assert finding.level is Level.FAULT and finding.todo == "set controller.interface to one of them"
+    assert "network cpu" not in found(alone, "cluster.interface=ib0", "controller.interface=eth0")
+
+
 def test_a_login_node_that_does_not_reach_the_nodes() -> None:
     result = outcome(report(), report(1), reached={"eth0": "timed out", "lo": "Connection refused"})
     assert found(result)["reach h100"].level is Level.WARNING

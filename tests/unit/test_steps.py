@@ -98,6 +98,18 @@ def test_advice_that_is_followed_leads_to_a_plan() -> None:
     assert planned(*STEPS, "cluster.cpus_per_node=64", "cluster.mem_gb=500", allocation=held)
 
 
+def test_no_share_is_advised_that_would_not_fit_either() -> None:
+    """Nobody gets less than one CPU and one GB: of eight GPUs, and of a job with too little for them."""
+    held = allocation(node("n1", cpus=5, mem_mb=6 << 10), node("n2"))
+    apart = [f"pools.{pool}.{key}" for pool in ("prefill", "decode") for key in ("tensor_parallel=1", "replicas=4")]
+    apart += ["engine=sim"]
+    cpus, mem_gb = refusals(*STEPS, *apart, allocation=held)
+    assert cpus.endswith("use sbatch --cpus-per-task=90, or fewer workers")
+    assert mem_gb.endswith("use sbatch --mem=956G, or fewer workers")
+    enough = allocation(node("n1", cpus=10, mem_mb=12 << 10), node("n2"))
+    assert planned(*STEPS, *apart, "cluster.cpus_per_node=10", "cluster.mem_gb=12", allocation=enough)
+
+
 def test_without_figures_of_memory_none_is_checked() -> None:
     held = allocation(node("n1", mem_mb=4 << 10), node("n2", mem_mb=4 << 10))
     assert planned(*STEPS, "cluster.mem_gb=null", allocation=held)

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import socket
 import struct
+from contextlib import suppress
 
 # Below the kernel's ephemeral range, so that no outgoing connection sits on a derived port.
 FIRST_PORT = 20_000
@@ -21,30 +22,39 @@ class NetworkFault(Exception):
     """The node's network is not what the configuration says; the message names the fix."""
 
 
-def address_of(interface: str | None) -> str:
+def address_of(interface: str | None, key: str = "cluster.interface") -> str:
     """The IPv4 address of `interface`, or of the default route's. Raises NetworkFault listing what there is."""
-    return _default_address() if interface is None else _interface_address(interface)
+    return _default_address(key) if interface is None else _interface_address(interface, key)
 
 
-def _interface_address(interface: str) -> str:
+def _interface_address(interface: str, key: str) -> str:
+    known = addresses()
+    if interface not in known:
+        raise NetworkFault(
+            f"{key}: {socket.gethostname()} has no interface {interface} with an IPv4 address; set it to one of"
+            f" {', '.join(known)}"
+        )
+    return known[interface]
+
+
+def addresses() -> dict[str, str]:
+    """Interface -> its IPv4 address, of those that have one."""
+    found = {}
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", interface.encode()[:15]))
-        except OSError:
-            known = ", ".join(name for _, name in socket.if_nameindex())
-            raise NetworkFault(
-                f"cluster.interface={interface}: this node has no such interface with an IPv4 address; it has {known}"
-            ) from None
-    return socket.inet_ntoa(answer[20:24])
+        for _, name in socket.if_nameindex():
+            with suppress(OSError):  # it has none
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
+                found[name] = socket.inet_ntoa(answer[20:24])
+    return found
 
 
-def _default_address() -> str:
+def _default_address(key: str) -> str:
     """A connected UDP socket shows the source address the kernel would use; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))
         except OSError:
-            raise NetworkFault("no default route: set cluster.interface to the fabric's interface") from None
+            raise NetworkFault(f"{key}: {socket.gethostname()} has no default route; set it to an interface") from None
         return str(probe.getsockname()[0])
 
 

@@ -84,7 +84,11 @@ def faults(spec: WorkerSpec, facts: Facts) -> list[str]:
 
 def _no_process(spec: WorkerSpec, words: str) -> str:
     if not spec.engine.prefix:
-        return f"{spec.engine_python}: cannot run Sluice's code: {words}"
+        return (
+            f"cluster.engine_python: {spec.engine_python} cannot run Sluice's code: {words}; set it to a Python of the"
+            " nodes with msgspec, pyzmq and uvloop, or to null for the launcher's own, which has to lie where the nodes"
+            " see it"
+        )
     return (
         f"cluster.engine_prefix: nothing of ours runs behind {' '.join(spec.engine.prefix)}: {words}; it needs the"
         " folders named in SLUICE_FOLDERS, and cluster.engine_python must be a Python inside with msgspec, pyzmq"
