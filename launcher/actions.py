@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from launcher.job import Plan
+from launcher.jobs import CONTROLLER
 from launcher.planner.word import read_word
 from launcher.planning import models
 from launcher.report.read import read_sources
@@ -120,6 +121,7 @@ def _accompany(run: RunDir, made: Plan, controlled: Controlled, progress: Progre
     controlled.process.wait()
     status = read_optional(run.status, RunStatus)
     if status is not None and status.ended:
+        print(f"the run has stopped; why: {run.log_dir(CONTROLLER) / 'controller.log'}", flush=True)
         return 0
     print(f"the controller ended with status {controlled.process.returncode}: stopping the run", file=sys.stderr)
     _stop(run, made, controlled, progress)

@@ -105,6 +105,7 @@ def test_a_run_in_one_job_from_sbatch_to_stop(tmp_path: Path, run: RunDir, onebo
     assert stopped.returncode == 0, stopped.stdout + stopped.stderr
     assert onebox.jobs() == [] and status(tmp_path)["phase"] == "stopped"
     assert "JobState=COMPLETED" in onebox.ask("scontrol", "show", "job", job)
+    assert f"the run has stopped; why: {run.logs}/controller/controller.log" in output(tmp_path, job)
 
 
 def test_a_plan_that_does_not_fit_is_refused_before_anything_starts(
