@@ -17,6 +17,7 @@ help:
 	@echo "make check    lint and type-check     make unit    the unit tests only     make install    build .venv only"
 	@echo "make soak     what users see while workers come and go, on a real Slurm of its own (Debian, root)"
 	@echo "make bench-peers    measure Sluice beside other relays, which it installs for that (over 10 minutes)"
+	@echo "ARGS='...' goes to the launcher, pytest or the benchmark; PYTHON=python3.12 picks what .venv is made with"
 
 install: $(STAMP)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import known_keys
+from launcher.config import known_keys, load
+from launcher.schema import LimitsConfig
 from tests.docs import HOW, PAGES, README, How, blocks, copy_checkout, shell, shown, shown_as
 from tests.live import SOURCE
 
@@ -164,6 +166,47 @@ def test_configuration_keys_that_are_named_exist(page: Path) -> None:
         group, _, rest = word.partition(".")
         if group in groups and re.fullmatch(r"[a-z_.]+", rest) and rest not in ("py", "json"):
             assert word in known, word
+
+
+SETTING = re.compile(r"\+?[a-z][\w.]*=(?:\[[^\]]*\]|\S+)")
+LEFT_OPEN = re.compile(r"\b[A-Z]{2,}\b|\.\.\.|\bmysite\b")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_that_are_named_can_be_made(page: Path) -> None:
+    """Every `key=value` of the running text whose value is not left open. Fields of requests are no keys of ours."""
+    heads = {key for key in known_keys() if "." not in key} | {path.name for path in (SOURCE / "conf").iterdir()}
+    named = {setting for word in quoted(page) for setting in SETTING.findall(word) if not LEFT_OPEN.search(setting)}
+    for setting in sorted(named):
+        if re.split(r"[.=]", setting.lstrip("+"))[0] in heads:
+            there = [] if re.match(r"\+(cluster|recipe)=", setting) else ["+cluster=h100x2"]
+            load([*there, "name=new", setting])
+
+
+SIZES = {"KiB": 1 << 10, "MiB": 1 << 20}
+
+
+def test_the_limits_and_their_defaults_are_those_of_the_configuration() -> None:
+    page = (SOURCE / "docs" / "security.md").read_text()
+    told = {}
+    for name, number, unit in re.findall(r"^\| `(\w+)` \| ([\d,]+) ?(\w*) \|", page, re.MULTILINE):
+        told[name] = int(number.replace(",", "")) * SIZES.get(unit, 1)
+    assert told == dataclasses.asdict(LimitsConfig())
+
+
+OTHERS_WORDS = {"argument --...: invalid", "unexpected keyword", "wckey"}  # vLLM's and Slurm's
+
+
+def test_messages_by_which_people_search_are_what_the_code_says() -> None:
+    """In troubleshooting they stand in italics and begin small; dots and numbers stand for what differs."""
+    page = " ".join((SOURCE / "docs" / "troubleshooting.md").read_text().split())
+    files = [file for folder in ("launcher", "workers", "proxy") for file in (SOURCE / folder).rglob("*.py")]
+    said = re.sub(r'"\s*f?"', "", " ".join(file.read_text() for file in files))
+    messages = {text for text in re.findall(r"(?<!\*)\*([^*]+)\*(?!\*)", page) if re.match(r"[a-z(]", text)}
+    assert messages >= OTHERS_WORDS and len(messages) > 15
+    for message in messages - OTHERS_WORDS:
+        for part in re.split(r"\.\.\.|`|\d+|tcp://|Address already in use", message):
+            assert part.strip(" ,.()") in said, message
 
 
 def test_the_folders_are_told_of() -> None:
