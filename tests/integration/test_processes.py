@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
-from proxy.spec import PoolCaps
+from proxy.spec import PoolCaps, RoutingSpec
 from tests.integration.test_path import PROMPT, open_stream, quiet
 from tests.live import API_KEY, Live, live, sim_engine, wait_for
+from workers.spec import write_json
 
 NUM_USERS = 16
 BODY = {"model": "tiny", "prompt": PROMPT, "max_tokens": 24, "stream": True}
@@ -212,6 +215,44 @@ def test_caps_hold_over_both_processes(capped: Live) -> None:
         stream.settimeout(30)
         assert b" 200 OK" in stream.recv(1 << 16)
         stream.close()
+
+
+@pytest.fixture
+def informed(tmp_path: Path) -> Iterator[Live]:
+    workers = {f"decode-{number}": sim_engine() for number in range(2)}
+    with live(tmp_path / "run", workers, processes=2, pairs=(), routing=RoutingSpec(policy="kv")) as started:
+        yield started
+
+
+def ask_anew(run: Live, key: str = API_KEY) -> httpx.Response:
+    """On a connection of its own: any of the processes may get it."""
+    with run.client(key) as client:
+        body = {"model": "tiny", "prompt": list(range(640)), "max_tokens": 1}
+        return client.post("/v1/completions", json=body, headers={"x-sluice-explain": "1"})
+
+
+def test_what_is_cached_and_which_keys_are_valid_all_processes_know(informed: Live) -> None:
+    place = ask_anew(informed).headers["x-sluice-decode"]
+
+    def each_finds_it() -> bool:
+        found = set()
+        for _ in range(16):
+            headers = ask_anew(informed).headers
+            if headers["x-sluice-decode"] == place and headers["x-sluice-route-cached-tokens"] != "0":
+                found.add(headers["x-sluice-request-id"].partition("-")[0])
+        return len(found) == 2
+
+    wait_for(each_finds_it, "both to know where it lies")
+    path = informed.path / "keys" / "api_keys.json"
+    keys = msgspec.json.decode(path.read_bytes())
+    new = {"name": "new", "hash": hashlib.sha256(b"sk-new").hexdigest(), "class": "user"}
+    write_json(path, [key for key in keys if key["name"] != "test"] + [new])
+
+    def each_has_read_it() -> bool:
+        statuses = {(ask_anew(informed, "sk-new").status_code, ask_anew(informed).status_code) for _ in range(16)}
+        return statuses == {(200, 401)}
+
+    wait_for(each_has_read_it, "the new table to hold for both")
 
 
 def test_when_it_stops_what_runs_is_finished_and_nothing_is_left(capped: Live) -> None:
