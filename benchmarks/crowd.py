@@ -124,8 +124,11 @@ async def _stream(number: int, plan: Plan, endpoint: Endpoint, question: Ask, be
     return reader
 
 
-async def open_all(endpoint: Endpoint, question: Ask, plan: Plan, opened: Callable[[int], None]) -> Seen:
-    """Calls `opened` when the first ones have begun, and when all have. Returns when every stream has ended."""
+async def open_all(
+    endpoint: Endpoint, question: Callable[[int], Ask], plan: Plan, opened: Callable[[int], None]
+) -> Seen:
+    """`question`: by the stream's number. Calls `opened` when the first ones have begun, and when all have. Returns
+    when every stream has ended."""
     seen = Seen()
     num_answered = 0
     answered = asyncio.Event()
@@ -138,7 +141,7 @@ async def open_all(endpoint: Endpoint, question: Ask, plan: Plan, opened: Callab
     async def one(number: int, delay_s: float) -> None:
         await asyncio.sleep(delay_s)
         try:
-            reader = await _stream(number, plan, endpoint, question, began)
+            reader = await _stream(number, plan, endpoint, question(number), began)
         except (BadAnswer, OSError, TimeoutError) as fault:
             seen.faults[f"{type(fault).__name__}: {fault}"] += 1
             answered.set()

@@ -1,9 +1,9 @@
 """What open streams cost one proxy process: `python -m benchmarks.streams [key=value ...]`.
 
-Real processes, keys and CURVE on, and an engine that steps slowly. A tenth of the streams and then all of them
-are open at once, sending as many tokens per second together, so that only their number differs; each
-crowd once reading at once and once with slow readers among it. Owns the experiment and its figures: memory per
-stream, time between tokens, streams dropped.
+Real processes, keys and CURVE on, the routing that a run has by default, a prompt of its own for each stream, and an
+engine that steps slowly. A tenth of the streams and then all of them are open at once, sending as many tokens per
+second together, so that only their number differs; each crowd once reading at once and once with slow readers among
+it. Owns the experiment and its figures: memory per stream, time between tokens, streams dropped.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ from benchmarks.arguments import Count, Duration
 from benchmarks.command import command
 from benchmarks.crowd import Plan, Seen, allow_streams, open_all
 from benchmarks.direct import engine_spec
-from benchmarks.load import ask, prompt
+from benchmarks.load import Ask, ask, prompt
 from benchmarks.processes import Fleet, cpu_s, fleet, rss_mib
 from benchmarks.report import say
 from launcher.twin.percentiles import percentile
+from proxy.spec import RoutingSpec
 from workers.spec import EngineSpec
 
 WORKERS = {"any-0": "any"}
+ROUTING = RoutingSpec(policy="kv")
 TICK_S = 0.005  # between two groups of streams that step
 OPENED_PER_S = 800
 SETTLE_S = 0.5
@@ -98,11 +100,13 @@ class Sample:
 
 
 def measure(crowd: Crowd, running: Fleet, seed: int, *, slow: bool) -> Sample:
-    text = prompt(crowd.options.prompt_chars, random.Random(seed))
-    question = ask(running.endpoint, text, crowd.num_tokens)
     (proxy_pid,) = running.proxy_pids
     rss: dict[int, float] = {}
     all_open: list[tuple[float, float]] = []  # (time, CPU time) when that begins, and later
+
+    def question(number: int) -> Ask:
+        text = prompt(crowd.options.prompt_chars, random.Random(f"{seed} {number}"))
+        return ask(running.endpoint, text, crowd.num_tokens)
 
     def look() -> None:
         all_open.append((time.monotonic(), cpu_s(proxy_pid)))
@@ -151,7 +155,7 @@ def memory_figures(sample: Sample) -> dict[str, float]:
 def repeat(options: Options, folder: Path, seed: int) -> dict[str, float]:
     figures: dict[str, float] = {}
     for crowd in (Crowd("few", options.streams // FEW_OF_ALL, options), Crowd("all", options.streams, options)):
-        with fleet(folder / crowd.name, WORKERS, crowd.engine()) as running:
+        with fleet(folder / crowd.name, WORKERS, crowd.engine(), routing=ROUTING) as running:
             for readers in ("fast", "slow"):
                 say(f"{crowd.streams} streams, {'some' if readers == 'slow' else 'no'} slow readers")
                 sample = measure(crowd, running, seed, slow=readers == "slow")
