@@ -175,16 +175,16 @@ class Dispatch:
             self._act(effect)
 
     def _act(self, effect: ev.Effect) -> None:
-        if isinstance(effect, ev.Send):  # not `match`: three of these per request
+        if isinstance(effect, ev.Send):  # not `match`: there is one of each of these three per request
             self._send(effect.worker, effect.message)
         elif isinstance(effect, ev.Begin):
             self._begin(effect.flight, effect.start)
+        elif isinstance(effect, ev.Finish):
+            self._take_client(effect.flight).finish(effect.data)
         elif isinstance(effect, ev.Suspend):
             self._streams.suspend(effect.rid)
         elif isinstance(effect, ev.Continue):
             self._streams.go_on(effect.start, effect.flight)
-        elif isinstance(effect, ev.Finish):
-            self._take_client(effect.flight).finish(effect.data)
         elif isinstance(effect, ev.Reject):
             self._count_failure(effect)
             self._take_client(effect.flight).reject(effect.error)

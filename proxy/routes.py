@@ -8,7 +8,7 @@ and one test. Paths are compared as sent, without decoding, so there is one spel
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import Enum
 
 import msgspec
@@ -95,11 +95,9 @@ _WORKER_METRICS_PATH = re.compile(r"/workers/([A-Za-z0-9][A-Za-z0-9_.-]*)/metric
 
 # The engine obeys headers of its own: none but these reach it. The request id is ours.
 _FORWARDED_REQUEST_HEADERS = (b"content-type", b"accept")
-_FORWARDED_RESPONSE_HEADERS = frozenset({b"content-type", b"cache-control"})
+_FORWARDED_RESPONSE_HEADERS = (b"content-type", b"cache-control")
 # Would choose a priority, a rank or a session on the engine: refused rather than dropped in silence.
 _FORBIDDEN_REQUEST_HEADERS = frozenset({b"x-vllm-priority", b"x-data-parallel-rank", b"x-session-id"})
-
-HeaderList = Iterable[tuple[bytes, bytes]]
 
 
 def find(method: str, path: str) -> Route:
@@ -138,6 +136,6 @@ def to_engine(headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]
     return tuple([(name, headers[name]) for name in _FORWARDED_REQUEST_HEADERS if name in headers])
 
 
-def to_client(headers: HeaderList) -> tuple[tuple[bytes, bytes], ...]:
-    """The engine's headers that travel with the answer; framing is the connection's own."""
-    return tuple(header for header in headers if header[0].lower() in _FORWARDED_RESPONSE_HEADERS)
+def to_client(headers: Mapping[bytes, bytes]) -> list[tuple[bytes, bytes]]:
+    """The engine's headers that travel with the answer; names are lower-case. Framing is the connection's own."""
+    return [(name, headers[name]) for name in _FORWARDED_RESPONSE_HEADERS if name in headers]

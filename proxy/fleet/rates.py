@@ -127,13 +127,13 @@ class Rates:
         self.answer_share.learn(1 / (num_tokens - 1))
         self._learn("step", held_tokens, decoding_s / (num_tokens - 1))
 
-    def _learn(self, name: str, *seen: float) -> None:
+    def _learn(self, name: str, size: float, seconds: float) -> None:
         own = getattr(self, name)
-        own.learn(*seen)
+        own.learn(size, seconds)
         if self.peers is not None and not own.known:
             of_peers = getattr(self.peers, name)
             if not of_peers.known:  # else it is that of one of them
-                of_peers.learn(*seen)
+                of_peers.learn(size, seconds)
 
     def stalls_per_step(self, now: float) -> float:
         """By how much prompts that come as of late make a step longer, in steps."""

@@ -56,9 +56,11 @@ class Flights:
         self._out: list[ev.Effect] = []
 
     def apply(self, event: ev.Event, now: float) -> list[ev.Effect]:
-        self._placing.look(now, may_make_room=self._may_make_room(event))
+        if self.queue:
+            self._placing.look(now, may_make_room=self._may_make_room(event))
         _HANDLERS[type(event)](self, event, now)
-        self._place_queued(now)
+        if self.queue:
+            self._place_queued(now)
         effects, self._out = self._out, []
         return effects
 
@@ -84,9 +86,11 @@ class Flights:
             self._start_forced(flight, now)
         elif not self._fleet.serving and not self._fleet.awaited:
             self._fail(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S), now)
-        else:
+        elif self.queue or (route := self._placing.place(flight, now)) is None:
             for refused, error in self._admission.admit(flight, now):
                 self._fail(refused, error, now)
+        else:  # nobody is before it: its turn need not be worked out
+            self._start(flight, route, now)
 
     def _start_forced(self, flight: Flight, now: float) -> None:
         route = self._router.route(self._fleet, self._index, flight.demand, now)
@@ -97,7 +101,7 @@ class Flights:
 
     def _place_queued(self, now: float) -> None:
         """Those whose turn it is, one after the other, until none of them fits."""
-        while self.queue and (placed := self._placing.next(now)) is not None:
+        while (placed := self._placing.next(now)) is not None:
             self.queue.of(placed[0]).take(placed[0])
             self._start(*placed, now)
 
@@ -189,7 +193,8 @@ class Flights:
             self._leg_computed(leg, start, now)
         else:
             given_work.computed(leg, None, self._index, now)
-        self._notify(self.tickets.read(leg.ticket))
+        if leg.ticket is not None:
+            self._notify(self.tickets.read(leg.ticket))
         flight = leg.flight
         flight.move(State.STREAMING, now)
         flight.attempts = 0

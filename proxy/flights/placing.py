@@ -39,11 +39,16 @@ class Placing:
         for flight in self._queue.turns(now):
             if flight.refused_at_chance == self._num_chances:
                 continue
-            if flight.of_batch:
-                flight.demand = msgspec.structs.replace(flight.demand, yields=now - self.online_at < YIELD_S)
-            waited_s = now - flight.arrived_at
-            route = self._router.route(self._fleet, self._index, flight.demand, now, waited_s)
+            route = self.place(flight, now)
             if route is not None:
                 return flight, route
-            flight.refused_at_chance = self._num_chances
         return None
+
+    def place(self, flight: Flight, now: float) -> Route | None:
+        """None: it fits nowhere now."""
+        if flight.of_batch:
+            flight.demand = msgspec.structs.replace(flight.demand, yields=now - self.online_at < YIELD_S)
+        route = self._router.route(self._fleet, self._index, flight.demand, now, now - flight.arrived_at)
+        if route is None:
+            flight.refused_at_chance = self._num_chances
+        return route

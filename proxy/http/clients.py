@@ -49,7 +49,7 @@ class HttpClient:
         length = named.get(b"content-length")
         self._exchange.start(
             status,
-            (*routes.to_client(headers), *self._ids, *served_by),
+            (*routes.to_client(named), *self._ids, *served_by),
             length=int(length) if length is not None else None,
             data=data,
         )

@@ -146,14 +146,20 @@ class Accounts:
     def _count(self, flight: Flight) -> Sums | None:
         if flight.demand.forced is not None:
             return None
-        sums = self.book.keys.setdefault(flight.account, Sums())
+        sums = self.book.keys.get(flight.account)
+        if sums is None:
+            sums = self.book.keys[flight.account] = Sums()
         sums.requests += 1
         sums.moved += flight.attempts > 1 + flight.num_resumed
         sums.resumed += flight.num_resumed > 0
         return sums
 
     def _work(self, key: Key) -> Work:
-        return self.book.workers.setdefault(life_name(*key), Work())
+        name = life_name(*key)
+        work = self.book.workers.get(name)
+        if work is None:
+            work = self.book.workers[name] = Work()
+        return work
 
     # ------------------------------------------------------------ workers that go
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from copy import copy
 
 import msgspec
 
@@ -119,7 +118,9 @@ class ByTime:
         return _Asked(demand, now, waited_s, blocks, _num_hot(blocks, demand.chain, index.reuse), may_split, weight)
 
     def _best_whole(self, computing: Mapping[Key, _Part], asked: _Asked) -> _Way | None:
-        parts = [copy(part) for part in computing.values()]
+        parts = list(computing.values())
+        if asked.may_split:  # there they are asked for again
+            parts = [msgspec.structs.replace(part) for part in parts]
         for part in parts:
             self._count_decoding(part, asked)
         if not parts:
