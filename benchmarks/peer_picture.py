@@ -10,6 +10,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+from benchmarks.peer_figures import SLUICES
+
 PANELS = (
     ("streams.us_per_token", "µs CPU per streamed token"),
     ("prompts.us_per_request", "µs CPU per 16 kB request"),
@@ -29,7 +31,7 @@ def draw(figures: Mapping[str, float], path: Path) -> None:
         panel.barh(
             [f"{name}, {CASES[case]}" for name, case in bars],
             [figures[f"{name}.{case}.{what}"] for name, case in bars],
-            color=["tab:blue" if name == "sluice" else "0.6" for name, _ in bars],
+            color=["tab:blue" if name in SLUICES else "0.6" for name, _ in bars],
         )
         panel.invert_yaxis()
         panel.set_title(title)

@@ -158,8 +158,11 @@ class Fleet:
 
     def _proxy_spec(self) -> ProxySpec:
         pools = set(self._workers.values())
-        caps = {
-            pool: PoolCaps(max_prefill_tokens=UNBOUNDED, max_decodes=0 if pool == Role.PREFILL else UNBOUNDED)
+        caps = {  # whatever the policy: who has one role has no other
+            pool: PoolCaps(
+                max_prefill_tokens=0 if pool == Role.DECODE else UNBOUNDED,
+                max_decodes=0 if pool == Role.PREFILL else UNBOUNDED,
+            )
             for pool in pools
         }
         return ProxySpec(

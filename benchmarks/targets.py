@@ -16,14 +16,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import uvloop
 
 from benchmarks.direct import engine_spec
 from benchmarks.floor import MODEL
 from benchmarks.load import Ask, BadAnswer, Endpoint, Rhythm, ask, drive
 from benchmarks.measure import CommonOptions, floor_server
+from benchmarks.peer_figures import SLUICES
 from benchmarks.peer_programs import Peer, PeerFault, Surroundings, free_ports
-from benchmarks.processes import FLEETS, POLL_S, START_TIMEOUT_S, end, fleet, rss_mib, spawn
+from benchmarks.processes import ALWAYS_SPLIT, FLEETS, POLL_S, START_TIMEOUT_S, end, fleet, rss_mib, spawn
 
 AT_ONCE = Rhythm(start_s=0.0, pause_s=0.0)
 
@@ -76,9 +78,10 @@ def floor_engines(options: CommonOptions) -> Iterator[Floor]:
 
 
 @contextmanager
-def sluice(case: str, folder: Path, options: CommonOptions) -> Iterator[Target]:
-    with fleet(folder / f"sluice-{case}", FLEETS[case], engine_spec(options.step_ms)) as running:
-        yield Target("sluice", case, running.endpoint, tuple(running.proxy_pids), tuple(running.hosts), "instant")
+def sluice(name: str, case: str, folder: Path, options: CommonOptions) -> Iterator[Target]:
+    routing = msgspec.structs.replace(ALWAYS_SPLIT, policy=SLUICES[name])
+    with fleet(folder / f"{name}-{case}", FLEETS[case], engine_spec(options.step_ms), routing=routing) as running:
+        yield Target(name, case, running.endpoint, tuple(running.proxy_pids), tuple(running.hosts), "instant")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ SMALL = (*SIZES, "parts=streams,prompts,saturation,memory")
 
 
 def test_it_measures_goes_on_without_a_peer_and_leaves_nothing(tmp_path: Path) -> None:
-    arguments = (*SMALL, "peers=vllm-router,sluice", f"venvs={tmp_path / 'venvs'}")
+    arguments = (*SMALL, "peers=vllm-router,sluice,sluice-kv", f"venvs={tmp_path / 'venvs'}")
     with start("peers", tmp_path, *arguments, PIP_NO_INDEX="1", PIP_CONFIG_FILE="/dev/null") as process:
         output, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
@@ -33,10 +33,12 @@ def test_it_measures_goes_on_without_a_peer_and_leaves_nothing(tmp_path: Path) -
     assert all(math.isfinite(value) for value in figures.values())
     for case in ("whole", "split"):
         for part, unit in (("streams", "token"), ("prompts", "request")):
-            assert figures[f"sluice.{case}.{part}.relay_us_per_{unit}"] > 0
             assert figures[f"floor.{part}.us_per_{unit}"] > 0
-        assert figures[f"sluice.{case}.saturation.requests_per_s"] > 0
-        assert f"sluice.{case}.memory.kib_per_stream" in figures
+        for name in ("sluice", "sluice-kv"):
+            assert figures[f"{name}.{case}.streams.relay_us_per_token"] > 0
+            assert figures[f"{name}.{case}.prompts.relay_us_per_request"] > 0
+            assert figures[f"{name}.{case}.saturation.requests_per_s"] > 0
+            assert f"{name}.{case}.memory.kib_per_stream" in figures
     assert not [name for name in figures if name.startswith("vllm-router")]
     assert output.count("left out: vllm-router.") == 2
     assert "not installed: ERROR: No matching distribution found for vllm-router" in output

@@ -57,6 +57,20 @@ def test_ratios_are_ours_to_theirs_within_one_case() -> None:
     }
 
 
+def test_sluice_with_its_own_policy_is_a_column_and_nobodys_peer() -> None:
+    both = FIGURES | {"sluice-kv.whole.streams.us_per_token": 30.0}
+    found = ratios(both)
+    assert {name: value for name, value in found.items() if not name.startswith("sluice-kv.")} == ratios(FIGURES)
+    assert {name: value for name, value in found.items() if name.startswith("sluice-kv.")} == {
+        "sluice-kv.ratio.whole.streams.us_per_token.cheap": 1.5,
+        "sluice-kv.ratio.whole.streams.us_per_token.dear": 0.75,
+        "sluice-kv.ratio.whole.streams.us_per_token.cheapest": 1.5,
+    }
+    text = show(both | found)
+    assert ["whole", "floor", "cheap", "dear", "sluice", "sluice-kv"] in [line.split() for line in text.splitlines()]
+    assert "sluice-kv.ratio.whole.streams.us_per_token.cheapest: 1.50 (goal: at most 0.8, missed)" in text
+
+
 def test_without_peers_there_are_no_ratios() -> None:
     assert ratios({"sluice.whole.streams.us_per_token": 10.0, "floor.streams.us_per_token": 7.0}) == {}
 
