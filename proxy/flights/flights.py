@@ -86,7 +86,7 @@ class Flights:
             self._start_forced(flight, now)
         elif not self._fleet.serving and not self._fleet.awaited:
             self._fail(flight, NoWorker("no worker is ready to answer", retry_after_s=RETRY_AFTER_S), now)
-        elif self.queue or (route := self._placing.place(flight, now)) is None:
+        elif self.queue or (route := self._placing.first(flight, now)) is None:
             for refused, error in self._admission.admit(flight, now):
                 self._fail(refused, error, now)
         else:  # nobody is before it: its turn need not be worked out

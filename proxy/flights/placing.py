@@ -39,13 +39,17 @@ class Placing:
         for flight in self._queue.turns(now):
             if flight.refused_at_chance == self._num_chances:
                 continue
-            route = self.place(flight, now)
+            route = self._place(flight, now)
             if route is not None:
                 return flight, route
         return None
 
-    def place(self, flight: Flight, now: float) -> Route | None:
-        """None: it fits nowhere now."""
+    def first(self, flight: Flight, now: float) -> Route | None:
+        """Nobody waits before it. None: it fits nowhere now."""
+        self._chance_at = now
+        return self._place(flight, now)
+
+    def _place(self, flight: Flight, now: float) -> Route | None:
         if flight.of_batch:
             flight.demand = msgspec.structs.replace(flight.demand, yields=now - self.online_at < YIELD_S)
         route = self._router.route(self._fleet, self._index, flight.demand, now, now - flight.arrived_at)
