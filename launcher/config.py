@@ -7,6 +7,7 @@ All faults are told at once. What a value means for the others is `plan`'s conce
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
@@ -133,8 +134,7 @@ def _explain(override: str, error: Exception, conf_dir: Path) -> str:
     story = str(error.__cause__ or error)
     reason = next(line for line in story.splitlines() if not line.startswith(("In '", " ")))
     if isinstance(error, OverrideParseException):
-        action = f"action={override}" if override in Action.__members__ else "key=value"
-        return f"{override}: is not an override; write {action}"
+        return _unreadable(override)
     if isinstance(error, MissingConfigException):
         return f"{key}: there is no {value!r}; choose one of {', '.join(choices(key, conf_dir))}"
     if key == "cluster" and not override.startswith("+"):
@@ -152,6 +152,19 @@ def _open_free_mapping(override: str) -> str:
     key = _key(override)
     inside = any(part in FREE_MAPPINGS for part in key.split(".")) and not key.startswith("pools.")
     return f"++{override}" if inside and not override.startswith(("+", "~")) else override
+
+
+def _unreadable(override: str) -> str:
+    """Hydra's grammar reads more than names and numbers only in quotes, which the shell must not take away."""
+    key, value = _key(override), override.partition("=")[2]
+    if not value:
+        action = f"action={override}" if override in Action.__members__ else "key=value"
+        return f"{override}: is not an override; write {action}"
+    quoted = '["...", "..."]' if value.startswith("[") else '{name: "..."}' if value.startswith("{") else f'"{value}"'
+    return (
+        f"{key}: {value} cannot be read; a text with ~ ; = & or brackets takes quotes, and the shell must leave them:"
+        f" {shlex.quote(f'{key}={quoted}')}"
+    )
 
 
 def _key(override: str) -> str:

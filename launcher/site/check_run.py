@@ -69,7 +69,7 @@ class CheckRun:
                 self._run, checked.request, name, outcome.name, self._code, run_check, str(folder.path)
             )
         except JobError as refusal:
-            outcome.refused = str(refusal)
+            outcome.refused = "; ".join(str(refusal).splitlines())
 
     def wait(self, timeout_s: float | None) -> None:
         """Until every job has reported or cannot any more, and Slurm holds none."""

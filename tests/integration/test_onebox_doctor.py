@@ -131,6 +131,7 @@ def test_a_job_that_fails_gives_its_last_words_and_one_that_is_refused_slurms(tm
     refused = launch(tmp_path, *QUICK, "partitions=[nope]")
     [(level, words)] = seen(report(tmp_path), "job nope")
     assert refused.returncode == 0 and level == "warning" and "invalid partition" in words.lower()
+    assert "\n" not in words
 
 
 def test_a_job_that_waits_is_told_why_and_ctrl_c_cancels_it(tmp_path: Path, onebox: OneBox) -> None:

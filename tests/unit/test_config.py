@@ -26,6 +26,22 @@ def faults_of(*overrides: str, conf_dir: Path = CONF_DIR) -> tuple[str, ...]:
     return refused.value.faults
 
 
+@pytest.mark.parametrize(
+    ("unread", "advised"),
+    [
+        ("cluster.cache_dir=~/scratch", 'cluster.cache_dir="~/scratch"'),
+        ("cluster.setup=[module load a; b]", 'cluster.setup=["...", "..."]'),
+        ("cluster.environment={A: b;c}", 'cluster.environment={name: "..."}'),
+    ],
+)
+def test_a_value_that_hydra_cannot_read_is_shown_as_it_can(unread: str, advised: str) -> None:
+    with pytest.raises(ConfigRefused) as refused:
+        load(["+cluster=local", unread])
+    (fault,) = refused.value.faults
+    assert fault.endswith(f": '{advised}'")
+    load(["+cluster=local", advised])
+
+
 def test_a_cluster_is_all_it_takes() -> None:
     config = load(["+cluster=local"])
     assert (config.action, config.run, config.model.name, config.engine.kind) == (
@@ -108,7 +124,8 @@ def test_all_faults_at_once() -> None:
         ("pools.prefil.engine_args.seed=1", "pools.prefil.engine_args.seed: no such pool; there are: prefill, decode"),
         ("+recipe=gpt-oss-120b-h100", "cluster: the recipe brings one; write cluster=local, without the plus sign"),
         ("hello", "hello: is not an override; write key=value"),
-        ("pools.decode.tensor_parallel=[", "pools.decode.tensor_parallel=[: is not an override"),
+        ("stop", "stop: is not an override; write action=stop"),
+        ("pools.decode.tensor_parallel=[", "pools.decode.tensor_parallel: [ cannot be read; a text with ~"),
         ("model.name=${nowhere}", "model.name: Interpolation key 'nowhere' not found"),
         ("cluster.cache_dir=${oc.env:NOT_SET}", "cluster.cache_dir: KeyError raised while resolving interpolation"),
         ("model.path=/models/mine", "model.path: give exactly one of model.path and model.generate"),
