@@ -138,6 +138,11 @@ def _parameters(code_dir: Path, job: JobRequest, name: str) -> dict[str, Any]:
 
 
 def _frame(code_dir: Path) -> list[str]:
-    """After the site's set-up. Without a trap the warning before the walltime would end the batch shell, and with
-    it the job; the agent itself drains by the clock."""
-    return [f"export PYTHONPATH={shlex.quote(str(code_dir))}${{PYTHONPATH:+:$PYTHONPATH}}", "trap : USR1"]
+    """After the site's set-up. Where a site wants jobs without the login shell's variables (--export=NONE), srun would
+    take those of this script from its tasks as well. Without a trap the warning before the walltime would end the batch
+    shell, and with it the job; the agent itself drains by the clock."""
+    return [
+        f"export PYTHONPATH={shlex.quote(str(code_dir))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        "unset SLURM_EXPORT_ENV",
+        "trap : USR1",
+    ]

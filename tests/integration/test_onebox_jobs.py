@@ -75,6 +75,18 @@ def test_a_job_runs_from_the_snapshot_with_its_gpus_and_nothing_foreign(run: Run
     assert not any(name.startswith("SBATCH_") for name in variables)
 
 
+def test_a_site_may_want_jobs_without_the_login_shell_s_variables(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OF_THE_LOGIN_SHELL", "1")
+    told = run.path / "told"
+    setup = ("export OF_THE_SITE=1",)
+    job = hand_in(run, f"env > {told}", setup=setup, additional={**request().additional, "export": "NONE"})
+    wait_for(lambda: row_of(run, job).ended, "the job to end", 60)
+    assert row_of(run, job).state == "COMPLETED"
+    variables = dict(line.split("=", 1) for line in told.read_text().splitlines() if "=" in line)
+    assert variables["OF_THE_SITE"] == "1" and "PYTHONPATH" in variables
+    assert "OF_THE_LOGIN_SHELL" not in variables
+
+
 def test_a_pending_job_says_why_and_a_running_one_until_when(run: RunDir, onebox: OneBox) -> None:
     first = hand_in(run, "sleep 1000", "w-0", num_nodes=3, gpus_per_node=4)
     running = wait_for_state(run, first, "RUNNING")
