@@ -130,11 +130,11 @@ def test_what_waits_for_slurm_is_shown_with_its_reason(inside: Visitor) -> None:
         assert word in successor
 
 
-def handed_over(told: dict[str, Any]) -> dict[str, Any]:
-    """An answer of /overview in which one more worker serves, whose predecessor still drains."""
+def handed_over(told: dict[str, Any], **predecessor: Any) -> dict[str, Any]:
+    """An answer of /overview in which a successor serves, and its predecessor is there yet."""
     before = next(worker for worker in told["workers"] if worker["worker"] == ENDING)
     after = {**before, "generation": 1, "node": "gpu-03", "gpus": [4, 5, 6, 7], "job": "4220"}
-    before |= {"phase": "draining", "detail": "its walltime ends", "leaving": True}
+    before |= predecessor
     told["workers"].append(after)
     told["jobs"] = [{**job, "nodes": ["gpu-03"]} if job["job"] == "4220" else job for job in told["jobs"]]
     told["pairs"] += [{**pair, "proven": False} for pair in told["pairs"] if pair["decode"] == ENDING]
@@ -144,14 +144,18 @@ def handed_over(told: dict[str, Any]) -> dict[str, Any]:
 def test_what_flows_goes_to_the_successor_and_leaves_nothing_behind(inside: Visitor) -> None:
     page = inside.page
     before = page.locator("#arrows > g").count()
+    predecessor: dict[str, Any] = {}
 
     def answer(route: Any) -> None:
         real = route.fetch()
-        route.fulfill(response=real, json=handed_over(real.json()))
+        route.fulfill(response=real, json=handed_over(real.json(), **predecessor))
 
     page.route("**/overview*", answer)
     lives = inside.card(ENDING)
     lives.nth(1).wait_for()
+    assert "4 of 6 workers ready" in page.locator("#state").inner_text(), "both are, and they are one worker"
+    predecessor |= {"phase": "draining", "detail": "its walltime ends", "leaving": True}
+    lives.nth(0).locator(".phase", has_text="draining").wait_for()
     assert [life.get_attribute("data-phase") for life in lives.all()] == ["draining", "ready"]
     assert page.evaluate(f"boxOf('{ENDING}').dataset.key") == f"{ENDING}/1"
     for _ in range(3):
