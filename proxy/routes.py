@@ -96,8 +96,14 @@ _WORKER_METRICS_PATH = re.compile(r"/workers/([A-Za-z0-9][A-Za-z0-9_.-]*)/metric
 # The engine obeys headers of its own: none but these reach it. The request id is ours.
 _FORWARDED_REQUEST_HEADERS = (b"content-type", b"accept")
 _FORWARDED_RESPONSE_HEADERS = (b"content-type", b"cache-control")
-# Would choose a priority, a rank or a session on the engine: refused rather than dropped in silence.
-_FORBIDDEN_REQUEST_HEADERS = frozenset({b"x-vllm-priority", b"x-data-parallel-rank", b"x-session-id"})
+# Would choose a priority, a rank or a session on the engine, or is of a body that nobody here unpacks: refused rather
+# than dropped in silence.
+_FORBIDDEN_REQUEST_HEADERS = {
+    b"x-vllm-priority": "remove it",
+    b"x-data-parallel-rank": "remove it",
+    b"x-session-id": "remove it",
+    b"content-encoding": "send the body as it is, and not this header",
+}
 
 
 def find(method: str, path: str) -> Route:
@@ -126,9 +132,10 @@ def worker_name(path: str) -> str | None:
 
 
 def check_headers(headers: Mapping[bytes, bytes]) -> None:
-    """Raises BadRequest for a header by which a client would steer the engine."""
-    for name in _FORBIDDEN_REQUEST_HEADERS & headers.keys():
-        raise BadRequest(f"the header {name.decode()} is not accepted here: remove it", param=name.decode())
+    """Raises BadRequest for a header that cannot be obeyed."""
+    for name in _FORBIDDEN_REQUEST_HEADERS.keys() & headers.keys():
+        advice = _FORBIDDEN_REQUEST_HEADERS[name]
+        raise BadRequest(f"the header {name.decode()} is not accepted here: {advice}", param=name.decode())
 
 
 def to_engine(headers: Mapping[bytes, bytes]) -> tuple[tuple[bytes, bytes], ...]:
