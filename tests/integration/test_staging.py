@@ -133,7 +133,7 @@ def test_a_model_that_cannot_be_staged_is_told_with_every_other_fault(run: Live,
     run.start_worker("decode-0", engine, interface="ib7", stage_dir=str(disk))
     assert run.processes["decode-0"].wait(60) == 1
     told = run.log("decode-0").split("failed: ", 1)[1].splitlines()
-    assert told[0].startswith("cluster.interface=ib7")
+    assert told[0].startswith("cluster.interface: ") and " has no interface ib7 " in told[0]
     assert told[1] == f"model.path: {tmp_path}/gone: No such file or directory"
 
 
