@@ -90,7 +90,8 @@ def test_a_model_that_changes_while_it_is_copied_is_told(tmp_path: Path) -> None
     (model / "model-0.safetensors").write_bytes(b"something else")
     with pytest.raises(Cannot, match=r"model-0\.safetensors changed meanwhile"):
         staging.stage(quiet)
-    assert [file.name for file in staging.missing] == ["model-0.safetensors"]
+    # The other file may have been given up with it.
+    assert "model-0.safetensors" in [file.name for file in staging.missing]
 
 
 def test_a_copy_that_does_not_move_is_told(tmp_path: Path) -> None:
