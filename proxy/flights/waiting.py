@@ -2,7 +2,8 @@
 
 Pure. Those of batches come after all others. Within each class the API keys take turns, weighed by the work that they
 ask for, and for each key its short prompts and its long ones do: start-time fair queueing, twice. So who asks for much
-waits behind himself, and a long prompt neither holds up short ones for long nor is overtaken for ever.
+waits behind himself, and a long prompt neither holds up short ones for long nor is overtaken for ever. What is served
+while nobody waits comes by no turn and is owed to nobody.
 """
 
 from __future__ import annotations
